@@ -1,0 +1,170 @@
+"""What every engine promises."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from .plan import Plan
+
+__all__ = ["Engine", "accumulator_dtype"]
+
+
+def accumulator_dtype(dtype: DTypeLike, pixels: int) -> np.dtype[Any]:
+    """Dtype in which the counts of all frames are summed without loss.
+
+    Parameters
+    ----------
+    dtype
+        Of the frames: boolean, an integer, or a floating point number of up to 64 bits.
+    pixels
+        Number of bright-field pixels, ``M``. A position of the image receives at most one value of
+        each.
+
+    Returns
+    -------
+    numpy.dtype
+        int32 where ``M`` times the largest value fits, int64 for other integers, else float64.
+
+    Raises
+    ------
+    TypeError
+        For any other dtype.
+    """
+    dtype = np.dtype(dtype)
+    if dtype.kind == "f" and dtype.itemsize <= 8:
+        return np.dtype(np.float64)
+    if dtype.kind not in "bui":
+        raise TypeError(
+            f"frames of dtype {dtype}: expected integers or floating point numbers of up to "
+            "64 bits. Convert the data first."
+        )
+    largest = 1 if dtype.kind == "b" else -int(np.iinfo(dtype).min) or int(np.iinfo(dtype).max)
+    fits = pixels * largest <= np.iinfo(np.int32).max
+    return np.dtype(np.int32 if fits else np.int64)
+
+
+class Engine(ABC):
+    """Adds frames to an accumulator.
+
+    One engine serves one stretch of the scan (a LiberTEM partition) in one thread: construct it,
+    `add` whatever tiles come in whatever order, `finish`. Then::
+
+        A[target of m + y * A.shape[3] + x] += frame (y, x) at pixel m
+        S[f]                                += sum over m of frame index[f] at pixel m
+
+    for all pixels ``m`` of the plan. Integer sums are exact; so all engines, tilings and partial
+    sums give the same bits.
+
+    Parameters
+    ----------
+    plan
+        Which pixels, and where to.
+    index : (F,) int64
+        The frames' scan positions ``y * Nx + x``, ascending.
+    A : plan.accumulator_shape
+        Accumulator, C-contiguous, of the `accumulator_dtype` of the frames; added to.
+    S : (F,)
+        Bright-field sums of the frames, of the same dtype; added to.
+
+    Raises
+    ------
+    ValueError
+        If shapes or dtypes do not fit together, or `index` leaves the scan.
+    """
+
+    def __init__(
+        self, plan: Plan, index: NDArray[np.int64], A: NDArray[Any], S: NDArray[Any]
+    ) -> None:
+        if A.shape != plan.accumulator_shape or not A.flags.c_contiguous:
+            raise ValueError(
+                f"A: expected a C-contiguous array of shape {plan.accumulator_shape}, got {A.shape}."
+            )
+        if S.shape != index.shape or S.dtype != A.dtype:
+            raise ValueError(
+                f"S: expected shape {index.shape} and dtype {A.dtype}, got {S.shape} and {S.dtype}."
+            )
+        positions = plan.scan_shape[0] * plan.scan_shape[1]
+        if len(index) and (index[0] < 0 or index[-1] >= positions or (np.diff(index) <= 0).any()):
+            raise ValueError(f"index: expected ascending scan positions from 0 to {positions - 1}.")
+        self.plan = plan
+        self.index = index
+        self.A = A
+        self.S = S
+
+    def add(
+        self, frames: NDArray[Any], origin: tuple[int, int] = (0, 0), first: int = 0
+    ) -> None:
+        """Add a tile.
+
+        Parameters
+        ----------
+        frames : (T, h, w)
+            Any part of the detector of `T` successive frames.
+        origin
+            Row and column of the detector at which the tile begins.
+        first
+            Position in `index` of the first frame.
+
+        Raises
+        ------
+        ValueError
+            If the tile reaches beyond the frames or the detector, its dtype needs another
+            accumulator, or a pixel in use is not finite.
+        """
+        self._check(frames, origin, first)
+        if frames.dtype.kind == "b":
+            frames = frames.view(np.uint8)
+        elif frames.dtype == np.float16 or not frames.dtype.isnative:
+            frames = frames.astype(np.promote_types(frames.dtype.newbyteorder("="), np.uint8))
+        self._add(frames, origin, first)
+        # One non-finite value would spread over the whole image in the Fourier transform.
+        if frames.dtype.kind == "f":
+            finite = np.isfinite(self.S[first : first + len(frames)])
+            if not finite.all():
+                self._report(frames, origin, first, int(np.argmin(finite)))
+
+    @abstractmethod
+    def _add(self, frames: NDArray[Any], origin: tuple[int, int], first: int) -> None:
+        """Add a tile that has been checked; its dtype is native, uint8 to float64."""
+
+    def finish(self) -> None:
+        """Complete `A` and `S`; nothing is added afterwards."""
+
+    def _check(self, frames: NDArray[Any], origin: tuple[int, int], first: int) -> None:
+        rows, cols = self.plan.detector_shape
+        if (
+            frames.ndim != 3
+            or min(*origin, first) < 0
+            or origin[0] + frames.shape[1] > rows
+            or origin[1] + frames.shape[2] > cols
+            or first + len(frames) > len(self.index)
+        ):
+            raise ValueError(
+                f"tile of shape {frames.shape} at frame {first}, detector pixel {origin}: expected "
+                f"(frames, rows, columns) within {len(self.index)} frames of {rows} x {cols}."
+            )
+        needed = accumulator_dtype(frames.dtype, len(self.plan.pixels))
+        if not np.can_cast(needed, self.A.dtype) or (needed.kind != self.A.dtype.kind):
+            raise ValueError(
+                f"frames of dtype {frames.dtype} need an accumulator of {needed}, got {self.A.dtype}."
+            )
+
+    def _report(
+        self, frames: NDArray[Any], origin: tuple[int, int], first: int, t: int
+    ) -> None:
+        position = divmod(int(self.index[first + t]), self.plan.scan_shape[1])
+        for row, col in self.plan.pixels:
+            r, c = int(row) - origin[0], int(col) - origin[1]
+            if 0 <= r < frames.shape[1] and 0 <= c < frames.shape[2]:
+                value = frames[t, r, c]
+                if not np.isfinite(value):
+                    raise ValueError(
+                        f"frame at scan position {position}, detector pixel ({row}, {col}) is "
+                        f"{value}: expected finite values. Exclude the pixel with `bf_mask` or "
+                        "repair the data."
+                    )
+        raise ValueError(f"the sum of the frame at scan position {position} overflows float64.")

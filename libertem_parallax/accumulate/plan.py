@@ -1,0 +1,139 @@
+"""Where the counts of every bright-field pixel go: index arithmetic, no physics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Plan"]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Pixels to read, and where on the image their counts are added.
+
+    Pixel ``pixels[m]`` of the frame at scan position ``r`` is added at ``u r + shifts[m]`` modulo
+    the image shape ``u * scan_shape``, ``u = upsampling_factor``.
+
+    The accumulator holds the image as ``u * u`` interleaved sub-grids, because all scan positions
+    are multiples of ``u``: a pixel always lands in the same sub-grid, and the targets of successive
+    scan positions lie side by side. A halo as wide as the span of the shifts spares the engines the
+    modulo; `fold` wraps it at the end.
+
+    Parameters
+    ----------
+    scan_shape
+        Scan positions ``(Ny, Nx)``.
+    detector_shape
+        Detector rows and columns.
+    upsampling_factor
+        ``u``.
+    pixels : (M, 2) int64
+        Rows and columns on the detector, in row-major order, none twice.
+    shifts : (M, 2) int64
+        Rows and columns on the image.
+
+    Raises
+    ------
+    ValueError
+        If there is no pixel, one is off the detector, or they are not in order.
+    """
+
+    scan_shape: tuple[int, int]
+    detector_shape: tuple[int, int]
+    upsampling_factor: int
+    pixels: NDArray[np.int64]
+    shifts: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        """Refuse what would make an engine read or write out of bounds."""
+        if self.pixels.ndim != 2 or self.pixels.shape[1:] != (2,) or not len(self.pixels):
+            raise ValueError(f"pixels: expected shape (M, 2) with M > 0, got {self.pixels.shape}.")
+        if self.shifts.shape != self.pixels.shape:
+            raise ValueError(
+                f"shifts: expected the shape of pixels {self.pixels.shape}, got {self.shifts.shape}."
+            )
+        if (self.pixels < 0).any() or (self.pixels >= self.detector_shape).any():
+            raise ValueError(f"pixels: all must lie on the detector {self.detector_shape}.")
+        flat = self.pixels[:, 0] * self.detector_shape[1] + self.pixels[:, 1]
+        if (np.diff(flat) <= 0).any():
+            raise ValueError("pixels: expected row-major order without duplicates.")
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """Shape of the image, ``u * scan_shape``."""
+        u, (ny, nx) = self.upsampling_factor, self.scan_shape
+        return u * ny, u * nx
+
+    @cached_property
+    def _steps(self) -> NDArray[np.int64]:
+        """Shifts in whole scan positions; wrapped where the halo would exceed the scan."""
+        steps = self.shifts // self.upsampling_factor
+        for axis, n in enumerate(self.scan_shape):
+            if np.ptp(steps[:, axis]) >= n:
+                steps[:, axis] %= n
+        return steps
+
+    @property
+    def _halo(self) -> tuple[int, int]:
+        y, x = np.ptp(self._steps, axis=0)
+        return int(y), int(x)
+
+    @property
+    def accumulator_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the accumulator: sub-grid row and column, scan row and column with halo."""
+        u, (ny, nx), (halo_y, halo_x) = self.upsampling_factor, self.scan_shape, self._halo
+        return u, u, ny + halo_y, nx + halo_x
+
+    @cached_property
+    def targets(self) -> NDArray[np.int64]:
+        """Flat index into the accumulator at which each pixel of the first frame is added, (M,).
+
+        For the frame at scan position ``(y, x)``, ``y * accumulator_shape[3] + x`` is to be added.
+        """
+        where = np.hstack(
+            [self.shifts % self.upsampling_factor, self._steps - self._steps.min(axis=0)]
+        )
+        return np.ravel_multi_index(tuple(where.T), self.accumulator_shape)
+
+    @cached_property
+    def histogram(self) -> NDArray[np.int64]:
+        """Number of pixels by shift, in sub-grids without halo, (u, u, Ny, Nx)."""
+        A = np.zeros(self.accumulator_shape, dtype=np.int64)
+        np.add.at(A.reshape(-1), self.targets, 1)
+        return self.fold(A)
+
+    def fold(self, A: NDArray[Any]) -> NDArray[Any]:
+        """Wrap the halo of an accumulator.
+
+        Parameters
+        ----------
+        A : accumulator_shape
+
+        Returns
+        -------
+        (u, u, Ny, Nx)
+            Of the same dtype; ``(a, b, y, x)`` is pixel ``(u y + a, u x + b)`` of the image.
+        """
+        u, (ny, nx) = self.upsampling_factor, self.scan_shape
+        folded = np.zeros((u, u, ny, nx), dtype=A.dtype)
+        lowest_y, lowest_x = self._steps.min(axis=0)
+        for rows, wrapped_rows in _wrap(A.shape[2], int(lowest_y), ny):
+            for cols, wrapped_cols in _wrap(A.shape[3], int(lowest_x), nx):
+                folded[:, :, wrapped_rows, wrapped_cols] += A[:, :, rows, cols]
+        return folded
+
+
+def _wrap(length: int, lowest: int, n: int) -> Iterator[tuple[slice, slice]]:
+    """Cut positions ``lowest ... lowest + length`` where they wrap modulo `n`."""
+    start = 0
+    while start < length:
+        wrapped = (start + lowest) % n
+        stop = min(length, start + n - wrapped)
+        yield slice(start, stop), slice(wrapped, wrapped + stop - start)
+        start = stop

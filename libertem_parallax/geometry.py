@@ -1,0 +1,295 @@
+"""From acquisition parameters to bright-field pixels, shifts and the phase-flip filter."""
+
+from __future__ import annotations
+
+import math
+import operator
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from . import aberrations
+from .accumulate import Plan
+
+__all__ = ["Geometry"]
+
+#: A relative margin on the edge of the bright field, so that pixels which lie on it are all inside
+#: or all outside, whatever the rounding of each.
+_EDGE = 1e-9
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """What follows from the parameters of an acquisition; construct by `from_parameters`.
+
+    Parameters
+    ----------
+    plan
+        Bright-field pixels and their shifts.
+    scan_sampling
+        Step of the scan along rows and columns in Å.
+    wavelength
+        In Å.
+    aberration_coefs
+        As `aberrations.canonical` returns them.
+    """
+
+    plan: Plan
+    scan_sampling: tuple[float, float]
+    wavelength: float
+    aberration_coefs: Mapping[str, float]
+
+    @classmethod
+    def from_parameters(
+        cls,
+        shape: Iterable[int],
+        scan_sampling: tuple[float, float],
+        energy: float,
+        semiangle_cutoff: float,
+        reciprocal_sampling: tuple[float, float] | None = None,
+        angular_sampling: tuple[float, float] | None = None,
+        aberration_coefs: Mapping[str, float] | None = None,
+        rotation_angle: float | None = None,
+        upsampling_factor: int = 1,
+        detector_flip_cols: bool = False,
+        center: tuple[float, float] | None = None,
+        bf_mask: NDArray[np.bool_] | None = None,
+    ) -> Geometry:
+        """Check parameters and work out the geometry.
+
+        Parameters are those of `libertem_parallax.ParallaxUDF.from_parameters`.
+
+        Raises
+        ------
+        ValueError
+            For a parameter out of its range; the message names it, what was given and what is
+            expected.
+
+        Warns
+        -----
+        UserWarning
+            If the detector cuts off the bright field, or shifts exceed the scan.
+        """
+        scan_shape, detector_shape = _shape(shape)
+        scan_sampling = _pair("scan_sampling", scan_sampling, "Å")
+        energy = _number("energy", energy, "eV")
+        if energy < 10e3:
+            raise ValueError(
+                f"energy = {energy:g}: expected at least 10 keV, in eV (300 keV is 300e3)."
+            )
+        cutoff = _number("semiangle_cutoff", semiangle_cutoff, "mrad")
+        wavelength = aberrations.wavelength(energy)
+        if (reciprocal_sampling is None) == (angular_sampling is None):
+            raise ValueError(
+                "give exactly one of reciprocal_sampling (1/Å) and angular_sampling (mrad); got "
+                + ("neither." if angular_sampling is None else "both.")
+            )
+        if angular_sampling is not None:
+            sampling = _pair("angular_sampling", angular_sampling, "mrad")
+        else:
+            y, x = _pair("reciprocal_sampling", reciprocal_sampling, "1/Å")
+            sampling = y * wavelength * 1e3, x * wavelength * 1e3
+        coefs = aberrations.canonical(aberration_coefs)
+        rotation = _number("rotation_angle", rotation_angle or 0.0, "rad", positive=False)
+        u = _upsampling(upsampling_factor)
+        _check_memory(scan_shape, u)
+        canonical_center = _center(center, detector_shape, rotation, bool(detector_flip_cols))
+
+        angles = _angles(detector_shape, canonical_center, sampling, rotation)
+        inside = np.hypot(angles[..., 0], angles[..., 1]) * 1e3 <= cutoff * (1 + _EDGE)
+        if detector_flip_cols:
+            angles, inside = angles[:, ::-1], inside[:, ::-1]
+        usable = inside & _mask(bf_mask, detector_shape)
+        if not usable.any():
+            raise ValueError(
+                f"the bright field is empty: no usable detector pixel lies within semiangle_cutoff "
+                f"= {cutoff:g} mrad of the center. Detector pixels are {sampling[0]:.4g} x "
+                f"{sampling[1]:.4g} mrad; check semiangle_cutoff, the sampling, center and bf_mask."
+            )
+        _warn_if_cut_off(canonical_center, detector_shape, sampling, cutoff)
+        displacement = aberrations.gradient(coefs, angles[usable])
+        shifts = np.rint(displacement / np.asarray(scan_sampling) * u)
+        if (np.abs(shifts) >= u * np.asarray(scan_shape)).any():
+            largest = np.abs(displacement).max(axis=0)
+            warnings.warn(
+                f"shifts of up to {largest[0]:.4g} x {largest[1]:.4g} Å exceed the scan of "
+                f"{scan_shape[0] * scan_sampling[0]:.4g} x {scan_shape[1] * scan_sampling[1]:.4g} "
+                "Å: the image wraps around. Check aberration_coefs (Å) and scan_sampling (Å).",
+                stacklevel=3,
+            )
+        plan = Plan(
+            scan_shape, detector_shape, u, np.argwhere(usable), shifts.astype(np.int64)
+        )
+        return cls(plan, scan_sampling, wavelength, coefs)
+
+    def phase_flip_filter(self, *, suppress_Nyquist_noise: bool) -> NDArray[np.float32]:
+        """Transfer function of the phase flip, on the half-spectrum of `scipy.fft.rfft2`.
+
+        Parameters
+        ----------
+        suppress_Nyquist_noise
+            Zero the Nyquist row and column of axes of even length.
+
+        Returns
+        -------
+        (u Ny, u Nx // 2 + 1) float32
+            ``sign(sin χ(q λ))`` of the even aberrations, q in 1/Å on the image grid. Values at q
+            and -q are averaged where the grid holds only one of them (the Nyquist frequencies),
+            as taking the real part of the kernel does.
+        """
+        ny, nx = self.plan.image_shape
+        u = self.plan.upsampling_factor
+        rows = np.fft.fftfreq(ny, self.scan_sampling[0] / u) * self.wavelength
+        cols = np.fft.rfftfreq(nx, self.scan_sampling[1] / u) * self.wavelength
+
+        def sign(rows: NDArray[Any], cols: NDArray[Any]) -> NDArray[np.float32]:
+            angles = np.stack(np.meshgrid(rows, cols, indexing="ij"), axis=-1)
+            chi = aberrations.surface(
+                self.aberration_coefs, angles, self.wavelength, even_only=True
+            )
+            return np.sign(np.sin(chi)).astype(np.float32)
+
+        K = sign(rows, cols)
+        if ny % 2 == 0:
+            nyquist = slice(ny // 2, ny // 2 + 1)
+            K[nyquist] = 0 if suppress_Nyquist_noise else (K[nyquist] + sign(rows[nyquist], -cols)) / 2
+        if nx % 2 == 0:
+            # The row of -q has the same index but for the sign; 0 and Nyquist are their own.
+            opposite = -np.arange(ny) % ny
+            K[:, -1] = 0 if suppress_Nyquist_noise else (K[:, -1] + K[opposite, -1]) / 2
+        return K
+
+
+def _shape(shape: Iterable[int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    given = tuple(shape)
+    try:
+        sizes = tuple(operator.index(n) for n in given)
+    except TypeError:
+        sizes = ()
+    if len(sizes) != 4 or min(sizes) < 1:
+        raise ValueError(
+            f"shape = {given}: expected four positive integers (scan rows, scan columns, detector "
+            "rows, detector columns). Give nav_shape when loading data that is not 4D."
+        )
+    return (sizes[0], sizes[1]), (sizes[2], sizes[3])
+
+
+def _number(name: str, value: Any, unit: str, *, positive: bool = True) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number) or (positive and number <= 0):
+        raise ValueError(
+            f"{name} = {value!r}: expected a {'positive' if positive else 'finite'} number ({unit})."
+        )
+    return number
+
+
+def _pair(name: str, value: Any, unit: str) -> tuple[float, float]:
+    try:
+        first, second = value
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{name} = {value!r}: expected two positive numbers, along rows and columns ({unit})."
+        ) from None
+    return _number(f"{name}[0]", first, unit), _number(f"{name}[1]", second, unit)
+
+
+def _upsampling(value: Any) -> int:
+    try:
+        factor = operator.index(value)
+    except TypeError:
+        factor = 0
+    if factor < 1:
+        raise ValueError(f"upsampling_factor = {value!r}: expected an integer of at least 1.")
+    return factor
+
+
+def _check_memory(scan_shape: tuple[int, int], u: int) -> None:
+    # Two 64-bit accumulators (a worker's and the sum) and the temporaries of the last step.
+    needed = u * u * scan_shape[0] * scan_shape[1] * (2 * 8 + 64)
+    available = psutil.virtual_memory().available
+    if needed > available:
+        raise ValueError(
+            f"upsampling_factor = {u}: an image of {u * scan_shape[0]} x {u * scan_shape[1]} pixels "
+            f"needs about {needed / 2**30:.1f} GiB of memory, {available / 2**30:.1f} GiB are "
+            "available. Use a smaller upsampling_factor."
+        )
+
+
+def _center(
+    center: tuple[float, float] | None,
+    detector_shape: tuple[int, int],
+    rotation: float,
+    flip_cols: bool,
+) -> tuple[float, float]:
+    """Beam center in the canonical layout, in which columns are read as the flip says."""
+    rows, cols = detector_shape
+    if center is None:
+        # Array layouts are described by exact quarter turns. Reversing an axis of even length
+        # moves the pixel Q // 2 to Q // 2 - 1.
+        quarters = rotation / (math.pi / 2)
+        turn = round(quarters) % 4 if math.isclose(quarters, round(quarters), abs_tol=1e-9) else 0
+        row = rows // 2 - (turn in (2, 3) and rows % 2 == 0)
+        col = cols // 2 - (turn in (1, 2) and cols % 2 == 0)
+        return float(row), float(col)
+    try:
+        row, col = (float(c) for c in center)
+    except (TypeError, ValueError):
+        row = col = math.nan
+    if not (-0.5 <= row <= rows - 0.5 and -0.5 <= col <= cols - 0.5):
+        raise ValueError(
+            f"center = {center!r}: expected row and column of the beam on the detector of {rows} x "
+            f"{cols} pixels, counted from 0."
+        )
+    return row, (cols - 1 - col) if flip_cols else col
+
+
+def _angles(
+    detector_shape: tuple[int, int],
+    center: tuple[float, float],
+    sampling: tuple[float, float],
+    rotation: float,
+) -> NDArray[np.float64]:
+    """Directions ``λ k`` of all pixels of the canonical layout in rad, (rows, cols, 2)."""
+    y = (np.arange(detector_shape[0]) - center[0]) * sampling[0] * 1e-3
+    x = (np.arange(detector_shape[1]) - center[1]) * sampling[1] * 1e-3
+    y, x = np.meshgrid(y, x, indexing="ij")
+    cos, sin = math.cos(rotation), math.sin(rotation)
+    return np.stack([cos * y - sin * x, sin * y + cos * x], axis=-1)
+
+
+def _mask(bf_mask: Any, detector_shape: tuple[int, int]) -> NDArray[np.bool_]:
+    if bf_mask is None:
+        return np.ones(detector_shape, dtype=bool)
+    mask = np.asarray(bf_mask)
+    if mask.dtype != bool or mask.shape != detector_shape:
+        raise ValueError(
+            f"bf_mask: expected a boolean array of the detector's shape {detector_shape}, True "
+            f"where a pixel may be used; got {mask.dtype} of shape {mask.shape}."
+        )
+    return mask
+
+
+def _warn_if_cut_off(
+    center: tuple[float, float],
+    detector_shape: tuple[int, int],
+    sampling: tuple[float, float],
+    cutoff: float,
+) -> None:
+    for name, c, n, step in zip(("rows", "columns"), center, detector_shape, sampling, strict=True):
+        radius = cutoff / step
+        if c - radius < -0.5 or c + radius > n - 0.5:
+            warnings.warn(
+                f"the detector cuts off the bright field: semiangle_cutoff = {cutoff:g} mrad is "
+                f"{radius:.1f} pixels around {name[:-1]} {c:g} of {n} {name}. Check "
+                "semiangle_cutoff, the sampling and center.",
+                stacklevel=4,
+            )
+            return

@@ -1,0 +1,255 @@
+"""The UDFs: LiberTEM's tiles in, images out. Physics and arithmetic are elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Self
+
+import numpy as np
+from libertem.common.buffers import BufferWrapper
+from libertem.udf import UDF
+from numpy.typing import NDArray
+
+from .accumulate import ENGINES, Engine, accumulator_dtype
+from .finish import Finish
+from .geometry import Geometry
+
+__all__ = ["ParallaxPhaseFlipUDF", "ParallaxUDF"]
+
+
+class ParallaxUDF(UDF):
+    """Parallax (tilt-corrected bright-field) image of a 4D-STEM scan, made while it streams.
+
+    Construct it with `from_parameters`. Result channels:
+
+    ``reconstruction`` : (u Ny, u Nx) float32
+        The image in counts; zero on average.
+
+    Parameters
+    ----------
+    geometry
+        Of the acquisition.
+    suppress_Nyquist_noise
+        See `from_parameters`.
+    engine
+        See `from_parameters`.
+    """
+
+    def __init__(
+        self, geometry: Geometry, suppress_Nyquist_noise: bool = True, engine: str = "numba"
+    ) -> None:
+        if engine not in ENGINES:
+            raise ValueError(f"engine = {engine!r}: expected one of {', '.join(ENGINES)}.")
+        super().__init__(
+            geometry=geometry, suppress_Nyquist_noise=suppress_Nyquist_noise, engine=engine
+        )
+        self._engine: Engine | None = None
+        self._finish: Finish | None = None
+
+    @classmethod
+    def from_parameters(
+        cls,
+        shape: Iterable[int],
+        scan_sampling: tuple[float, float],
+        energy: float,
+        semiangle_cutoff: float,
+        reciprocal_sampling: tuple[float, float] | None = None,
+        angular_sampling: tuple[float, float] | None = None,
+        aberration_coefs: Mapping[str, float] | None = None,
+        rotation_angle: float | None = None,
+        upsampling_factor: int = 1,
+        suppress_Nyquist_noise: bool = True,
+        detector_flip_cols: bool = False,
+        center: tuple[float, float] | None = None,
+        bf_mask: NDArray[np.bool_] | None = None,
+        engine: str = "numba",
+    ) -> Self:
+        """Construct the UDF from the parameters of an acquisition.
+
+        Parameters
+        ----------
+        shape
+            Scan rows and columns, detector rows and columns; a tuple or ``dataset.shape``.
+        scan_sampling
+            Step of the scan along rows and columns in Å.
+        energy
+            Of the electrons in eV.
+        semiangle_cutoff
+            Semiangle of the bright field in mrad; pixels up to it are used.
+        reciprocal_sampling, angular_sampling
+            Size of a detector pixel along rows and columns in 1/Å, or in mrad; give one.
+        aberration_coefs
+            Polar coefficients in Å and azimuths in rad as abTEM defines them, ``C10``, ``C12``,
+            ``phi12`` ... ``phi56``, or their aliases (``defocus`` = -C10, ``astigmatism``, ``coma``,
+            ``Cs`` ...). Default: none.
+        rotation_angle
+            Rotation of the detector's directions against the scan in rad: ``k = R(θ) · (pixel -
+            center)``, ``R(θ) = [[cos, -sin], [sin, cos]]``, rows first. An exact multiple of π/2
+            also describes an array layout and moves the default center accordingly.
+        upsampling_factor
+            Pixels of the image per scan step, ``u``.
+        suppress_Nyquist_noise
+            Zero the Nyquist frequencies of the image where the shifts' rounding to pixels fills
+            them with noise: of the parallax image if ``u > 1``, of the phase-flipped one always.
+        detector_flip_cols
+            Read the frames' columns from right to left.
+        center
+            Row and column of the beam in detector pixels as stored, fractions allowed. Default:
+            pixel ``(rows // 2, columns // 2)`` after flipping.
+        bf_mask : (detector rows, columns) bool
+            Pixels as stored that may be used: False for dead pixels and beam stops. Default: all.
+        engine
+            ``"numba"``, or ``"numpy"``: slow, for comparison.
+
+        Returns
+        -------
+        ParallaxUDF or ParallaxPhaseFlipUDF
+            To be given to ``Context.run_udf``.
+
+        Raises
+        ------
+        ValueError
+            For a parameter out of its range; the message says what is expected.
+
+        Warns
+        -----
+        UserWarning
+            If the detector cuts off the bright field, or shifts exceed the scan.
+        """
+        geometry = Geometry.from_parameters(
+            shape,
+            scan_sampling,
+            energy,
+            semiangle_cutoff,
+            reciprocal_sampling,
+            angular_sampling,
+            aberration_coefs,
+            rotation_angle,
+            upsampling_factor,
+            detector_flip_cols,
+            center,
+            bf_mask,
+        )
+        return cls(geometry, suppress_Nyquist_noise, engine)
+
+    def get_result_buffers(self) -> dict[str, BufferWrapper]:
+        """Declare accumulator ``A``, bright-field sums ``S`` and the image.
+
+        Raises
+        ------
+        ValueError
+            If the data set has another shape than the UDF was made for.
+        TypeError
+            If frames of its dtype cannot be added.
+        """
+        plan = self.params.geometry.plan
+        shape = tuple(self.meta.dataset_shape)
+        if shape != plan.scan_shape + plan.detector_shape:
+            raise ValueError(
+                f"the data set has shape {shape}, the UDF was made for "
+                f"{plan.scan_shape + plan.detector_shape}: construct it with shape=dataset.shape."
+            )
+        dtype = accumulator_dtype(self.meta.input_dtype, len(plan.pixels))
+        return {
+            "A": self.buffer("single", plan.accumulator_shape, dtype, use="private"),
+            "S": self.buffer("nav", dtype=dtype, use="private"),
+            "reconstruction": self.buffer(
+                "single", plan.image_shape, np.float32, use="result_only"
+            ),
+        }
+
+    def get_preferred_input_dtype(self) -> Any:
+        """Take frames in the data set's own dtype: integer sums are exact and less is read."""
+        return self.USE_NATIVE_DTYPE
+
+    def preprocess(self) -> None:
+        """Make the engine for a partition; on the main node there is nothing to do."""
+        if self.meta.array_backend is None:
+            return
+        start, count = self.meta.slice.origin[0], self.meta.slice.shape[0]
+        roi = self.meta.roi
+        index = np.arange(start, start + count) if roi is None else np.flatnonzero(roi)
+        self._first = start
+        self._engine = ENGINES[self.params.engine](
+            self.params.geometry.plan,
+            index if roi is None else index[start : start + count],
+            self.results.get_buffer("A").raw_data,
+            self.results.get_buffer("S").raw_data,
+        )
+
+    def process_tile(self, tile: NDArray[Any]) -> None:
+        """Add a tile: any frames of the partition, any part of the detector."""
+        _, row, col = self.meta.slice.origin
+        self._engine.add(tile, (row, col), self.meta.slice.origin[0] - self._first)
+
+    def postprocess(self) -> None:
+        """Complete the partition's sums."""
+        self._engine.finish()
+
+    def merge(self, dest: Any, src: Any) -> None:
+        """Add a partition's sums to those of the scan."""
+        dest.A[:] += src.A
+        dest.S[:] = src.S
+
+    def get_results(self) -> dict[str, NDArray[np.float32]]:
+        """Make the image from the sums so far; what was not scanned yet counts nothing."""
+        return {"reconstruction": self._parallax()}
+
+    def _parallax(self) -> NDArray[np.float32]:
+        S = self.results.get_buffer("S").raw_data
+        if self.meta.roi is not None:
+            full = np.zeros(self.params.geometry.plan.scan_shape, dtype=S.dtype)
+            full[self.meta.roi] = S
+            S = full
+        return self._finisher().parallax(
+            self.results.get_buffer("A").raw_data, S.reshape(self.params.geometry.plan.scan_shape)
+        )
+
+    def _finisher(self) -> Finish:
+        geometry = self.params.geometry
+        if self._finish is None or self._finish.geometry is not geometry:
+            self._finish = Finish(
+                geometry, suppress_Nyquist_noise=self.params.suppress_Nyquist_noise
+            )
+        return self._finish
+
+
+class ParallaxPhaseFlipUDF(ParallaxUDF):
+    """Phase-flipped parallax image: contrast reversals by defocus are undone, too.
+
+    Construct it with `from_parameters` or `from_parallax_udf`. Result channels:
+
+    ``reconstruction`` : (u Ny, u Nx) float32
+        The phase-flipped image in counts.
+    ``parallax`` : (u Ny, u Nx) float32
+        The image that `ParallaxUDF` makes; comes at no cost.
+    """
+
+    @classmethod
+    def from_parallax_udf(cls, udf: ParallaxUDF) -> Self:
+        """Construct the UDF with all parameters of another.
+
+        Parameters
+        ----------
+        udf
+            Whose parameters to take.
+
+        Returns
+        -------
+        ParallaxPhaseFlipUDF
+            To be given to ``Context.run_udf``.
+        """
+        return cls(udf.params.geometry, udf.params.suppress_Nyquist_noise, udf.params.engine)
+
+    def get_result_buffers(self) -> dict[str, BufferWrapper]:
+        """Declare the buffers of `ParallaxUDF` and the unflipped image."""
+        shape = self.params.geometry.plan.image_shape
+        return {
+            **super().get_result_buffers(),
+            "parallax": self.buffer("single", shape, np.float32, use="result_only"),
+        }
+
+    def get_results(self) -> dict[str, NDArray[np.float32]]:
+        """Make both images from the sums so far."""
+        parallax = self._parallax()
+        return {"reconstruction": self._finisher().phase_flip(parallax), "parallax": parallax}
