@@ -1,0 +1,348 @@
+"""The contract that every engine keeps. No LiberTEM here, no physics."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from libertem_parallax.accumulate import ENGINES, Plan, accumulator_dtype
+
+DTYPES = ["uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"]
+FLOATS = ["float32", "float64"]
+
+
+@pytest.fixture(params=sorted(ENGINES))
+def engine(request):
+    return ENGINES[request.param]
+
+
+def make_plan(
+    scan=(5, 7), detector=(9, 11), u=2, *, pixels=0.5, reach=4, seed=0
+):
+    """Random pixels with random shifts of up to `reach` image pixels."""
+    rng = np.random.default_rng(seed)
+    where = np.argwhere(rng.random(detector) < pixels)
+    return Plan(scan, detector, u, where, rng.integers(-reach, reach + 1, where.shape))
+
+
+def make_frames(plan, dtype, seed=1):
+    """Values that span the dtype, so that too narrow a sum would overflow."""
+    rng = np.random.default_rng(seed)
+    shape = (plan.scan_shape[0] * plan.scan_shape[1], *plan.detector_shape)
+    dtype = np.dtype(dtype)
+    if dtype.kind == "f":
+        return rng.normal(size=shape).astype(dtype)
+    if dtype.kind == "b":
+        return rng.random(shape) < 0.5
+    info = np.iinfo(dtype)
+    # 64-bit counts are summed in 64 bits: room is left for all pixels.
+    top = min(info.max, 2**50)
+    return rng.integers(max(info.min, -top), top, shape, dtype=dtype, endpoint=True)
+
+
+def by_formula(plan, frames):
+    """``Σ_r Σ_m I δ[p - (u r + s_m)]`` in Python integers, or float64 for floats."""
+    image = np.zeros(plan.image_shape, dtype=object)
+    exact = float if frames.dtype.kind == "f" else int
+    for f, frame in enumerate(frames):
+        r = np.array(divmod(f, plan.scan_shape[1]))
+        for pixel, shift in zip(plan.pixels, plan.shifts, strict=True):
+            p = (plan.upsampling_factor * r + shift) % plan.image_shape
+            image[tuple(p)] += exact(frame[tuple(pixel)])
+    return image
+
+
+def empty(plan, dtype, count=None):
+    accumulator = accumulator_dtype(dtype, len(plan.pixels))
+    count = plan.scan_shape[0] * plan.scan_shape[1] if count is None else count
+    return np.zeros(plan.accumulator_shape, accumulator), np.zeros(count, accumulator)
+
+
+def run(engine, plan, frames, index=None):
+    index = np.arange(len(frames)) if index is None else index
+    A, S = empty(plan, frames.dtype, len(index))
+    worker = engine(plan, index, A, S)
+    worker.add(frames)
+    worker.finish()
+    return A, S
+
+
+def image(plan, A):
+    """Sub-grids put together, one position at a time."""
+    folded = plan.fold(A)
+    u = plan.upsampling_factor
+    result = np.zeros(plan.image_shape, A.dtype)
+    for y in range(result.shape[0]):
+        for x in range(result.shape[1]):
+            result[y, x] = folded[y % u, x % u, y // u, x // u]
+    return result
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, "bool"])
+def test_integers_are_summed_exactly(engine, dtype):
+    plan = make_plan()
+    frames = make_frames(plan, dtype)
+    A, S = run(engine, plan, frames)
+    np.testing.assert_array_equal(image(plan, A), by_formula(plan, frames).astype(A.dtype))
+    rows, cols = plan.pixels.T
+    expected = [sum(map(int, frame[rows, cols])) for frame in frames]
+    assert S.tolist() == expected
+
+
+@pytest.mark.parametrize("dtype", ["float16", *FLOATS])
+def test_floats_are_summed_in_double_precision(engine, dtype):
+    plan = make_plan()
+    frames = make_frames(plan, dtype)
+    A, S = run(engine, plan, frames)
+    assert A.dtype == np.float64
+    expected = by_formula(plan, frames).astype(float)
+    np.testing.assert_allclose(image(plan, A), expected, rtol=1e-13, atol=1e-13)
+    rows, cols = plan.pixels.T
+    np.testing.assert_allclose(
+        S, frames[:, rows, cols].sum(axis=1, dtype=float), rtol=1e-13, atol=1e-13
+    )
+
+
+@pytest.mark.parametrize("u", [1, 2, 3, 4])
+@pytest.mark.parametrize("scan", [(1, 1), (1, 9), (6, 1), (4, 6), (5, 3)])
+@pytest.mark.parametrize("reach", [0, 3, 40])
+def test_any_scan_upsampling_and_reach(engine, u, scan, reach):
+    """The halo is as wide as the scan at most, however far the shifts go."""
+    plan = make_plan(scan, (5, 6), u, reach=reach)
+    frames = make_frames(plan, "uint8")
+    A, _ = run(engine, plan, frames)
+    np.testing.assert_array_equal(image(plan, A), by_formula(plan, frames).astype(A.dtype))
+    assert A.size <= 4 * u * u * scan[0] * scan[1]
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "float64"])
+def test_long_rows_and_many_pixels(engine, dtype):
+    """Longer than any engine's block of frames, more pixels than its buffer holds."""
+    plan = make_plan((2, 70), (70, 65), 2, pixels=0.95, reach=9)
+    frames = make_frames(plan, dtype)
+    if dtype == "float64":
+        frames = np.rint(frames * 1000)  # sums of whole numbers are exact
+    A, S = run(engine, plan, frames)
+    rows, cols = plan.pixels.T
+    np.testing.assert_array_equal(S, frames[:, rows, cols].sum(axis=1, dtype=S.dtype))
+    expected = np.zeros(plan.image_shape, A.dtype)
+    y, x = np.divmod(np.arange(len(frames)), 70)
+    for (row, col), (dy, dx) in zip(plan.pixels, plan.shifts, strict=True):
+        np.add.at(expected, ((2 * y + dy) % 4, (2 * x + dx) % 140), frames[:, row, col])
+    folded = plan.fold(A).transpose(2, 0, 3, 1).reshape(4, 140)
+    np.testing.assert_array_equal(folded, expected)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int32", "float64"])
+@pytest.mark.parametrize("seed", range(6))
+def test_tiling_does_not_matter(engine, dtype, seed):
+    """Any cut along frames and detector, in any order, gives the bits of the whole."""
+    plan = make_plan((4, 21), (9, 11), seed=seed)
+    frames = make_frames(plan, dtype)
+    if dtype == "float64":
+        frames = np.rint(frames * 1000)
+    whole = run(engine, plan, frames)
+
+    rng = np.random.default_rng(seed)
+    cuts = [
+        np.unique([0, n, *rng.integers(0, n, 3)]) for n in (len(frames), *plan.detector_shape)
+    ]
+    tiles = [
+        tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+        for low, high in zip(
+            np.stack(np.meshgrid(*[c[:-1] for c in cuts]), -1).reshape(-1, 3),
+            np.stack(np.meshgrid(*[c[1:] for c in cuts]), -1).reshape(-1, 3),
+            strict=True,
+        )
+    ]
+    A, S = empty(plan, dtype)
+    worker = engine(plan, np.arange(len(frames)), A, S)
+    for t in rng.permutation(len(tiles)):
+        t, rows, cols = tiles[t]
+        worker.add(frames[t, rows, cols], (rows.start, cols.start), t.start)
+    worker.finish()
+    np.testing.assert_array_equal(A, whole[0])
+    np.testing.assert_array_equal(S, whole[1])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_some_frames_only(engine, seed):
+    """A stretch of the scan with gaps, as a region of interest or lost frames leave it."""
+    plan = make_plan((6, 13), u=3)
+    frames = make_frames(plan, "uint16")
+    index = np.flatnonzero(np.random.default_rng(seed).random(len(frames)) < 0.6)
+    A, S = run(engine, plan, frames[index], index)
+    blank = np.zeros_like(frames)
+    blank[index] = frames[index]
+    expected, sums = run(engine, plan, blank)
+    np.testing.assert_array_equal(A, expected)
+    np.testing.assert_array_equal(S, sums[index])
+
+
+def test_engines_agree_bit_for_bit():
+    plan = make_plan((3, 70), (9, 10), 2, reach=11)
+    for dtype in [*DTYPES, "bool"]:
+        frames = make_frames(plan, dtype)
+        results = [run(engine, plan, frames) for engine in ENGINES.values()]
+        for A, S in results[1:]:
+            np.testing.assert_array_equal(A, results[0][0])
+            np.testing.assert_array_equal(S, results[0][1])
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", ">u2", ">f4"])
+def test_any_memory_layout(engine, dtype):
+    plan = make_plan((4, 9))
+    frames = make_frames(plan, np.dtype(dtype).newbyteorder("=")).astype(dtype)
+    expected = run(engine, plan, frames)
+    padded = np.zeros((len(frames), 20, 24), dtype)
+    padded[:, 3:12, 5:16] = frames
+    backwards = np.ascontiguousarray(frames[:, :, ::-1])[:, :, ::-1]
+    locked = frames.copy()
+    locked.flags.writeable = False
+    for view in (padded[:, 3:12, 5:16], backwards, np.asfortranarray(frames), locked):
+        A, S = run(engine, plan, view)
+        np.testing.assert_array_equal(A, expected[0])
+        np.testing.assert_array_equal(S, expected[1])
+
+
+def test_adds_to_what_is_there(engine):
+    plan = make_plan()
+    frames = make_frames(plan, "uint8")
+    A, S = empty(plan, "uint8")
+    for _ in range(2):
+        engine(plan, np.arange(len(frames)), A, S).add(frames)
+    once = run(engine, plan, frames)
+    np.testing.assert_array_equal(A, 2 * once[0])
+    np.testing.assert_array_equal(S, 2 * once[1])
+
+
+def test_nothing_to_add(engine):
+    """No frames, a tile without detector, a tile without bright field."""
+    plan = Plan((2, 3), (8, 8), 1, np.array([[4, 4]]), np.array([[0, 0]]))
+    A, S = empty(plan, "uint8")
+    worker = engine(plan, np.arange(6), A, S)
+    worker.add(np.ones((0, 8, 8), np.uint8))
+    worker.add(np.ones((6, 0, 8), np.uint8))
+    worker.add(np.ones((6, 4, 4), np.uint8))
+    worker.add(np.ones((1, 4, 4), np.uint8), (4, 0), 5)
+    engine(plan, np.arange(0), A, S[:0]).add(np.ones((0, 8, 8), np.uint8))
+    assert not A.any()
+    assert not S.any()
+
+
+@pytest.mark.parametrize(
+    ("shape", "origin", "first"),
+    [
+        ((7, 8, 8), (0, 0), 0),
+        ((1, 8, 8), (0, 0), 6),
+        ((1, 8, 8), (1, 0), 0),
+        ((1, 8, 8), (0, 1), 0),
+        ((1, 4, 4), (-1, 0), 0),
+        ((1, 4, 4), (0, -1), 0),
+        ((1, 8, 8), (0, 0), -1),
+        ((8, 8), (0, 0), 0),
+    ],
+)
+def test_tiles_out_of_bounds_are_refused(engine, shape, origin, first):
+    plan = make_plan((2, 3), (8, 8), 1)
+    A, S = empty(plan, "uint8")
+    with pytest.raises(ValueError, match="tile of shape"):
+        engine(plan, np.arange(6), A, S).add(np.ones(shape, np.uint8), origin, first)
+    assert not A.any()
+
+
+@pytest.mark.parametrize("index", [[0, 6], [-1, 0], [1, 0], [2, 2]])
+def test_positions_off_the_scan_are_refused(engine, index):
+    plan = make_plan((2, 3), (8, 8), 1)
+    A, S = empty(plan, "uint8", 2)
+    with pytest.raises(ValueError, match="ascending scan positions from 0 to 5"):
+        engine(plan, np.array(index), A, S)
+
+
+def test_unfit_accumulators_are_refused(engine):
+    plan = make_plan((2, 3), (8, 8), 1)
+    A, S = empty(plan, "uint8")
+    index = np.arange(6)
+    with pytest.raises(ValueError, match="A: expected a C-contiguous array"):
+        engine(plan, index, A[:, :, :-1], S)
+    with pytest.raises(ValueError, match="A: expected a C-contiguous array"):
+        engine(plan, index, np.asfortranarray(np.ones((2, 2, *A.shape[2:]))), S)
+    with pytest.raises(ValueError, match="S: expected shape"):
+        engine(plan, index, A, S[:-1])
+    with pytest.raises(ValueError, match="S: expected shape"):
+        engine(plan, index, A, S.astype(np.int64))
+    for dtype in ("uint32", "float32"):
+        with pytest.raises(ValueError, match=f"frames of dtype {dtype} need an accumulator of"):
+            engine(plan, index, A, S).add(np.ones((6, 8, 8), dtype))
+    with pytest.raises(TypeError, match="frames of dtype complex64"):
+        engine(plan, index, A, S).add(np.ones((6, 8, 8), np.complex64))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_non_finite_pixels_are_reported(engine, bad, dtype):
+    plan = make_plan((3, 5), (6, 7))
+    frames = make_frames(plan, dtype)
+    row, col = plan.pixels[10]
+    frames[8, row, col] = bad
+    A, S = empty(plan, dtype)
+    worker = engine(plan, np.arange(len(frames)), A, S)
+    with pytest.raises(ValueError, match=rf"\(1, 3\), detector pixel \({row}, {col}\) is {bad}"):
+        worker.add(frames[5:, row:, col:], (row, col), 5)
+
+
+def test_non_finite_pixels_that_are_not_used_do_not_matter(engine):
+    plan = make_plan((3, 5), (6, 7))
+    frames = make_frames(plan, "float32")
+    expected = run(engine, plan, frames)
+    unused = np.ones((6, 7), bool)
+    unused[tuple(plan.pixels.T)] = False
+    frames[:, unused] = np.nan
+    A, S = run(engine, plan, frames)
+    np.testing.assert_array_equal(A, expected[0])
+    np.testing.assert_array_equal(S, expected[1])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "pixels", "expected"),
+    [
+        ("bool", 2**31 - 1, "int32"),
+        ("bool", 2**31, "int64"),
+        ("uint8", (2**31 - 1) // 255, "int32"),
+        ("uint8", (2**31 - 1) // 255 + 1, "int64"),
+        ("uint16", 32768, "int32"),
+        ("uint16", 32769, "int64"),
+        ("int16", 65535, "int32"),
+        ("int16", 65536, "int64"),
+        ("int8", 1, "int32"),
+        ("uint32", 1, "int64"),
+        ("float16", 1, "float64"),
+        ("float32", 1, "float64"),
+    ],
+)
+def test_accumulator_dtype_holds_the_largest_sum(dtype, pixels, expected):
+    assert accumulator_dtype(dtype, pixels) == expected
+
+
+def test_plans_that_lead_out_of_bounds_are_refused():
+    zeros = np.zeros((1, 2), int)
+    for pixels, shifts, message in [
+        (np.zeros((0, 2), int), np.zeros((0, 2), int), "M > 0"),
+        (np.array([[0, 8]]), zeros, "on the detector"),
+        (np.array([[-1, 0]]), zeros, "on the detector"),
+        (np.array([[1, 0], [0, 0]]), np.zeros((2, 2), int), "row-major order"),
+        (np.array([[1, 0], [1, 0]]), np.zeros((2, 2), int), "row-major order"),
+        (np.array([[1, 0]]), np.zeros((2, 2), int), "shape of pixels"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            Plan((2, 3), (8, 8), 1, pixels, shifts)
+
+
+def test_histogram_counts_pixels_by_shift():
+    plan = make_plan((4, 6), u=3, reach=20)
+    one = np.zeros((24, *plan.detector_shape), np.uint8)
+    one[0] = 1
+    assert plan.histogram.sum() == len(plan.pixels)
+    expected = by_formula(plan, one).astype(int)
+    folded = plan.histogram.transpose(2, 0, 3, 1).reshape(plan.image_shape)
+    np.testing.assert_array_equal(folded, expected)

@@ -1,0 +1,308 @@
+"""The command line, run on small files with LiberTEM."""
+
+import inspect
+import json
+import shlex
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from click.testing import CliRunner, Result
+from libertem.api import Context
+from numpy.typing import NDArray
+from PIL import Image
+
+from libertem_parallax import ParallaxPhaseFlipUDF, ParallaxUDF
+from libertem_parallax.cli import PARAMETERS, main, reconstruct
+
+SHAPE = (6, 8, 10, 12)
+
+# Something other than the default everywhere, in the form for `from_parameters`.
+ACQUISITION: dict[str, Any] = {
+    "scan_sampling": (4.0, 5.0),
+    "energy": 200e3,
+    "semiangle_cutoff": 4.0,
+    "angular_sampling": (1.0, 1.5),
+    "aberration_coefs": {"C10": -2000.0, "C12": 300.0, "phi12": 0.5},
+    "rotation_angle": float(np.deg2rad(-15)),
+    "upsampling_factor": 2,
+    "suppress_Nyquist_noise": False,
+    "detector_flip_cols": True,
+    "center": (4.5, 6.25),
+}
+TOML = """
+scan_sampling = [4.0, 5.0]
+energy = 200e3
+semiangle_cutoff = 4
+angular_sampling = [1.0, 1.5]
+rotation_angle = "-15deg"
+upsampling_factor = 2
+suppress_Nyquist_noise = false
+detector_flip_cols = true
+center = [4.5, 6.25]
+bf_mask = "mask.npy"
+
+[aberration_coefs]
+C10 = -2000
+C12 = 300
+phi12 = 0.5
+"""
+OPTIONS = (
+    "--scan-sampling 4 5 --energy 200e3 --semiangle-cutoff 4 --angular-sampling 1 1.5 "
+    "--rotation-angle -15deg --upsampling-factor 2 --no-suppress-nyquist-noise "
+    "--detector-flip-cols --center 4.5 6.25 --bf-mask data/mask.npy "
+    "--aberration C10=-2000 --aberration C12=300 --aberration phi12=0.5"
+)
+# As little as possible.
+BRIEF = "--scan-sampling 4 5 --energy 200e3 --semiangle-cutoff 4 --angular-sampling 1 1"
+
+Run = Callable[[str], Result]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A current folder with the data in another one."""
+    monkeypatch.chdir(tmp_path)
+    data = tmp_path / "data"
+    data.mkdir()
+    np.save(data / "scan.npy", frames())
+    np.save(data / "mask.npy", mask())
+    (data / "scan.toml").write_text(TOML, encoding="utf-8")
+    return tmp_path
+
+
+@pytest.fixture
+def run(folder: Path) -> Run:
+    return lambda command: CliRunner().invoke(main, shlex.split(command))
+
+
+def frames() -> NDArray[np.uint8]:
+    return np.random.default_rng(1).poisson(3, SHAPE).astype(np.uint8)
+
+
+def mask() -> NDArray[np.bool_]:
+    bf_mask = np.ones(SHAPE[2:], dtype=bool)
+    bf_mask[4, 5:7] = False
+    return bf_mask
+
+
+def expected(cls: type[ParallaxUDF] = ParallaxUDF, **changes: Any) -> NDArray[np.float32]:
+    """Image by the UDF itself."""
+    parameters = {**ACQUISITION, "bf_mask": mask(), **changes}
+    udf = cls.from_parameters(shape=SHAPE, **parameters)
+    with Context.make_with("inline") as ctx:
+        dataset = ctx.load("memory", data=frames(), sig_dims=2)
+        image: NDArray[np.float32] = ctx.run_udf(dataset, udf)["reconstruction"].data
+    return image
+
+
+def succeeded(result: Result) -> Result:
+    assert result.exit_code == 0, result.output
+    return result
+
+
+@pytest.mark.parametrize("source", [OPTIONS, "--params data/scan.toml"])
+def test_reconstruct_does_what_the_udf_does(run: Run, source: str) -> None:
+    succeeded(run(f"reconstruct data/scan.npy {source} -o image.npy"))
+    image = np.load("image.npy")
+    assert image.dtype == np.float32
+    np.testing.assert_array_equal(image, expected())
+
+
+@pytest.mark.parametrize("by_file", [True, False])
+def test_phase_flip(run: Run, folder: Path, by_file: bool) -> None:
+    if by_file:
+        (folder / "data/scan.toml").write_text("phase_flip = true\n" + TOML, encoding="utf-8")
+    option = "" if by_file else "--phase-flip"
+    succeeded(run(f"reconstruct data/scan.npy --params data/scan.toml {option} -o image.npy"))
+    np.testing.assert_array_equal(np.load("image.npy"), expected(ParallaxPhaseFlipUDF))
+
+
+def test_options_win(run: Run, folder: Path) -> None:
+    (folder / "data/scan.toml").write_text("phase_flip = true\n" + TOML, encoding="utf-8")
+    succeeded(
+        run(
+            "reconstruct data/scan.npy --params data/scan.toml --no-phase-flip --energy 300e3 "
+            "--reciprocal-sampling 0.05 0.06 --aberration defocus=3000 --rotation-angle 0.1 "
+            "--suppress-nyquist-noise -o image.npy"
+        )
+    )
+    changed = expected(
+        energy=300e3,
+        angular_sampling=None,
+        reciprocal_sampling=(0.05, 0.06),
+        aberration_coefs={"C10": -3000.0, "C12": 300.0, "phi12": 0.5},
+        rotation_angle=0.1,
+        suppress_Nyquist_noise=True,
+    )
+    np.testing.assert_array_equal(np.load("image.npy"), changed)
+
+
+def test_tiff_tells_imagej_the_pixel_size(run: Run) -> None:
+    succeeded(run("reconstruct data/scan.npy --params data/scan.toml -o image.TIF"))
+    with tifffile.TiffFile("image.TIF") as tiff:
+        assert tiff.is_imagej
+        assert tiff.imagej_metadata is not None
+        assert tiff.imagej_metadata["unit"] == "nm"
+        page = tiff.pages.first
+        per_nm = [np.divide(*page.tags[name].value) for name in ("YResolution", "XResolution")]
+        # Two pixels per scan step of 4 x 5 Å.
+        assert per_nm == pytest.approx([1 / 0.2, 1 / 0.25])
+        image = tiff.asarray()
+    assert image.dtype == np.float32
+    np.testing.assert_array_equal(image, expected())
+
+
+def test_png_has_the_pixels_of_the_image(run: Run) -> None:
+    succeeded(run("reconstruct data/scan.npy --params data/scan.toml -o image.png"))
+    with Image.open("image.png") as picture:
+        assert picture.mode == "L"
+        gray = np.asarray(picture)
+    image = expected()
+    assert gray.shape == image.shape
+    assert (gray.min(), gray.max()) == (0, 255)
+    # Brighter where the image is larger.
+    assert (np.diff(gray.ravel()[np.argsort(image.ravel())].astype(int)) >= 0).all()
+
+
+def test_summary_and_default_output(run: Run, folder: Path) -> None:
+    result = succeeded(run("reconstruct data/scan.npy --params data/scan.toml"))
+    assert (folder / "scan_parallax.tif").exists()
+    for text in (
+        "6 x 8 scan, 10 x 12 detector, uint8",
+        "12 x 16 pixels of 0.2 x 0.25 nm",
+        "48 frames",
+        "frames/s",
+        "scan_parallax.tif",
+    ):
+        assert text in result.stdout
+    assert "48/48" in result.stderr  # the progress bar
+
+
+@pytest.mark.parametrize("by_file", [True, False])
+def test_load_describes_raw_data(run: Run, folder: Path, by_file: bool) -> None:
+    frames().astype(np.uint16).tofile(folder / "data/scan.raw")
+    load = {"type": "raw", "dtype": "uint16", "nav_shape": [6, 8], "sig_shape": [10, 12]}
+    if by_file:
+        # What is left to the option must come from there.
+        table = "\n[load]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in load.items())
+        table = table.replace("[6, 8]", "[48, 1]")
+        (folder / "data/scan.toml").write_text(TOML + table, encoding="utf-8")
+        load = {"nav_shape": [6, 8]}
+    options = " ".join(f"--load '{k}={v}'" for k, v in load.items())
+    succeeded(run(f"reconstruct data/scan.raw --params data/scan.toml {options} -o image.npy"))
+    np.testing.assert_array_equal(np.load("image.npy"), expected())
+
+
+def test_warnings_are_shown_without_code(run: Run) -> None:
+    result = succeeded(run(f"reconstruct data/scan.npy {BRIEF} --center 0 0 -o image.npy"))
+    lines = [line for line in result.stderr.splitlines() if "cuts off" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("Warning: the detector cuts off the bright field")
+    assert ".py" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "messages"),
+    [
+        (
+            "scan.npy",
+            ["scan_sampling", "energy", "semiangle_cutoff", "--angular-sampling", "--params"],
+        ),
+        (f"scan.npy {BRIEF} -o image.jpg", ["--output", "image.jpg", ".tif", ".png"]),
+        (f"scan.npy {BRIEF} -o nowhere/image.tif", ["--output", "nowhere", "create it"]),
+        (f"scan.npy {BRIEF} -o data/scan.npy", ["--output", "overwritten"]),
+        (f"missing.npy {BRIEF}", ["missing.npy", "does not exist"]),
+        (f"scan.toml {BRIEF}", ["cannot open", "scan.toml", "--load"]),
+        (f"scan.npy {BRIEF} --load type=rww", ["rww", "--load"]),
+        (f"scan.npy {BRIEF} --load nav_shpe=4", ["nav_shpe"]),
+        (f"scan.npy {BRIEF} --load 4", ["--load", "'4'", "="]),
+        (f"scan.npy {BRIEF} --load 'nav_shape=[48]'", ["(48, 10, 12)", "four", "nav_shape"]),
+        (f"scan.npy {BRIEF} --energy 300", ["energy = 300", "eV"]),
+        (f"scan.npy {BRIEF} --energy fast", ["--energy", "fast"]),
+        (f"scan.npy {BRIEF} --reciprocal-sampling 1 1", ["exactly one", "both"]),
+        (f"scan.npy {BRIEF} --upsampling-factor 0", ["upsampling_factor = 0", "at least 1"]),
+        (f"scan.npy {BRIEF} --rotation-angle left", ["--rotation-angle", "left", "-15deg"]),
+        (f"scan.npy {BRIEF} --aberration C10", ["--aberration", "C10", "="]),
+        (f"scan.npy {BRIEF} --aberration C10=big", ["--aberration", "C10=big", "number"]),
+        (f"scan.npy {BRIEF} --aberration C11=1", ["aberration_coefs", "C11", "nearest"]),
+        (f"scan.npy {BRIEF} --bf-mask data/scan.toml", ["bf_mask", "scan.toml", ".npy"]),
+        (f"scan.npy {BRIEF} --bf-mask data/scan.npy", ["bf_mask", "(10, 12)", "(6, 8, 10, 12)"]),
+        (f"complex.npy {BRIEF}", ["complex128"]),
+    ],
+)
+def test_errors(run: Run, folder: Path, command: str, messages: list[str]) -> None:
+    np.save(folder / "data/complex.npy", frames().astype(complex))
+    check_error(run(f"reconstruct data/{command}"), messages)
+    assert not (folder / "scan_parallax.tif").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "messages"),
+    [
+        ("energie = 1", ["unknown key 'energie'", "'energy'"]),
+        ("energy = '300 kV'", ["energy = '300 kV'", "eV"]),
+        ("energy = true", ["energy = True", "eV"]),
+        ("scan_sampling = 4", ["scan_sampling = 4", "two numbers in Å"]),
+        ("rotation_angle = 'left'", ["rotation_angle = 'left'", "-15deg"]),
+        ("phase_flip = 'no'", ["phase_flip = 'no'", "true or false"]),
+        ("aberration_coefs = 1", ["aberration_coefs = 1", "table"]),
+        ("bf_mask = 'gone.npy'", ["bf_mask", "gone.npy"]),
+        ("energy = fast", ["scan.toml", "TOML", "line 1"]),
+    ],
+)
+def test_errors_in_the_file(run: Run, folder: Path, line: str, messages: list[str]) -> None:
+    (folder / "data/scan.toml").write_text(line, encoding="utf-8")
+    # Values on the command line do not make the file right.
+    rest = BRIEF if "bf_mask" in line else ""
+    check_error(run(f"reconstruct data/scan.npy --params data/scan.toml {rest}"), messages)
+
+
+def check_error(result: Result, messages: list[str]) -> None:
+    assert result.exit_code != 0
+    # Any other exception would have been shown with its traceback.
+    assert isinstance(result.exception, SystemExit)
+    assert "Error: " in result.stderr
+    assert "frames/s" not in result.output
+    for message in messages:
+        assert message in result.stderr
+
+
+def test_every_parameter_is_an_option_and_a_key() -> None:
+    accepted = set(inspect.signature(ParallaxUDF.from_parameters).parameters)
+    keys = accepted - {"shape", "engine"} | {"phase_flip", "load"}
+    assert set(PARAMETERS) == keys
+    assert keys <= {param.name for param in reconstruct.params}
+
+
+def test_demo_and_what_it_proposes_next(run: Run, folder: Path) -> None:
+    result = succeeded(run("demo --output 'my demo'"))
+    with Image.open(folder / "my demo/demo.png") as picture:
+        assert picture.width > 3 * picture.height
+    assert np.load(folder / "my demo/frames.npy").shape == (72, 72, 64, 64)
+    assert "my demo/demo.png" in result.stdout
+    [correlation] = [line for line in result.stdout.splitlines() if "Correlation" in line]
+    assert float(correlation.split()[1]) > 0.5
+    assert "Simulating" in result.stderr
+
+    program, *proposed = shlex.split(result.stdout.splitlines()[-1])
+    assert program == "libertem-parallax"
+    result = succeeded(run(shlex.join(proposed)))
+    assert "144 x 144 pixels of 0.1778 x 0.1778 nm" in result.stdout
+    assert tifffile.imread("image.tif").shape == (144, 144)
+
+
+def test_demo_says_where_it_cannot_write(run: Run) -> None:
+    check_error(run("demo --output data/scan.npy"), ["--output", "scan.npy"])
+
+
+def test_version(run: Run) -> None:
+    try:
+        installed = version("libertem-parallax")
+    except PackageNotFoundError:
+        pytest.skip("the package is not installed")
+    assert installed in succeeded(run("--version")).stdout

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import definition
+import numpy as np
+import pytest
+
+from libertem_parallax.geometry import Geometry
+
+PARAMETERS = {
+    "shape": (8, 9, 24, 25),
+    "scan_sampling": (4.1, 3.9),
+    "energy": 300e3,
+    "semiangle_cutoff": 4.0,
+    "angular_sampling": (0.41, 0.37),
+    "aberration_coefs": {"C10": -2500.0, "C12": 300.0, "phi12": 0.4, "C21": 3000.0, "phi21": 1.0},
+}
+
+
+def make(**changes):
+    parameters = {**PARAMETERS, **changes}
+    return Geometry.from_parameters(**{k: v for k, v in parameters.items() if v is not ...})
+
+
+@pytest.mark.parametrize("rotation", [0.0, 0.3, -0.26, 2.0])
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("center", [None, (11.3, 12.8), (12.5, 11.5)])
+@pytest.mark.parametrize("u", [1, 3])
+def test_pixels_and_shifts_follow_the_definition(rotation, flip, center, u):
+    plan = make(
+        rotation_angle=rotation, detector_flip_cols=flip, center=center, upsampling_factor=u
+    ).plan
+    pixels, angles = definition.bright_field(
+        (24, 25), (0.41, 0.37), 4.0, rotation=rotation, center=center, flip=flip
+    )
+    np.testing.assert_array_equal(plan.pixels, pixels)
+    expected = definition.shifts(PARAMETERS["aberration_coefs"], angles, (4.1, 3.9), u)
+    np.testing.assert_array_equal(plan.shifts, expected)
+
+
+def test_reciprocal_sampling_is_angular_sampling_over_wavelength():
+    reciprocal = tuple(a * 1e-3 / definition.WAVELENGTH_300KEV for a in (0.41, 0.37))
+    a = make(rotation_angle=0.1)
+    b = make(rotation_angle=0.1, angular_sampling=..., reciprocal_sampling=reciprocal)
+    np.testing.assert_array_equal(a.plan.pixels, b.plan.pixels)
+    np.testing.assert_array_equal(a.plan.shifts, b.plan.shifts)
+
+
+@pytest.mark.parametrize("rotation", [0.0, 0.7, np.pi / 4, np.pi / 2])
+def test_pixels_on_the_edge_are_inside(rotation):
+    """3-4-5 triangles lie on the edge; rotating must not let some of them drop out."""
+    plan = make(
+        shape=(8, 8, 15, 15), angular_sampling=(0.3, 0.3), semiangle_cutoff=1.5,
+        rotation_angle=rotation, aberration_coefs=None,
+    ).plan  # fmt: skip
+    y, x = np.mgrid[-7:8, -7:8]
+    assert len(plan.pixels) == np.count_nonzero(y**2 + x**2 <= 25)
+
+
+def test_mask_takes_pixels_out_in_the_layout_as_stored():
+    mask = np.random.default_rng(0).random((24, 25)) < 0.7
+    for flip in (False, True):
+        everything = make(detector_flip_cols=flip).plan
+        some = make(detector_flip_cols=flip, bf_mask=mask).plan
+        keep = mask[tuple(everything.pixels.T)]
+        np.testing.assert_array_equal(some.pixels, everything.pixels[keep])
+        np.testing.assert_array_equal(some.shifts, everything.shifts[keep])
+
+
+def test_rotation_does_not_jump_anywhere_but_at_exact_quarter_turns():
+    """Upstream moves the center by a pixel for every angle beyond 45°."""
+    before, after = (make(rotation_angle=np.deg2rad(45 + d)).plan for d in (-1e-7, 1e-7))
+    np.testing.assert_array_equal(before.pixels, after.pixels)
+    np.testing.assert_array_equal(before.shifts, after.shifts)
+    near = make(rotation_angle=np.pi / 2 + 1e-6).plan
+    straight = make(rotation_angle=0.0).plan
+    np.testing.assert_array_equal(near.pixels, straight.pixels)
+
+
+@pytest.mark.parametrize(
+    ("quarters", "center"),
+    [(1, (12, 11)), (2, (11, 11)), (-1, (11, 12)), (3, (11, 12)), (4, (12, 12)), (0, (12, 12))],
+)
+def test_exact_quarter_turns_move_the_default_center_of_even_axes(quarters, center):
+    for shape, expected in (((24, 24), center), ((25, 25), (12, 12))):
+        plan = make(
+            shape=(8, 9, *shape), angular_sampling=(0.4, 0.4), semiangle_cutoff=0.1,
+            rotation_angle=quarters * np.pi / 2,
+        ).plan  # fmt: skip
+        assert plan.pixels.tolist() == [list(expected)]
+
+
+@pytest.mark.parametrize("shape", [(6, 9), (7, 8), (8, 8), (7, 7)])
+@pytest.mark.parametrize("u", [1, 2])
+@pytest.mark.parametrize("suppress", [True, False])
+def test_phase_flip_filter_is_the_transform_of_the_real_kernel(shape, u, suppress):
+    coefs = {"C10": -700.0, "C12": 200.0, "phi12": 0.4, "C21": 9000.0, "C30": 1e6}
+    geometry = make(
+        shape=(*shape, 24, 24), upsampling_factor=u, aberration_coefs=coefs, semiangle_cutoff=1.0
+    )
+    delta = np.zeros((u * shape[0], u * shape[1]))
+    delta[0, 0] = 1
+    kernel = definition.phase_flip(
+        delta, coefs, definition.WAVELENGTH_300KEV, (4.1, 3.9), u, suppress=suppress
+    )
+    actual = geometry.phase_flip_filter(suppress_Nyquist_noise=suppress)
+    np.testing.assert_allclose(actual, np.fft.rfft2(kernel), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shape": (8, 9, 24)}, r"shape = \(8, 9, 24\): expected four positive integers"),
+        ({"shape": (8, 9, 24, 0)}, "expected four positive integers"),
+        ({"shape": (8, 9, 24, 2.5)}, "expected four positive integers"),
+        ({"scan_sampling": (0, 1)}, r"scan_sampling\[0\] = 0: expected a positive number \(Å\)"),
+        ({"scan_sampling": 3.0}, "scan_sampling = 3.0: expected two positive numbers"),
+        ({"scan_sampling": (1, float("inf"))}, r"scan_sampling\[1\] = inf"),
+        ({"scan_sampling": (1, "x")}, r"scan_sampling\[1\] = 'x'"),
+        ({"energy": 300}, r"energy = 300: expected at least 10 keV, in eV"),
+        ({"energy": float("nan")}, "energy = nan"),
+        ({"energy": None}, "energy = None"),
+        ({"semiangle_cutoff": -4.0}, r"semiangle_cutoff = -4.0: expected a positive number \(mrad\)"),
+        ({"angular_sampling": None}, "exactly one of reciprocal_sampling .* got neither"),
+        ({"reciprocal_sampling": (0.1, 0.1)}, "exactly one of reciprocal_sampling .* got both"),
+        ({"angular_sampling": (0.4, -0.4)}, r"angular_sampling\[1\] = -0.4"),
+        (
+            {"angular_sampling": None, "reciprocal_sampling": (0.0, 1)},
+            r"reciprocal_sampling\[0\] = 0.0: expected a positive number \(1/Å\)",
+        ),
+        ({"aberration_coefs": {"C1": 1}}, "unknown name 'C1'"),
+        ({"rotation_angle": float("inf")}, "rotation_angle = inf: expected a finite number"),
+        ({"upsampling_factor": 0}, "upsampling_factor = 0: expected an integer of at least 1"),
+        ({"upsampling_factor": 1.5}, "upsampling_factor = 1.5: expected an integer"),
+        ({"upsampling_factor": 10**6}, "needs about .* GiB of memory"),
+        ({"center": (12, 25)}, r"center = \(12, 25\): expected row and column .* 24 x 25"),
+        ({"center": (-1, 3)}, "center = "),
+        ({"center": (float("nan"), 3)}, "center = "),
+        ({"center": 12}, "center = 12"),
+        ({"bf_mask": np.ones((24, 24), bool)}, r"bf_mask: expected a boolean array .* \(24, 25\)"),
+        ({"bf_mask": np.ones((24, 25))}, "bf_mask: expected a boolean array .* got float64"),
+        ({"bf_mask": np.zeros((24, 25), bool)}, "the bright field is empty"),
+        ({"center": (12.5, 12.5), "semiangle_cutoff": 0.1}, "the bright field is empty"),
+    ],
+)  # fmt: skip
+def test_errors_name_what_is_wrong(change, message):
+    with pytest.raises(ValueError, match=message):
+        make(**change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"center": (5.0, 12.0)}, {"center": (12.0, 20.0)}, {"semiangle_cutoff": 5.0},
+     {"center": (12.0, 4.0), "detector_flip_cols": True}],
+)  # fmt: skip
+def test_a_bright_field_cut_off_by_the_detector_warns(change):
+    with pytest.warns(UserWarning, match="the detector cuts off the bright field"):
+        make(**change)
+
+
+def test_shifts_beyond_the_scan_warn():
+    with pytest.warns(UserWarning, match="exceed the scan of 32.8 x 35.1 Å: the image wraps"):
+        make(aberration_coefs={"C10": -1e5})

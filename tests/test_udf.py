@@ -1,0 +1,383 @@
+"""Both UDFs through LiberTEM, against the definition and against upstream."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import definition
+import libertem.api
+import numpy as np
+import pytest
+from libertem.udf.sum import SumUDF
+
+from libertem_parallax import ParallaxPhaseFlipUDF, ParallaxUDF
+from libertem_parallax.accumulate import ENGINES
+
+EVERYTHING = {
+    "C10": -2500.0, "C12": 300.0, "phi12": 0.4, "C21": 2e4, "phi21": 1.0, "C23": 3e4, "phi23": -0.7,
+    "C30": 4e6, "C32": 2e6, "phi32": 0.2, "C34": 3e6, "phi34": 1.2, "C41": 3e8, "phi41": 0.1,
+    "C43": 2e8, "phi43": 2.0, "C45": 4e8, "phi45": 0.3, "C50": 3e10, "C52": 2e10, "phi52": 1.3,
+    "C54": 4e10, "phi54": 0.9, "C56": 3e10, "phi56": -1.1,
+}  # fmt: skip
+PARAMETERS = {
+    "shape": (8, 9, 24, 25),
+    "scan_sampling": (4.1, 3.9),
+    "energy": 300e3,
+    "semiangle_cutoff": 4.0,
+    "angular_sampling": (0.41, 0.37),
+    "aberration_coefs": EVERYTHING,
+    "rotation_angle": -0.26,
+    "upsampling_factor": 2,
+}
+# LiberTEM says this whenever a tile shape is forced that it did not propose.
+forced_tiles = pytest.mark.filterwarnings("ignore:dataset.adjust_tileshape:UserWarning")
+
+
+@pytest.fixture(scope="module")
+def inline():
+    with libertem.api.Context.make_with("inline") as ctx:
+        yield ctx
+
+
+@pytest.fixture(scope="module", params=["inline", "threads", "pipelined", "dask"])
+def ctx(request):
+    cpus = {} if request.param == "inline" else {"cpus": 2}
+    with libertem.api.Context.make_with(request.param, **cpus) as ctx:
+        yield ctx
+
+
+def make_frames(shape, dtype, seed=0):
+    """Counts over the full range of 8 and 16 bits, with a bright field that fluctuates."""
+    rng = np.random.default_rng(seed)
+    dtype = np.dtype(dtype)
+    if dtype.kind == "f":
+        return (rng.random(shape) * rng.random((*shape[:2], 1, 1))).astype(dtype)
+    top = min(np.iinfo(dtype).max, 2**31 - 1)
+    bottom = max(np.iinfo(dtype).min, -(2**31))
+    native = dtype.newbyteorder("=")
+    return rng.integers(bottom, top, shape, dtype=native, endpoint=True).astype(dtype)
+
+
+def run(ctx, frames, udf, *, roi=None, **load):
+    ds = ctx.load("memory", data=frames, sig_dims=2, **{"num_partitions": 3, **load})
+    result = ctx.run_udf(dataset=ds, udf=udf, roi=roi)
+    return {name: buffer.data for name, buffer in result.items()}
+
+
+def sums(udf):
+    """Accumulator and bright-field sums of the last run."""
+    return tuple(udf.results.get_buffer(name).raw_data.copy() for name in "AS")
+
+
+def defined(frames, parameters):
+    """Both images by the definition."""
+    p = {"rotation_angle": 0.0, "upsampling_factor": 1, **parameters}
+    u, coefs = p["upsampling_factor"], p["aberration_coefs"]
+    suppress = p.get("suppress_Nyquist_noise", True)
+    pixels, angles = definition.bright_field(
+        frames.shape[2:],
+        p["angular_sampling"],
+        p["semiangle_cutoff"],
+        rotation=p["rotation_angle"],
+        center=p.get("center"),
+        flip=p.get("detector_flip_cols", False),
+        mask=p.get("bf_mask"),
+    )
+    shifts = definition.shifts(coefs, angles, p["scan_sampling"], u)
+    image = definition.parallax(frames, pixels, shifts, u, suppress=suppress)
+    return image, definition.phase_flip(
+        image, coefs, definition.WAVELENGTH_300KEV, p["scan_sampling"], u, suppress=suppress
+    )
+
+
+def assert_equals_definition(ctx, frames, parameters, engine="numba", **load):
+    udf = ParallaxUDF.from_parameters(**parameters, engine=engine)
+    flip = ParallaxPhaseFlipUDF.from_parameters(**parameters, engine=engine)
+    parallax, flipped = defined(frames, parameters)
+    results = run(ctx, frames, udf, **load), run(ctx, frames, flip, **load)
+    for actual, expected in [
+        (results[0]["reconstruction"], parallax),
+        (results[1]["parallax"], parallax),
+        (results[1]["reconstruction"], flipped),
+    ]:
+        assert actual.dtype == np.float32
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+CASES = {
+    "plain": {},
+    "u1": {"upsampling_factor": 1},
+    "u3": {"upsampling_factor": 3},
+    "u4": {"upsampling_factor": 4},
+    "noisy": {"suppress_Nyquist_noise": False},
+    "noisy-u1": {"suppress_Nyquist_noise": False, "upsampling_factor": 1},
+    "rotated": {"rotation_angle": 2.2},
+    "centered": {"center": (11.3, 12.8), "semiangle_cutoff": 3.7},
+    "flipped": {"detector_flip_cols": True},
+    "flipped-centered": {"detector_flip_cols": True, "center": (11.3, 12.8)},
+    "masked": {"bf_mask": np.random.default_rng(1).random((24, 25)) < 0.6},
+    "odd-scan": {"shape": (7, 9, 24, 25)},
+    "even-scan": {"shape": (6, 10, 24, 25)},
+    "even-detector": {"shape": (8, 9, 24, 26)},
+    "odd-detector": {"shape": (8, 9, 23, 25)},
+    "one-row": {"shape": (1, 30, 24, 25), "aberration_coefs": {"C10": -300.0}},
+}
+
+
+@pytest.mark.parametrize("engine", sorted(ENGINES))
+@pytest.mark.parametrize("case", CASES)
+def test_equals_the_definition(inline, case, engine):
+    parameters = {**PARAMETERS, **CASES[case]}
+    frames = make_frames(parameters["shape"], "uint16")
+    assert_equals_definition(inline, frames, parameters, engine)
+
+
+@pytest.mark.parametrize("engine", sorted(ENGINES))
+@pytest.mark.parametrize(
+    "dtype", ["bool", "uint8", "uint16", "uint32", "int16", "int32", "float32", "float64", ">u2"]
+)
+def test_equals_the_definition_for_all_dtypes(inline, dtype, engine):
+    frames = make_frames(PARAMETERS["shape"], "uint8" if dtype == "bool" else dtype)
+    if dtype == "bool":
+        frames = frames > 127
+    assert_equals_definition(inline, frames, PARAMETERS, engine)
+
+
+LAYOUTS = {
+    "rows, cols": (lambda f: f, 0, False),
+    "rows, reversed cols": (lambda f: f[..., ::-1], 0, True),
+    "reversed rows, cols": (lambda f: f[..., ::-1, :], np.pi, True),
+    "reversed rows, reversed cols": (lambda f: f[..., ::-1, ::-1], np.pi, False),
+    "cols, rows": (lambda f: f.swapaxes(2, 3), np.pi / 2, True),
+    "cols, reversed rows": (lambda f: f.swapaxes(2, 3)[..., ::-1], np.pi / 2, False),
+    "reversed cols, rows": (lambda f: f.swapaxes(2, 3)[..., ::-1, :], -np.pi / 2, False),
+    "reversed cols, reversed rows": (
+        lambda f: f.swapaxes(2, 3)[..., ::-1, ::-1], -np.pi / 2, True,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("detector", [(24, 24), (24, 25), (25, 24), (25, 25)])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("centered", [False, True])
+def test_the_eight_layouts_give_one_image(inline, detector, layout, centered):
+    """However the frames are stored, the parameters of that layout give the same image.
+
+    With a given center, the layout's turn adds to a physical rotation.
+    """
+    relayout, turn, flip = LAYOUTS[layout]
+    parameters = {**PARAMETERS, "shape": (8, 9, *detector), "rotation_angle": 0.0}
+    frames = make_frames(parameters["shape"], "uint8")
+    if centered:
+        parameters |= {"rotation_angle": 0.3, "center": (11.3, 12.6)}
+    stored = np.ascontiguousarray(relayout(frames))
+    there = dict(parameters, shape=stored.shape, detector_flip_cols=flip)
+    there["rotation_angle"] += turn
+    if layout.split(", ")[0].endswith("cols"):
+        there["angular_sampling"] = parameters["angular_sampling"][::-1]
+    if centered:
+        # Where the center went: follow it through the same rearrangement of the indices.
+        rows, cols = np.indices(detector, dtype=float)
+        row, col = (relayout(i[None, None])[0, 0] for i in (rows, cols))
+        y, x = np.indices(row.shape)
+        to_y, to_x = (
+            np.linalg.lstsq(
+                np.stack([row.ravel(), col.ravel(), np.ones(row.size)], -1), axis.ravel(), rcond=None
+            )[0]
+            for axis in (y, x)
+        )
+        where = np.array([*parameters["center"], 1.0])
+        there["center"] = (to_y @ where, to_x @ where)
+    udf, expected = (ParallaxPhaseFlipUDF.from_parameters(**p) for p in (there, parameters))
+    actual, expected = run(inline, stored, udf), run(inline, frames, expected)
+    for channel in expected:
+        np.testing.assert_allclose(
+            actual[channel], expected[channel], atol=1e-5 * np.abs(expected[channel]).max()
+        )
+
+
+def test_upstream_is_reproduced(inline):
+    """Images by upstream 0.1.2; see make_upstream.py."""
+    with np.load(Path(__file__).with_name("upstream_0.1.2.npz")) as file:
+        for name, parameters in json.loads(str(file["parameters"])).items():
+            udf = ParallaxUDF.from_parameters(**parameters)
+            actual = run(inline, file["frames"], udf)["reconstruction"]
+            scale = np.abs(file[name]).max()
+            np.testing.assert_allclose(actual, file[name], rtol=0, atol=1e-6 * scale, err_msg=name)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int32"])
+def test_executors_give_the_same_bits(ctx, inline, dtype):
+    frames = make_frames((12, 13, 24, 25), dtype)
+    parameters = {**PARAMETERS, "shape": frames.shape}
+    results = []
+    for context, partitions in ((inline, 1), (ctx, 5)):
+        udf = ParallaxPhaseFlipUDF.from_parameters(**parameters)
+        images = run(context, frames, udf, num_partitions=partitions)
+        results.append((*sums(udf), images["reconstruction"], images["parallax"]))
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@forced_tiles
+@pytest.mark.parametrize("engine", sorted(ENGINES))
+@pytest.mark.parametrize("tileshape", [(1, 24, 25), (5, 24, 25), (7, 3, 25), (4, 5, 6), (200, 1, 25)])
+def test_tilings_give_the_same_bits(inline, tileshape, engine):
+    frames = make_frames((8, 9, 24, 25), "uint16")
+    results = []
+    for load in ({"num_partitions": 1}, {"num_partitions": 3, "tileshape": tileshape}):
+        udf = ParallaxUDF.from_parameters(**PARAMETERS, engine=engine)
+        run(inline, frames, udf, **load)
+        results.append(sums(udf))
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@forced_tiles
+@pytest.mark.parametrize("tileshape", [None, (4, 5, 6)])
+def test_a_region_of_interest_is_the_scan_without_the_rest(ctx, inline, tileshape):
+    frames = make_frames((8, 9, 24, 25), "uint16")
+    roi = np.random.default_rng(2).random((8, 9)) < 0.4
+    udf, all_of = (ParallaxUDF.from_parameters(**PARAMETERS) for _ in range(2))
+    image = run(ctx, frames, udf, roi=roi, tileshape=tileshape)["reconstruction"]
+    expected = run(inline, frames * roi[:, :, None, None], all_of)["reconstruction"]
+    (A, S), (A_expected, S_expected) = sums(udf), sums(all_of)
+    np.testing.assert_array_equal(A, A_expected)
+    np.testing.assert_array_equal(S, S_expected[roi.reshape(-1)])
+    np.testing.assert_array_equal(image, expected)
+
+
+@forced_tiles
+@pytest.mark.parametrize("offset", [-20, -3, 0, 5, 31])
+@pytest.mark.parametrize("tileshape", [None, (4, 5, 6)])
+def test_sync_offset_moves_the_frames_along_the_scan(ctx, inline, offset, tileshape):
+    frames = make_frames((8, 9, 24, 25), "uint16")
+    udf, all_of = (ParallaxUDF.from_parameters(**PARAMETERS) for _ in range(2))
+    image = run(ctx, frames, udf, sync_offset=offset, tileshape=tileshape)["reconstruction"]
+    flat = frames.reshape(-1, 24, 25)
+    moved = np.zeros_like(flat)
+    if offset >= 0:
+        moved[: len(flat) - offset] = flat[offset:]
+    else:
+        moved[-offset:] = flat[:offset]
+    expected = run(inline, moved.reshape(frames.shape), all_of)["reconstruction"]
+    for one, other in zip(sums(udf), sums(all_of), strict=True):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(image, expected)
+
+
+def test_files_of_any_kind(ctx, tmp_path):
+    """Memory-mapped, and decoded on the way in."""
+    frames = make_frames((8, 9, 24, 25), "uint16")
+    np.save(tmp_path / "frames.npy", frames)
+    frames.astype(">u2").tofile(tmp_path / "frames.raw")
+    results = []
+    for load in (
+        {"path": str(tmp_path / "frames.npy")},
+        {"filetype": "raw", "path": str(tmp_path / "frames.raw"), "dtype": ">u2",
+         "nav_shape": (8, 9), "sig_shape": (24, 25)},
+    ):  # fmt: skip
+        ds = ctx.load(**{"filetype": "auto", **load})
+        udf = ParallaxUDF.from_parameters(**{**PARAMETERS, "shape": ds.shape})
+        ctx.run_udf(dataset=ds, udf=udf)
+        results.append(sums(udf))
+    reference = ParallaxUDF.from_parameters(**PARAMETERS)
+    run(ctx, frames, reference)
+    for result in results:
+        for one, other in zip(result, sums(reference), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_both_udfs_and_others_in_one_run(inline):
+    frames = make_frames(PARAMETERS["shape"], "uint8")
+    udf = ParallaxUDF.from_parameters(**PARAMETERS)
+    flip = ParallaxPhaseFlipUDF.from_parallax_udf(udf)
+    ds = inline.load("memory", data=frames, sig_dims=2, num_partitions=3)
+    one, other, total = inline.run_udf(dataset=ds, udf=[udf, flip, SumUDF()])
+    np.testing.assert_array_equal(one["reconstruction"].data, other["parallax"].data)
+    np.testing.assert_allclose(
+        total["intensity"].data, frames.sum(axis=(0, 1), dtype=float), rtol=1e-6
+    )
+    alone = run(inline, frames, flip)
+    np.testing.assert_array_equal(alone["reconstruction"], other["reconstruction"].data)
+
+
+def test_from_parallax_udf_takes_every_parameter(inline):
+    parameters = {**PARAMETERS, "suppress_Nyquist_noise": False, "engine": "numpy"}
+    udf = ParallaxPhaseFlipUDF.from_parallax_udf(ParallaxUDF.from_parameters(**parameters))
+    expected = ParallaxPhaseFlipUDF.from_parameters(**parameters)
+    assert udf.params.engine == "numpy"
+    frames = make_frames(PARAMETERS["shape"], "uint8")
+    actual, expected = run(inline, frames, udf), run(inline, frames, expected)
+    np.testing.assert_array_equal(actual["reconstruction"], expected["reconstruction"])
+
+
+def test_the_picture_grows_and_ends_as_the_whole(inline):
+    frames = make_frames(PARAMETERS["shape"], "uint8")
+    udf = ParallaxPhaseFlipUDF.from_parameters(**PARAMETERS)
+    whole = run(inline, frames, udf)
+    ds = inline.load("memory", data=frames, sig_dims=2, num_partitions=4)
+    parts = [
+        {name: buffer.data.copy() for name, buffer in part.buffers[0].items()}
+        for part in inline.run_udf_iter(dataset=ds, udf=udf)
+    ]
+    assert len(parts) == 4
+    for name, image in whole.items():
+        np.testing.assert_array_equal(parts[-1][name], image)
+        assert not np.array_equal(parts[0][name], image)
+    # Two of the eight scan rows are in the first quarter; the rest counts as not there.
+    first = np.zeros_like(frames)
+    first[:2] = frames[:2]
+    np.testing.assert_array_equal(
+        parts[0]["parallax"], run(inline, first, udf)["parallax"]
+    )
+
+
+def test_a_blank_scan_gives_a_blank_image(inline):
+    for value in (0, 7):
+        frames = np.full(PARAMETERS["shape"], value, np.uint8)
+        for image in run(
+            inline, frames, ParallaxPhaseFlipUDF.from_parameters(**PARAMETERS)
+        ).values():
+            assert np.abs(image).max() < 1e-9
+
+
+@pytest.mark.parametrize("shape", [(9, 8, 24, 25), (8, 9, 25, 24), (8, 10, 24, 25), (8, 9, 24, 24)])
+def test_data_of_another_shape_is_refused_before_anything_is_read(ctx, shape):
+    udf = ParallaxUDF.from_parameters(**PARAMETERS)
+    with pytest.raises(ValueError, match=r"shape \(.*\), the UDF was made for \(8, 9, 24, 25\)"):
+        run(ctx, np.zeros(shape, np.uint8), udf)
+
+
+def test_complex_data_is_refused(inline):
+    udf = ParallaxUDF.from_parameters(**PARAMETERS)
+    with pytest.raises(TypeError, match="frames of dtype complex64: expected integers or floating"):
+        run(inline, np.zeros(PARAMETERS["shape"], np.complex64), udf)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_non_finite_pixels_stop_the_run_and_are_named(ctx, bad):
+    frames = make_frames(PARAMETERS["shape"], "float32")
+    frames[5, 3, 11, 12] = bad
+    frames[0, 0, 0, 0] = bad  # outside the bright field: not read
+    udf = ParallaxUDF.from_parameters(**PARAMETERS)
+    with pytest.raises(Exception, match=rf"position \(5, 3\), detector pixel \(11, 12\) is {bad}"):
+        run(ctx, frames, udf)
+    mask = np.ones((24, 25), bool)
+    mask[11, 12] = False
+    udf = ParallaxUDF.from_parameters(**PARAMETERS, bf_mask=mask)
+    assert np.isfinite(run(ctx, frames, udf)["reconstruction"]).all()
+
+
+def test_unknown_engines_are_refused():
+    with pytest.raises(ValueError, match="engine = 'cupid': expected one of numba, numpy"):
+        ParallaxUDF.from_parameters(**PARAMETERS, engine="cupid")
+
+
+def test_warnings_point_to_the_caller():
+    with pytest.warns(UserWarning, match="wraps around") as caught:
+        ParallaxUDF.from_parameters(**{**PARAMETERS, "aberration_coefs": {"C10": -1e5}})
+    with pytest.warns(UserWarning, match="cuts off") as also:
+        ParallaxPhaseFlipUDF.from_parameters(**{**PARAMETERS, "semiangle_cutoff": 5.0})
+    assert [w.filename for w in (caught[0], also[0])] == [__file__] * 2
