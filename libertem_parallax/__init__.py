@@ -1,5 +1,17 @@
 """Live parallax (tilt-corrected bright-field) imaging of 4D-STEM data with LiberTEM."""
 
-from .udf import ParallaxPhaseFlipUDF, ParallaxUDF
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .udf import ParallaxPhaseFlipUDF, ParallaxUDF
 
 __all__ = ["ParallaxPhaseFlipUDF", "ParallaxUDF"]
+
+
+def __getattr__(name: str) -> Any:
+    # LiberTEM takes a second to import, which the help and errors of the command line need not.
+    if name in __all__:
+        from . import udf
+
+        return getattr(udf, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

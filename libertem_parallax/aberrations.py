@@ -20,9 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 __all__ = ["ALIASES", "SYMBOLS", "canonical", "gradient", "surface", "wavelength"]
 
 #: (n, m) of every coefficient: C_nm multiplies alpha**(n+1) and varies as cos(m (phi - phi_nm)).
-_ORDERS = tuple(
-    (n, m) for n in range(1, 6) for m in range(n + 2) if (n + m) % 2 == 1
-)
+_ORDERS = tuple((n, m) for n in range(1, 6) for m in range(n + 2) if (n + m) % 2 == 1)
 
 #: The names of all coefficients and azimuths.
 SYMBOLS = tuple(
@@ -93,6 +91,10 @@ def canonical(coefs: Mapping[str, float] | None) -> dict[str, float]:
         For an unknown name, a value that is not a finite number, or a coefficient given twice
         under two names.
     """
+    if coefs is not None and not isinstance(coefs, Mapping):
+        raise ValueError(
+            f"aberration_coefs = {coefs!r}: expected names and values, {{'C10': -1.5e4}}."
+        )
     result: dict[str, float] = {}
     given: dict[str, str] = {}
     for name, value in (coefs or {}).items():
@@ -187,4 +189,5 @@ def surface(
     for n, m, magnitude, azimuth in _terms(coefs):
         if n % 2 == 1 or not even_only:
             path += magnitude * alpha ** (n + 1) / (n + 1) * np.cos(m * (phi - azimuth))
-    return 2 * np.pi / wavelength * path
+    chi: NDArray[np.float64] = 2 * np.pi / wavelength * path
+    return chi

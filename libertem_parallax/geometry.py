@@ -97,7 +97,6 @@ class Geometry:
         coefs = aberrations.canonical(aberration_coefs)
         rotation = _number("rotation_angle", rotation_angle or 0.0, "rad", positive=False)
         u = _upsampling(upsampling_factor)
-        _check_memory(scan_shape, u)
         canonical_center = _center(center, detector_shape, rotation, bool(detector_flip_cols))
 
         angles = _angles(detector_shape, canonical_center, sampling, rotation)
@@ -122,9 +121,8 @@ class Geometry:
                 "Å: the image wraps around. Check aberration_coefs (Å) and scan_sampling (Å).",
                 stacklevel=3,
             )
-        plan = Plan(
-            scan_shape, detector_shape, u, np.argwhere(usable), shifts.astype(np.int64)
-        )
+        plan = Plan(scan_shape, detector_shape, u, np.argwhere(usable), shifts.astype(np.int64))
+        _check_memory(plan)
         return cls(plan, scan_sampling, wavelength, coefs)
 
     def phase_flip_filter(self, *, suppress_Nyquist_noise: bool) -> NDArray[np.float32]:
@@ -138,31 +136,31 @@ class Geometry:
         Returns
         -------
         (u Ny, u Nx // 2 + 1) float32
-            ``sign(sin χ(q λ))`` of the even aberrations, q in 1/Å on the image grid. Values at q
-            and -q are averaged where the grid holds only one of them (the Nyquist frequencies),
-            as taking the real part of the kernel does.
+            ``sign(sin χ(q λ))`` of the even aberrations, q in 1/Å on the image grid. Of the Nyquist
+            frequencies the grid holds only one sign: there, q and its opposite are averaged, as
+            taking the real part of the kernel does.
         """
         ny, nx = self.plan.image_shape
         u = self.plan.upsampling_factor
-        rows = np.fft.fftfreq(ny, self.scan_sampling[0] / u) * self.wavelength
-        cols = np.fft.rfftfreq(nx, self.scan_sampling[1] / u) * self.wavelength
-
-        def sign(rows: NDArray[Any], cols: NDArray[Any]) -> NDArray[np.float32]:
-            angles = np.stack(np.meshgrid(rows, cols, indexing="ij"), axis=-1)
-            chi = aberrations.surface(
-                self.aberration_coefs, angles, self.wavelength, even_only=True
-            )
-            return np.sign(np.sin(chi)).astype(np.float32)
-
-        K = sign(rows, cols)
-        if ny % 2 == 0:
-            nyquist = slice(ny // 2, ny // 2 + 1)
-            K[nyquist] = 0 if suppress_Nyquist_noise else (K[nyquist] + sign(rows[nyquist], -cols)) / 2
-        if nx % 2 == 0:
-            # The row of -q has the same index but for the sign; 0 and Nyquist are their own.
-            opposite = -np.arange(ny) % ny
-            K[:, -1] = 0 if suppress_Nyquist_noise else (K[:, -1] + K[opposite, -1]) / 2
-        return K
+        q = np.stack(
+            np.meshgrid(
+                np.fft.fftfreq(ny, self.scan_sampling[0] / u),
+                np.fft.fftfreq(nx, self.scan_sampling[1] / u),
+                indexing="ij",
+            ),
+            axis=-1,
+        )
+        chi = aberrations.surface(
+            self.aberration_coefs, q * self.wavelength, self.wavelength, even_only=True
+        )
+        K = np.sign(np.sin(chi)).astype(np.float32)
+        if suppress_Nyquist_noise:
+            for axis, n in enumerate(K.shape):
+                if n % 2 == 0:
+                    np.moveaxis(K, axis, 0)[n // 2] = 0
+        opposite = np.ix_(-np.arange(ny) % ny, -np.arange(nx) % nx)
+        symmetric: NDArray[np.float32] = (K + K[opposite])[:, : nx // 2 + 1] / np.float32(2)
+        return symmetric
 
 
 def _shape(shape: Iterable[int]) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -186,13 +184,16 @@ def _number(name: str, value: Any, unit: str, *, positive: bool = True) -> float
         number = math.nan
     if not math.isfinite(number) or (positive and number <= 0):
         raise ValueError(
-            f"{name} = {value!r}: expected a {'positive' if positive else 'finite'} number ({unit})."
+            f"{name} = {value!r}: expected a {'positive' if positive else 'finite'} number "
+            f"({unit})."
         )
     return number
 
 
 def _pair(name: str, value: Any, unit: str) -> tuple[float, float]:
     try:
+        if isinstance(value, str):
+            raise TypeError
         first, second = value
     except (TypeError, ValueError):
         raise ValueError(
@@ -203,7 +204,7 @@ def _pair(name: str, value: Any, unit: str) -> tuple[float, float]:
 
 def _upsampling(value: Any) -> int:
     try:
-        factor = operator.index(value)
+        factor = 0 if isinstance(value, bool) else operator.index(value)
     except TypeError:
         factor = 0
     if factor < 1:
@@ -211,13 +212,14 @@ def _upsampling(value: Any) -> int:
     return factor
 
 
-def _check_memory(scan_shape: tuple[int, int], u: int) -> None:
+def _check_memory(plan: Plan) -> None:
     # Two 64-bit accumulators (a worker's and the sum) and the temporaries of the last step.
-    needed = u * u * scan_shape[0] * scan_shape[1] * (2 * 8 + 64)
+    needed = 2 * 8 * math.prod(plan.accumulator_shape) + 64 * math.prod(plan.image_shape)
     available = psutil.virtual_memory().available
     if needed > available:
+        rows, cols = plan.image_shape
         raise ValueError(
-            f"upsampling_factor = {u}: an image of {u * scan_shape[0]} x {u * scan_shape[1]} pixels "
+            f"upsampling_factor = {plan.upsampling_factor}: an image of {rows} x {cols} pixels "
             f"needs about {needed / 2**30:.1f} GiB of memory, {available / 2**30:.1f} GiB are "
             "available. Use a smaller upsampling_factor."
         )
@@ -236,9 +238,10 @@ def _center(
         # moves the pixel Q // 2 to Q // 2 - 1.
         quarters = rotation / (math.pi / 2)
         turn = round(quarters) % 4 if math.isclose(quarters, round(quarters), abs_tol=1e-9) else 0
-        row = rows // 2 - (turn in (2, 3) and rows % 2 == 0)
-        col = cols // 2 - (turn in (1, 2) and cols % 2 == 0)
-        return float(row), float(col)
+        return (
+            float(rows // 2 - (turn in (2, 3) and rows % 2 == 0)),
+            float(cols // 2 - (turn in (1, 2) and cols % 2 == 0)),
+        )
     try:
         row, col = (float(c) for c in center)
     except (TypeError, ValueError):

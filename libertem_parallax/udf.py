@@ -35,6 +35,8 @@ class ParallaxUDF(UDF):
         See `from_parameters`.
     """
 
+    _engine: Engine  # of the partition; made in `preprocess`
+
     def __init__(
         self, geometry: Geometry, suppress_Nyquist_noise: bool = True, engine: str = "numba"
     ) -> None:
@@ -43,7 +45,6 @@ class ParallaxUDF(UDF):
         super().__init__(
             geometry=geometry, suppress_Nyquist_noise=suppress_Nyquist_noise, engine=engine
         )
-        self._engine: Engine | None = None
         self._finish: Finish | None = None
 
     @classmethod
@@ -80,8 +81,8 @@ class ParallaxUDF(UDF):
             Size of a detector pixel along rows and columns in 1/Å, or in mrad; give one.
         aberration_coefs
             Polar coefficients in Å and azimuths in rad as abTEM defines them, ``C10``, ``C12``,
-            ``phi12`` ... ``phi56``, or their aliases (``defocus`` = -C10, ``astigmatism``, ``coma``,
-            ``Cs`` ...). Default: none.
+            ``phi12`` ... ``phi56``, or their aliases (``defocus`` = -C10, ``astigmatism``,
+            ``coma``, ``Cs`` ...). Default: none.
         rotation_angle
             Rotation of the detector's directions against the scan in rad: ``k = R(θ) · (pixel -
             center)``, ``R(θ) = [[cos, -sin], [sin, cos]]``, rows first. An exact multiple of π/2

@@ -10,8 +10,9 @@ import json
 from pathlib import Path
 
 import libertem.api
-import libertem_parallax
 import numpy as np
+
+import libertem_parallax
 
 SHAPE = (10, 12, 16, 18)
 BASE = {

@@ -9,15 +9,17 @@ from libertem_parallax import aberrations
 RNG = np.random.default_rng(5)
 ANGLES = RNG.normal(scale=10e-3, size=(40, 2))
 EVERYTHING = {
-    name: float(RNG.uniform(-1, 1) * (np.pi if name.startswith("phi") else 10.0 ** (int(name[1]) + 2)))
+    name: float(
+        RNG.uniform(-1, 1) * (np.pi if name.startswith("phi") else 10.0 ** (int(name[1]) + 2))
+    )
     for name in aberrations.SYMBOLS
 }
 
 
 def test_the_polar_set_is_complete():
-    assert aberrations.SYMBOLS == tuple(
+    assert " ".join(aberrations.SYMBOLS) == (
         "C10 C12 phi12 C21 phi21 C23 phi23 C30 C32 phi32 C34 phi34 C41 phi41 C43 phi43 C45 phi45 "
-        "C50 C52 phi52 C54 phi54 C56 phi56".split()
+        "C50 C52 phi52 C54 phi54 C56 phi56"
     )
 
 
@@ -48,7 +50,9 @@ def test_surface_equals_complex_notation(names, even_only):
 @pytest.mark.parametrize("order", [*(s for s in aberrations.SYMBOLS if s.startswith("C")), "all"])
 def test_gradient_is_the_slope_of_the_surface(order):
     coefs = {
-        name: value for name, value in EVERYTHING.items() if order == "all" or name[-2:] == order[1:]
+        name: value
+        for name, value in EVERYTHING.items()
+        if order == "all" or name[-2:] == order[1:]
     }
     wavelength, step = 0.02, 1e-6
     slopes = []
@@ -84,8 +88,15 @@ def test_nothing_happens_in_the_center():
 
 def test_aliases():
     assert aberrations.canonical(
-        {"defocus": 100, "astigmatism": 2, "astigmatism_angle": 0.3, "coma": 4, "coma_angle": 0.5,
-         "Cs": 1e7, "C5": 6}
+        {
+            "defocus": 100,
+            "astigmatism": 2,
+            "astigmatism_angle": 0.3,
+            "coma": 4,
+            "coma_angle": 0.5,
+            "Cs": 1e7,
+            "C5": 6,
+        }
     ) == {"C10": -100.0, "C12": 2.0, "phi12": 0.3, "C21": 4.0, "phi21": 0.5, "C30": 1e7, "C50": 6.0}
     assert set(aberrations.ALIASES.values()) <= set(aberrations.SYMBOLS)
     assert aberrations.canonical(None) == {}

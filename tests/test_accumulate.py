@@ -16,9 +16,7 @@ def engine(request):
     return ENGINES[request.param]
 
 
-def make_plan(
-    scan=(5, 7), detector=(9, 11), u=2, *, pixels=0.5, reach=4, seed=0
-):
+def make_plan(scan=(5, 7), detector=(9, 11), u=2, *, pixels=0.5, reach=4, seed=0):
     """Random pixels with random shifts of up to `reach` image pixels."""
     rng = np.random.default_rng(seed)
     where = np.argwhere(rng.random(detector) < pixels)
@@ -144,9 +142,7 @@ def test_tiling_does_not_matter(engine, dtype, seed):
     whole = run(engine, plan, frames)
 
     rng = np.random.default_rng(seed)
-    cuts = [
-        np.unique([0, n, *rng.integers(0, n, 3)]) for n in (len(frames), *plan.detector_shape)
-    ]
+    cuts = [np.unique([0, n, *rng.integers(0, n, 3)]) for n in (len(frames), *plan.detector_shape)]
     tiles = [
         tuple(slice(a, b) for a, b in zip(low, high, strict=True))
         for low, high in zip(

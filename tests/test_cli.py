@@ -211,7 +211,7 @@ def test_warnings_are_shown_without_code(run: Run) -> None:
     [
         (
             "scan.npy",
-            ["scan_sampling", "energy", "semiangle_cutoff", "--angular-sampling", "--params"],
+            ["scan_sampling", "--energy", "--semiangle-cutoff", "--angular-sampling", "--params"],
         ),
         (f"scan.npy {BRIEF} -o image.jpg", ["--output", "image.jpg", ".tif", ".png"]),
         (f"scan.npy {BRIEF} -o nowhere/image.tif", ["--output", "nowhere", "create it"]),
@@ -267,7 +267,7 @@ def check_error(result: Result, messages: list[str]) -> None:
     # Any other exception would have been shown with its traceback.
     assert isinstance(result.exception, SystemExit)
     assert "Error: " in result.stderr
-    assert "frames/s" not in result.output
+    assert result.stdout == ""
     for message in messages:
         assert message in result.stderr
 

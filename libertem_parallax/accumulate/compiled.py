@@ -34,7 +34,7 @@ BUFFER_BYTES = 1 << 18
 # keeps loops from being vectorised.
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _gather(
     raw: Any, start: int, n: int, segments: Any, words: Any, row: Any, lanes: tuple[int, ...]
 ) -> None:
@@ -55,10 +55,8 @@ def _gather(
                 words[slot + uintp(j), uintp(w)] = row[uintp(j)]
 
 
-@njit(nogil=True, cache=True)
-def _gather_rest(
-    frames: Any, start: int, done: int, n: int, segments: Any, values: Any
-) -> None:
+@njit(nogil=True)
+def _gather_rest(frames: Any, start: int, done: int, n: int, segments: Any, values: Any) -> None:
     """Transpose the frames that do not fill a word."""
     for t in range(done, n):
         for i in range(len(segments)):
@@ -68,7 +66,7 @@ def _gather_rest(
                 values[slot + uintp(j), uintp(t)] = frames[uintp(start + t), r, c + uintp(j)]
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _scatter(values: Any, n: int, targets: Any, shift: int, A: Any) -> None:
     """Add the buffer's rows to the accumulator."""
     for m in range(len(targets)):
@@ -77,7 +75,7 @@ def _scatter(values: Any, n: int, targets: Any, shift: int, A: Any) -> None:
             A[target + uintp(t)] += A.dtype.type(values[uintp(m), uintp(t)])
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _sum(values: Any, n: int, pixels: int, start: int, S: Any) -> None:
     """Add up the buffer's rows; four at a time, to load and store `S` less often."""
     of = S.dtype.type
@@ -115,7 +113,7 @@ def _accumulate(
     S: Any,  # (T,)
 ) -> None:
     count = len(lanes)
-    start = 0
+    start = np.int64(0)  # typed, or the first turn of the loop is compiled apart
     while start < len(frames):
         y, x = index[start] // nx, index[start] % nx
         n = 1
@@ -151,6 +149,9 @@ class CompiledEngine(Engine):
         size = frames.dtype.itemsize
         slots = BUFFER_BYTES // (BLOCK * size)
         words = np.empty((slots, BLOCK * size // 8), dtype=np.uint64)
+        # Numba compiles anew for read-only arrays (memory maps); so all are.
+        frames = frames.view()
+        frames.flags.writeable = False
         tile = self._tile(origin, (frames.shape[1], frames.shape[2]), slots)
         _accumulate(
             frames,

@@ -81,7 +81,8 @@ class Engine(ABC):
     ) -> None:
         if A.shape != plan.accumulator_shape or not A.flags.c_contiguous:
             raise ValueError(
-                f"A: expected a C-contiguous array of shape {plan.accumulator_shape}, got {A.shape}."
+                f"A: expected a C-contiguous array of shape {plan.accumulator_shape}, "
+                f"got {A.shape}."
             )
         if S.shape != index.shape or S.dtype != A.dtype:
             raise ValueError(
@@ -95,9 +96,7 @@ class Engine(ABC):
         self.A = A
         self.S = S
 
-    def add(
-        self, frames: NDArray[Any], origin: tuple[int, int] = (0, 0), first: int = 0
-    ) -> None:
+    def add(self, frames: NDArray[Any], origin: tuple[int, int] = (0, 0), first: int = 0) -> None:
         """Add a tile.
 
         Parameters
@@ -118,8 +117,10 @@ class Engine(ABC):
         self._check(frames, origin, first)
         if frames.dtype.kind == "b":
             frames = frames.view(np.uint8)
-        elif frames.dtype == np.float16 or not frames.dtype.isnative:
-            frames = frames.astype(np.promote_types(frames.dtype.newbyteorder("="), np.uint8))
+        elif frames.dtype.kind == "f" and frames.dtype.itemsize == 2:
+            frames = frames.astype(np.float32)
+        elif not frames.dtype.isnative:
+            frames = frames.astype(frames.dtype.newbyteorder("="))
         self._add(frames, origin, first)
         # One non-finite value would spread over the whole image in the Fourier transform.
         if frames.dtype.kind == "f":
@@ -131,7 +132,7 @@ class Engine(ABC):
     def _add(self, frames: NDArray[Any], origin: tuple[int, int], first: int) -> None:
         """Add a tile that has been checked; its dtype is native, uint8 to float64."""
 
-    def finish(self) -> None:
+    def finish(self) -> None:  # noqa: B027 - engines that add in place are done already
         """Complete `A` and `S`; nothing is added afterwards."""
 
     def _check(self, frames: NDArray[Any], origin: tuple[int, int], first: int) -> None:
@@ -150,12 +151,11 @@ class Engine(ABC):
         needed = accumulator_dtype(frames.dtype, len(self.plan.pixels))
         if not np.can_cast(needed, self.A.dtype) or (needed.kind != self.A.dtype.kind):
             raise ValueError(
-                f"frames of dtype {frames.dtype} need an accumulator of {needed}, got {self.A.dtype}."
+                f"frames of dtype {frames.dtype} need an accumulator of {needed}, "
+                f"got {self.A.dtype}."
             )
 
-    def _report(
-        self, frames: NDArray[Any], origin: tuple[int, int], first: int, t: int
-    ) -> None:
+    def _report(self, frames: NDArray[Any], origin: tuple[int, int], first: int, t: int) -> None:
         position = divmod(int(self.index[first + t]), self.plan.scan_shape[1])
         for row, col in self.plan.pixels:
             r, c = int(row) - origin[0], int(col) - origin[1]

@@ -56,7 +56,8 @@ class Plan:
             raise ValueError(f"pixels: expected shape (M, 2) with M > 0, got {self.pixels.shape}.")
         if self.shifts.shape != self.pixels.shape:
             raise ValueError(
-                f"shifts: expected the shape of pixels {self.pixels.shape}, got {self.shifts.shape}."
+                f"shifts: expected the shape of pixels {self.pixels.shape}, "
+                f"got {self.shifts.shape}."
             )
         if (self.pixels < 0).any() or (self.pixels >= self.detector_shape).any():
             raise ValueError(f"pixels: all must lie on the detector {self.detector_shape}.")
@@ -99,7 +100,8 @@ class Plan:
         where = np.hstack(
             [self.shifts % self.upsampling_factor, self._steps - self._steps.min(axis=0)]
         )
-        return np.ravel_multi_index(tuple(where.T), self.accumulator_shape)
+        targets: NDArray[np.int64] = np.ravel_multi_index(tuple(where.T), self.accumulator_shape)
+        return targets
 
     @cached_property
     def histogram(self) -> NDArray[np.int64]:

@@ -1,0 +1,583 @@
+"""The command line ``libertem-parallax``: a demo, and the reconstruction of a file."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import math
+import os
+import shlex
+import time
+import tomllib
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+# What takes long to import (LiberTEM, Numba, Matplotlib) is imported where it is used.
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["main"]
+
+_NUMBER = (int, float)
+
+#: What a parameter file may contain: the TOML types of each key, and what is expected in words.
+#: The keys that are also options have the option's name, with _ for -.
+PARAMETERS: Mapping[str, tuple[tuple[type, ...], str]] = {
+    "scan_sampling": ((list,), "step of the scan along rows and columns, two numbers in Å"),
+    "energy": (_NUMBER, "energy of the electrons, a number in eV"),
+    "semiangle_cutoff": (_NUMBER, "semiangle of the bright field, a number in mrad"),
+    "reciprocal_sampling": ((list,), "detector pixel along rows and columns, two numbers in 1/Å"),
+    "angular_sampling": ((list,), "detector pixel along rows and columns, two numbers in mrad"),
+    "aberration_coefs": ((dict,), "a table of aberration coefficients in Å and azimuths in rad"),
+    "rotation_angle": (
+        (*_NUMBER, str),
+        'rotation of the detector, a number in rad or a text like "-15deg"',
+    ),
+    "upsampling_factor": ((int,), "pixels of the image per scan step, an integer"),
+    "suppress_Nyquist_noise": ((bool,), "true or false"),
+    "detector_flip_cols": ((bool,), "true or false"),
+    "center": ((list,), "row and column of the beam, two numbers in detector pixels"),
+    "bf_mask": ((str,), "name of a .npy file, relative to the parameter file"),
+    "phase_flip": ((bool,), "true or false"),
+    "load": ((dict,), "a table of what to tell LiberTEM about the data"),
+}
+
+_REQUIRED = ("scan_sampling", "energy", "semiangle_cutoff")
+_SAMPLINGS = ("angular_sampling", "reciprocal_sampling")
+
+_COMPILES = "Reconstructing (the first time, code is compiled, which takes some seconds)"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="libertem-parallax")
+def main() -> None:
+    """Parallax (tilt-corrected bright-field) images of 4D-STEM data with LiberTEM."""
+
+
+def _parse_angle(text: str) -> float:
+    number = text.strip()
+    degrees = number.removesuffix("deg")
+    return float(number) if degrees == number else math.radians(float(degrees))
+
+
+def _angle_option(_ctx: click.Context, _param: click.Parameter, text: str | None) -> float | None:
+    try:
+        return None if text is None else _parse_angle(text)
+    except ValueError:
+        raise click.BadParameter(
+            f"{text!r} is neither a number in rad nor one in degrees like -15deg."
+        ) from None
+
+
+def _split_pairs(texts: Iterable[str]) -> Iterator[tuple[str, str]]:
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name.strip() and equals and value.strip()):
+            raise click.BadParameter(f"{text!r}: expected a name, = and a value.")
+        yield name.strip(), value.strip()
+
+
+def _aberration_option(
+    _ctx: click.Context, _param: click.Parameter, texts: tuple[str, ...]
+) -> dict[str, float]:
+    coefs = {}
+    for name, value in _split_pairs(texts):
+        try:
+            coefs[name] = float(value)
+        except ValueError:
+            raise click.BadParameter(
+                f"{name}={value}: expected a number after =, such as C10=-1.5e4."
+            ) from None
+    return coefs
+
+
+def _load_option(
+    _ctx: click.Context, _param: click.Parameter, texts: tuple[str, ...]
+) -> dict[str, Any]:
+    return {name: _parse_toml_value(value) for name, value in _split_pairs(texts)}
+
+
+def _parse_toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+_EXAMPLES = """\b
+Examples:
+  libertem-parallax reconstruct scan.h5 --params scan.toml -o image.tif
+  libertem-parallax reconstruct scan.npy --energy 300e3 --semiangle-cutoff 4 \\
+      --scan-sampling 3.5 3.5 --angular-sampling 0.3 0.3 --aberration C10=-1.5e4
+"""
+
+
+@main.command(short_help="Reconstruct an image from a 4D-STEM data set.", epilog=_EXAMPLES)
+@click.argument("data", type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--params",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="TOML file with parameters. Its keys are the names of the options with _ for -: "
+    "scan_sampling = [3.5, 3.5]; aberrations are a table [aberration_coefs], what to tell "
+    "LiberTEM is a table [load]. Options override it.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="IMAGE",
+    help="Where to write the image: .tif (float32, with the pixel size for ImageJ), .npy "
+    "(float32) or .png (8-bit gray, to look at).  "
+    "[default: DATA's name with _parallax.tif, in the current folder]",
+)
+@click.option(
+    "--phase-flip/--no-phase-flip",
+    default=None,
+    help="Undo the contrast reversals by defocus.  [default: no]",
+)
+@click.option(
+    "--scan-sampling",
+    type=(float, float),
+    metavar="Y X",
+    help="Step of the scan along rows and columns in Å.  [required]",
+)
+@click.option("--energy", type=float, help="Energy of the electrons in eV.  [required]")
+@click.option(
+    "--semiangle-cutoff",
+    type=float,
+    help="Semiangle of the bright field in mrad; pixels up to it are used.  [required]",
+)
+@click.option(
+    "--angular-sampling",
+    type=(float, float),
+    metavar="Y X",
+    help="Size of a detector pixel along rows and columns in mrad.  "
+    "[this or --reciprocal-sampling required]",
+)
+@click.option(
+    "--reciprocal-sampling",
+    type=(float, float),
+    metavar="Y X",
+    help="Size of a detector pixel along rows and columns in 1/Å.",
+)
+@click.option(
+    "--aberration",
+    "aberration_coefs",
+    multiple=True,
+    callback=_aberration_option,
+    metavar="NAME=VALUE",
+    help="Aberration coefficient in Å or azimuth in rad: C10, C12, phi12, ... phi56, or names "
+    "such as defocus (= -C10), astigmatism, coma, Cs. Repeat it for more.",
+)
+@click.option(
+    "--rotation-angle",
+    callback=_angle_option,
+    metavar="ANGLE",
+    help="Rotation of the detector against the scan in rad, or in degrees as in -15deg.  "
+    "[default: 0]",
+)
+@click.option(
+    "--upsampling-factor", type=int, help="Pixels of the image per scan step.  [default: 1]"
+)
+@click.option(
+    "--center",
+    type=(float, float),
+    metavar="ROW COLUMN",
+    help="Beam center in detector pixels as stored, counted from 0, fractions allowed.  "
+    "[default: the middle]",
+)
+@click.option(
+    "--detector-flip-cols/--no-detector-flip-cols",
+    default=None,
+    help="Read the frames' columns from right to left.  [default: no]",
+)
+@click.option(
+    "--bf-mask",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE.npy",
+    help="Boolean array of the detector's shape: False for dead pixels and beam stops.",
+)
+@click.option(
+    "--suppress-nyquist-noise/--no-suppress-nyquist-noise",
+    "suppress_Nyquist_noise",
+    default=None,
+    help="Zero the Nyquist frequencies of the image, which hold only noise.  [default: yes]",
+)
+@click.option(
+    "--load",
+    multiple=True,
+    callback=_load_option,
+    metavar="KEY=VALUE",
+    help="Tell LiberTEM about the data, such as type=raw, dtype=uint16, "
+    "'nav_shape=[256, 256]', 'sig_shape=[64, 64]'; VALUE as in TOML, or plain text. "
+    "Repeat it for more.  [default: type=auto]",
+)
+def reconstruct(data: Path, params: Path | None, output: Path | None, **options: Any) -> None:
+    """Reconstruct the parallax image of DATA, any 4D-STEM data set that LiberTEM opens.
+
+    Parameters come from options, from a TOML file, or both.
+    """
+    output = output or Path(f"{data.stem}_parallax.tif")
+    parameters = _merge({} if params is None else _read_parameters(params), options)
+    _check_required(parameters)
+    _check_output(output, data)
+    load = parameters.pop("load", {})
+    phase_flip = parameters.pop("phase_flip", False)
+    if "bf_mask" in parameters:
+        parameters["bf_mask"] = _read_mask(parameters["bf_mask"])
+
+    from libertem.api import Context
+
+    from . import images
+
+    with Context.make_with("threads") as ctx:
+        dataset = _load(ctx, data, load)
+        udf = _make_udf({**parameters, "shape": dataset.shape}, phase_flip=phase_flip)
+        click.echo(_COMPILES, err=True)
+        results, seconds = _run(ctx, dataset, udf)
+    image = results["reconstruction"]
+    plan = udf.params.geometry.plan
+    pixel_size = _pixel_size(udf)
+    try:
+        images.save(output, image, pixel_size)
+    except OSError as error:
+        raise click.ClickException(f"cannot write {output}: {error}") from error
+    kind = "phase-flipped parallax" if phase_flip else "parallax"
+    _report(
+        (
+            "Data",
+            f"{_by(plan.scan_shape)} scan, {_by(plan.detector_shape)} detector, {dataset.dtype}",
+        ),
+        ("Bright field", f"{len(plan.pixels)} detector pixels"),
+        (
+            "Image",
+            f"{kind}, {_by(image.shape)} pixels of "
+            f"{_by(f'{size / 10:.4g}' for size in pixel_size)} nm",
+        ),
+        ("Time", _speed(plan.scan_shape, seconds)),
+        ("Written to", str(output)),
+    )
+
+
+@main.command(short_help="Simulate a specimen and reconstruct it.")
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("libertem-parallax-demo"),
+    show_default=True,
+    metavar="DIR",
+    help="Folder for pictures, data and parameters; created where it does not exist.",
+)
+def demo(output: Path) -> None:
+    """Simulate protein shells in ice, reconstruct them, and show the result next to the truth.
+
+    Takes seconds (longer the first time, when code is compiled). The data and parameters are
+    kept, to go on with `libertem-parallax reconstruct`.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise click.ClickException(f"--output: cannot create {output}: {error}") from error
+
+    import numpy as np
+    from libertem.api import Context
+    from tqdm import tqdm
+
+    from . import images
+    from .simulate import simulate
+
+    frames_path, params_path, picture_path = (
+        output / name for name in ("frames.npy", "params.toml", "demo.png")
+    )
+    dose = 30.0
+    simulation = simulate(dose=dose, progress=partial(tqdm, desc="Simulating", unit=" rows"))
+    np.save(frames_path, simulation.frames)
+    parameters = simulation.parameters
+    params_path.write_text(_to_toml(parameters), encoding="utf-8")
+
+    with Context.make_with("threads") as ctx:
+        dataset = ctx.load("npy", path=frames_path)
+        udf = _make_udf(parameters, phase_flip=False)
+        click.echo(_COMPILES, err=True)
+        parallax = _run(ctx, dataset, udf)[0]["reconstruction"]
+        # The second run is the one to be timed: there is nothing to compile any more.
+        udf = _make_udf(parameters, phase_flip=True)
+        results, seconds = _run(ctx, dataset, udf)
+        flipped = results["reconstruction"]
+    plan = udf.params.geometry.plan
+    rows, cols = plan.pixels.T
+    bright_field = simulation.frames[..., rows, cols].mean(axis=-1)
+
+    blur = 5.0
+    scan_sampling, pixel_size = parameters["scan_sampling"], _pixel_size(udf)
+    truth = _blur(_resample(simulation.truth, flipped.shape), pixel_size, blur)
+    parallax, flipped = _blur(parallax, pixel_size, blur), _blur(flipped, pixel_size, blur)
+    bright_field = _blur(bright_field, scan_sampling, blur)
+    images.overview(
+        picture_path,
+        [
+            (title, f"blurred by {blur:g} Å", image, size)
+            for title, image, size in (
+                ("Mean bright field", bright_field, scan_sampling),
+                ("Parallax", parallax, pixel_size),
+                ("Parallax, phase-flipped", flipped, pixel_size),
+                ("True phase of the specimen", truth, pixel_size),
+            )
+        ],
+    )
+
+    field = (n * size / 10 for n, size in zip(plan.scan_shape, scan_sampling, strict=True))
+    _report(
+        ("Simulated", f"apoferritin-like shells in ice, {_by(f'{n:.1f}' for n in field)} nm"),
+        (
+            "",
+            f"{_by(plan.scan_shape)} scan, {_by(plan.detector_shape)} detector, "
+            f"binary counts, {dose:g} e/Å²",
+        ),
+        (
+            "",
+            f"{parameters['energy'] / 1e3:g} keV, {parameters['semiangle_cutoff']:g} mrad, "
+            f"defocus {-parameters['aberration_coefs']['C10'] / 1e4:g} µm",
+        ),
+        ("Reconstructed", _speed(plan.scan_shape, seconds)),
+        ("", f"parallax with and without phase flip, {_by(flipped.shape)} pixels"),
+        (
+            "Correlation",
+            f"{_correlation(flipped, truth):.2f} of the phase-flipped image with "
+            f"the truth, both blurred by {blur:g} Å",
+        ),
+        ("", f"{_correlation(parallax, truth):.2f} without phase flip: the contrast is inverted"),
+        ("Pictures", str(picture_path)),
+        ("Data", f"{frames_path}, {params_path}"),
+    )
+    command = ["reconstruct", str(frames_path), "--params", str(params_path)]
+    click.echo("\nTry next:")
+    click.echo(f"  libertem-parallax {shlex.join(command)} -o image.tif --phase-flip")
+
+
+def _read_parameters(path: Path) -> dict[str, Any]:
+    """Read a parameter file and check names and types; values are checked by the library."""
+    try:
+        parameters = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise click.ClickException(f"{path}: cannot be read as TOML: {error}") from error
+    for key, value in parameters.items():
+        if key not in PARAMETERS:
+            near = difflib.get_close_matches(key, PARAMETERS, n=1, cutoff=0)[0]
+            raise click.ClickException(
+                f"{path}: unknown key {key!r}; the nearest known one is {near!r}. "
+                f"Known: {', '.join(PARAMETERS)}."
+            )
+        kinds, expected = PARAMETERS[key]
+        # To Python, True is an int.
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            raise click.ClickException(f"{path}: {key} = {value!r}: expected {expected}.")
+    if isinstance(angle := parameters.get("rotation_angle"), str):
+        try:
+            parameters["rotation_angle"] = _parse_angle(angle)
+        except ValueError:
+            expected = PARAMETERS["rotation_angle"][1]
+            raise click.ClickException(
+                f"{path}: rotation_angle = {angle!r}: expected {expected}."
+            ) from None
+    if "bf_mask" in parameters:
+        parameters["bf_mask"] = path.parent / parameters["bf_mask"]
+    return parameters
+
+
+def _merge(parameters: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Combine a file's parameters with the command line's, which win."""
+    from .aberrations import ALIASES
+
+    given = {name: value for name, value in options.items() if value is not None}
+    merged = {**parameters, **given}
+    # The file's coefficients stay, except those given anew, by whatever name.
+    coefs = parameters.get("aberration_coefs", {})
+    anew = {ALIASES.get(name, name) for name in options["aberration_coefs"]}
+    merged["aberration_coefs"] = {
+        **{name: value for name, value in coefs.items() if ALIASES.get(name, name) not in anew},
+        **options["aberration_coefs"],
+    }
+    merged["load"] = {**parameters.get("load", {}), **options["load"]}
+    # One sampling describes the detector: an option replaces whichever the file has.
+    if any(name in given for name in _SAMPLINGS):
+        for name in set(_SAMPLINGS) - set(given):
+            merged.pop(name, None)
+    return merged
+
+
+def _check_required(parameters: Mapping[str, Any]) -> None:
+    missing = [name for name in _REQUIRED if name not in parameters]
+    if not any(name in parameters for name in _SAMPLINGS):
+        missing += _SAMPLINGS
+    if missing:
+        lines = [
+            f"  {'or ' if name == _SAMPLINGS[1] else ''}--{name.replace('_', '-')}: "
+            f"{PARAMETERS[name][1]}"
+            for name in missing
+        ]
+        raise click.UsageError(
+            "\n".join(
+                [
+                    "parameters are missing:",
+                    *lines,
+                    f"Give them as options or as keys of the file for --params: {missing[0]} = ...",
+                ]
+            )
+        )
+
+
+def _check_output(output: Path, data: Path) -> None:
+    from .images import WRITERS
+
+    problem = None
+    if output.suffix.lower() not in WRITERS:
+        problem = f"expected a name that ends with one of {', '.join(WRITERS)}"
+    elif not output.parent.is_dir():
+        problem = f"there is no folder {output.parent}; create it first"
+    elif output.is_dir():
+        problem = "that is a folder; give the name of a file"
+    elif not os.access(output if output.exists() else output.parent, os.W_OK):
+        problem = "no permission to write there; choose another place"
+    elif output.exists() and output.samefile(data):
+        problem = "that is the data, which would be overwritten; choose another name"
+    if problem:
+        raise click.UsageError(f"--output {output}: {problem}.")
+
+
+def _read_mask(path: Path) -> NDArray[Any]:
+    import numpy as np
+
+    try:
+        mask: NDArray[Any] = np.load(path)
+    except (OSError, ValueError, EOFError) as error:
+        raise click.ClickException(
+            f"bf_mask: {path} cannot be read as a .npy file: {error}"
+        ) from error
+    return mask
+
+
+def _load(ctx: Any, data: Path, load: Mapping[str, Any]) -> Any:
+    arguments = {key: tuple(v) if isinstance(v, list) else v for key, v in load.items()}
+    kind = arguments.pop("type", "auto")
+    try:
+        # While LiberTEM finds the type out, it prints what the file is not.
+        with contextlib.redirect_stdout(io.StringIO()):
+            dataset = ctx.load(kind, str(data), **arguments)
+    # Every format has its own way to fail.
+    except Exception as error:
+        described = ", ".join(f"{key} = {value!r}" for key, value in load.items())
+        raise click.ClickException(
+            f"LiberTEM cannot open {data} with {described or 'type = auto'}: {error}. "
+            "Describe the data with --load KEY=VALUE or a table [load] in the parameter file, for "
+            "instance type, nav_shape, sig_shape and dtype for raw files."
+        ) from error
+    if (dataset.shape.nav.dims, dataset.shape.sig.dims) != (2, 2):
+        raise click.ClickException(
+            f"{data} has the shape {tuple(dataset.shape)}: expected four axes, scan rows, scan "
+            "columns, detector rows and detector columns. Give the missing shape with "
+            "--load 'nav_shape=[ROWS, COLUMNS]' or sig_shape."
+        )
+    return dataset
+
+
+@contextlib.contextmanager
+def _messages_only() -> Iterator[None]:
+    """Show what the library finds wrong with the input without a traceback."""
+    try:
+        yield
+    except (OSError, TypeError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _make_udf(parameters: Mapping[str, Any], *, phase_flip: bool) -> Any:
+    from .udf import ParallaxPhaseFlipUDF, ParallaxUDF
+
+    cls = ParallaxPhaseFlipUDF if phase_flip else ParallaxUDF
+    # Warnings are for the user: recorded, they can be shown without the line of code.
+    with (
+        _messages_only(),
+        warnings.catch_warnings(record=True, category=UserWarning, action="always") as caught,
+    ):
+        udf = cls.from_parameters(**parameters)
+    for warning in caught:
+        click.echo(f"Warning: {warning.message}", err=True)
+    return udf
+
+
+def _run(ctx: Any, dataset: Any, udf: Any) -> tuple[dict[str, NDArray[Any]], float]:
+    """Run with a progress bar; results by name, and seconds."""
+    start = time.perf_counter()
+    with _messages_only():
+        results = ctx.run_udf(dataset, udf, progress=True)
+    seconds = time.perf_counter() - start
+    return {name: buffer.data for name, buffer in results.items()}, seconds
+
+
+def _pixel_size(udf: Any) -> tuple[float, float]:
+    """Height and width of the image's pixels in Å."""
+    geometry = udf.params.geometry
+    height, width = geometry.scan_sampling
+    factor = geometry.plan.upsampling_factor
+    return height / factor, width / factor
+
+
+def _to_toml(parameters: Mapping[str, Any]) -> str:
+    """Write the parameters of an acquisition as a file for --params."""
+    lines, tables = [], []
+    for name, value in parameters.items():
+        if name == "shape":  # comes with the data
+            continue
+        if isinstance(value, Mapping):
+            tables += ["", f"[{name}]", *(f"{key} = {float(v)!r}" for key, v in value.items())]
+        else:
+            text = repr(list(value)) if isinstance(value, tuple) else repr(value)
+            lines.append(f"{name} = {text}  # {PARAMETERS[name][1]}")
+    return "\n".join([*lines, *tables, ""])
+
+
+def _resample(image: NDArray[Any], shape: tuple[int, int]) -> NDArray[Any]:
+    """Sample a periodic image at another number of points, with the same first point."""
+    import scipy.signal
+
+    for axis, count in enumerate(shape):
+        image = scipy.signal.resample(image, count, axis=axis)
+    return image
+
+
+def _blur(image: NDArray[Any], pixel_size: tuple[float, float], blur: float) -> NDArray[Any]:
+    """Convolve a periodic image with a Gaussian; ``blur`` is its standard deviation in Å."""
+    import scipy.ndimage
+
+    blurred: NDArray[Any] = scipy.ndimage.gaussian_filter(
+        image, [blur / size for size in pixel_size], mode="wrap"
+    )
+    return blurred
+
+
+def _correlation(a: NDArray[Any], b: NDArray[Any]) -> float:
+    import numpy as np
+
+    return float(np.corrcoef(a.ravel(), b.ravel())[0, 1])
+
+
+def _by(values: Iterable[Any]) -> str:
+    return " x ".join(str(value) for value in values)
+
+
+def _speed(scan_shape: tuple[int, int], seconds: float) -> str:
+    frames = math.prod(scan_shape)
+    rate = float(f"{frames / seconds:.2g}")
+    return f"{frames:,} frames in {seconds:.2g} s, {rate:,.0f} frames/s"
+
+
+def _report(*rows: tuple[str, str]) -> None:
+    click.echo()
+    for name, text in rows:
+        click.echo(f"{name:<15}{text}")

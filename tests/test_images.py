@@ -1,0 +1,46 @@
+"""Image files; their contents in the formats for data are checked with the command line."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from libertem_parallax.images import _round_length, overview, save
+
+
+def test_png_of_a_constant_image(tmp_path: Path) -> None:
+    save(tmp_path / "image.png", np.full((3, 4), 7.0), (1.0, 1.0))
+    with Image.open(tmp_path / "image.png") as picture:
+        assert picture.size == (4, 3)
+        assert set(np.asarray(picture).ravel()) == {0}
+
+
+def test_png_keeps_contrast_despite_an_outlier(tmp_path: Path) -> None:
+    image = np.tile(np.linspace(0, 1, 100), (100, 1))
+    image[5, 5] = 1e6
+    save(tmp_path / "image.png", image, (1.0, 1.0))
+    with Image.open(tmp_path / "image.png") as picture:
+        gray = np.asarray(picture)
+    assert len(np.unique(gray)) > 90
+
+
+def test_overview_shows_every_pixel_where_it_belongs(tmp_path: Path) -> None:
+    checkerboard = np.indices((4, 4)).sum(axis=0) % 2
+    panels = [("Coarse", "", checkerboard[:2, :2], (2.0, 2.0)), ("Fine", "", checkerboard, (1, 1))]
+    overview(tmp_path / "overview.png", panels)
+    with Image.open(tmp_path / "overview.png") as picture:
+        gray = np.asarray(picture.convert("L"))
+    for i, (_, _, image, _) in enumerate(panels):
+        left, top, size = 16 + i * (432 + 16), 76, 432
+        panel = gray[top : top + size, left : left + size]
+        step = size // len(image)
+        centers = panel[step // 2 :: step, step // 2 :: step]
+        # The upper half: the scale bar is in the lower left corner.
+        half = len(image) // 2
+        np.testing.assert_array_equal(centers[:half], 255 * image[:half])
+
+
+@pytest.mark.parametrize(("limit", "length"), [(6.4, 5), (1.9, 1), (250, 200), (0.03, 0.02)])
+def test_scale_bar_has_a_round_length(limit: float, length: float) -> None:
+    assert _round_length(limit) == pytest.approx(length)
