@@ -9,6 +9,7 @@ import definition
 import libertem.api
 import numpy as np
 import pytest
+from libertem.io.corrections import CorrectionSet
 from libertem.udf.sum import SumUDF
 
 from libertem_parallax import ParallaxPhaseFlipUDF, ParallaxUDF
@@ -291,6 +292,18 @@ def test_files_of_any_kind(ctx, tmp_path):
     for result in results:
         for one, other in zip(result, sums(reference), strict=True):
             np.testing.assert_array_equal(one, other)
+
+
+def test_corrections_are_applied_first(inline):
+    frames = make_frames(PARAMETERS["shape"], "uint8")
+    rng = np.random.default_rng(3)
+    dark, gain = rng.random((2, 24, 25)).astype(np.float32)
+    ds = inline.load("memory", data=frames, sig_dims=2)
+    udf = ParallaxUDF.from_parameters(**PARAMETERS)
+    image = inline.run_udf(dataset=ds, udf=udf, corrections=CorrectionSet(dark=dark, gain=gain))
+    expected, _ = defined((frames - dark) * gain, PARAMETERS)
+    actual = image["reconstruction"].data
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 def test_both_udfs_and_others_in_one_run(inline):

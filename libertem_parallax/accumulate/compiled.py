@@ -15,6 +15,7 @@ that overlap recent stores stall.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from numba import njit, uint64, uintp
 from numpy.typing import NDArray
 
 from .engine import Engine
+from .plan import Plan
 
 __all__ = ["CompiledEngine"]
 
@@ -135,48 +137,55 @@ def _accumulate(
 
 
 class _Tile(NamedTuple):
-    """What the kernel needs to know of one part of the detector."""
+    """What the kernel needs to know of one part of the detector, and its buffer."""
 
     segments: NDArray[np.int64]
     targets: NDArray[np.int64]
     batches: NDArray[np.int64]
+    values: NDArray[Any]
+    words: NDArray[np.uint64]
+    row: NDArray[np.uint64]
 
 
 class CompiledEngine(Engine):
     """`Engine` compiled by Numba, on one thread; releases the GIL."""
 
+    def __init__(
+        self, plan: Plan, index: NDArray[np.int64], A: NDArray[Any], S: NDArray[Any]
+    ) -> None:
+        super().__init__(plan, index, A, S)
+        # Detectors may send a few frames a tile: what depends on the tile's place only is kept.
+        self._tile = functools.cache(self._make_tile)
+
     def _add(self, frames: NDArray[Any], origin: tuple[int, int], first: int) -> None:
         size = frames.dtype.itemsize
-        slots = BUFFER_BYTES // (BLOCK * size)
-        words = np.empty((slots, BLOCK * size // 8), dtype=np.uint64)
         # Numba compiles anew for read-only arrays (memory maps); so all are.
         frames = frames.view()
         frames.flags.writeable = False
-        tile = self._tile(origin, (frames.shape[1], frames.shape[2]), slots)
         _accumulate(
             frames,
             frames.view(f"u{size}"),
             self.index[first : first + len(frames)],
             self.plan.scan_shape[1],
             self.A.shape[3],
-            *tile,
-            words.view(frames.dtype),
-            words,
-            np.empty(slots, dtype=np.uint64),
+            *self._tile(origin, (frames.shape[1], frames.shape[2]), frames.dtype),
             tuple(range(0, 64, 8 * size)),
             self.A.reshape(-1),
             self.S[first : first + len(frames)],
         )
 
-    def _tile(self, origin: tuple[int, int], shape: tuple[int, int], slots: int) -> _Tile:
-        """Cut the tile's bright-field pixels into runs, and these into batches of `slots`."""
+    def _make_tile(
+        self, origin: tuple[int, int], shape: tuple[int, int], dtype: np.dtype[Any]
+    ) -> _Tile:
+        """Cut the tile's bright-field pixels into runs, and these into batches for the buffer."""
+        words = np.empty((BUFFER_BYTES // (BLOCK * dtype.itemsize), BLOCK * dtype.itemsize // 8))
+        slots = len(words)
         pixels = self.plan.pixels - np.asarray(origin)
         inside = ((pixels >= 0) & (pixels < shape)).all(axis=1)
         pixels = pixels[inside]
-        number = np.arange(len(pixels))
         starts_run = np.ones(len(pixels), dtype=bool)
         starts_run[1:] = (np.diff(pixels[:, 0]) != 0) | (np.diff(pixels[:, 1]) != 1)
-        starts_run |= number % slots == 0
+        starts_run |= np.arange(len(pixels)) % slots == 0
         begins = np.flatnonzero(starts_run)
         lengths = np.diff(begins, append=len(pixels))
         segments = np.column_stack([pixels[begins], begins % slots, lengths])
@@ -184,4 +193,11 @@ class CompiledEngine(Engine):
         last = np.minimum(first + slots, len(pixels))
         cuts = np.searchsorted(begins, np.append(first, len(pixels)))
         batches = np.column_stack([cuts[:-1], cuts[1:], first, last])
-        return _Tile(segments, self.plan.targets[inside], batches)
+        return _Tile(
+            segments,
+            self.plan.targets[inside],
+            batches,
+            words.view(dtype),
+            words.view(np.uint64),
+            np.empty(slots, dtype=np.uint64),
+        )

@@ -103,7 +103,7 @@ class Plan:
         targets: NDArray[np.int64] = np.ravel_multi_index(tuple(where.T), self.accumulator_shape)
         return targets
 
-    @cached_property
+    @property
     def histogram(self) -> NDArray[np.int64]:
         """Number of pixels by shift, in sub-grids without halo, (u, u, Ny, Nx)."""
         A = np.zeros(self.accumulator_shape, dtype=np.int64)

@@ -1,0 +1,1 @@
+"""Frame throughput of all paths through LiberTEM, in one run: ``python -m benchmarks``."""
