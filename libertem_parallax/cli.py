@@ -296,7 +296,9 @@ def demo(output: Path) -> None:
         output / name for name in ("frames.npy", "params.toml", "demo.png")
     )
     dose = 30.0
-    simulation = simulate(dose=dose, progress=partial(tqdm, desc="Simulating", unit=" rows"))
+    simulation = simulate(
+        dose=dose, seed=1, progress=partial(tqdm, desc="Simulating", unit=" rows")
+    )
     np.save(frames_path, simulation.frames)
     parameters = simulation.parameters
     params_path.write_text(_to_toml(parameters), encoding="utf-8")
@@ -314,7 +316,7 @@ def demo(output: Path) -> None:
     rows, cols = plan.pixels.T
     bright_field = simulation.frames[..., rows, cols].mean(axis=-1)
 
-    blur = 5.0
+    blur = 6.0
     scan_sampling, pixel_size = parameters["scan_sampling"], _pixel_size(udf)
     truth = _blur(_resample(simulation.truth, flipped.shape), pixel_size, blur)
     parallax, flipped = _blur(parallax, pixel_size, blur), _blur(flipped, pixel_size, blur)
