@@ -118,7 +118,7 @@ def canonical(coefs: Mapping[str, float] | None) -> dict[str, float]:
 def _finite(name: str, value: Any) -> float:
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise ValueError(

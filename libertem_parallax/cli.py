@@ -86,8 +86,10 @@ def _split_pairs(texts: Iterable[str]) -> Iterator[tuple[str, str]]:
 def _aberration_option(
     _ctx: click.Context, _param: click.Parameter, texts: tuple[str, ...]
 ) -> dict[str, float]:
-    coefs = {}
+    coefs: dict[str, float] = {}
     for name, value in _split_pairs(texts):
+        if name in coefs:
+            raise click.BadParameter(f"{name} is given twice.")
         try:
             coefs[name] = float(value)
         except ValueError:
@@ -226,7 +228,8 @@ def reconstruct(data: Path, params: Path | None, output: Path | None, **options:
     output = output or Path(f"{data.stem}_parallax.tif")
     parameters = _merge({} if params is None else _read_parameters(params), options)
     _check_required(parameters)
-    _check_output(output, data)
+    inputs = [data, params, parameters.get("bf_mask")]
+    _check_output(output, [path for path in inputs if path is not None])
     load = parameters.pop("load", {})
     phase_flip = parameters.pop("phase_flip", False)
     if "bf_mask" in parameters:
@@ -246,7 +249,7 @@ def reconstruct(data: Path, params: Path | None, output: Path | None, **options:
     pixel_size = _pixel_size(udf)
     try:
         images.save(output, image, pixel_size)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise click.ClickException(f"cannot write {output}: {error}") from error
     kind = "phase-flipped parallax" if phase_flip else "parallax"
     _report(
@@ -435,7 +438,7 @@ def _check_required(parameters: Mapping[str, Any]) -> None:
         )
 
 
-def _check_output(output: Path, data: Path) -> None:
+def _check_output(output: Path, inputs: Iterable[Path]) -> None:
     from .images import WRITERS
 
     problem = None
@@ -447,8 +450,8 @@ def _check_output(output: Path, data: Path) -> None:
         problem = "that is a folder; give the name of a file"
     elif not os.access(output if output.exists() else output.parent, os.W_OK):
         problem = "no permission to write there; choose another place"
-    elif output.exists() and output.samefile(data):
-        problem = "that is the data, which would be overwritten; choose another name"
+    elif output.exists() and any(path.exists() and output.samefile(path) for path in inputs):
+        problem = "that is an input, which would be overwritten; choose another name"
     if problem:
         raise click.UsageError(f"--output {output}: {problem}.")
 
@@ -468,6 +471,8 @@ def _read_mask(path: Path) -> NDArray[Any]:
 def _load(ctx: Any, data: Path, load: Mapping[str, Any]) -> Any:
     arguments = {key: tuple(v) if isinstance(v, list) else v for key, v in load.items()}
     kind = arguments.pop("type", "auto")
+    if not isinstance(kind, str):
+        raise click.ClickException(f"load: type = {kind!r}: expected a text, such as 'raw'.")
     try:
         # While LiberTEM finds the type out, it prints what the file is not.
         with contextlib.redirect_stdout(io.StringIO()):
@@ -486,14 +491,31 @@ def _load(ctx: Any, data: Path, load: Mapping[str, Any]) -> Any:
             "columns, detector rows and detector columns. Give the missing shape with "
             "--load 'nav_shape=[ROWS, COLUMNS]' or sig_shape."
         )
+    missing = sum(
+        count
+        for name, count in dataset.get_sync_offset_info().items()
+        if name.startswith("frames_inserted")
+    )
+    if missing:
+        _warn(
+            f"{data} has no frames for {missing:,} of {dataset.shape.nav.size:,} scan positions. "
+            "Check nav_shape, sig_shape, dtype and sync_offset."
+        )
     return dataset
+
+
+def _warn(message: str) -> None:
+    click.echo(f"Warning: {message}", err=True)
 
 
 @contextlib.contextmanager
 def _messages_only() -> Iterator[None]:
-    """Show what the library finds wrong with the input without a traceback."""
+    """Show what the library says of the input without tracebacks and lines of code."""
     try:
-        yield
+        with warnings.catch_warnings(record=True, category=UserWarning, action="always") as caught:
+            yield
+        for warning in caught:
+            _warn(str(warning.message))
     except (OSError, TypeError, ValueError) as error:
         raise click.ClickException(str(error)) from error
 
@@ -502,15 +524,8 @@ def _make_udf(parameters: Mapping[str, Any], *, phase_flip: bool) -> Any:
     from .udf import ParallaxPhaseFlipUDF, ParallaxUDF
 
     cls = ParallaxPhaseFlipUDF if phase_flip else ParallaxUDF
-    # Warnings are for the user: recorded, they can be shown without the line of code.
-    with (
-        _messages_only(),
-        warnings.catch_warnings(record=True, category=UserWarning, action="always") as caught,
-    ):
-        udf = cls.from_parameters(**parameters)
-    for warning in caught:
-        click.echo(f"Warning: {warning.message}", err=True)
-    return udf
+    with _messages_only():
+        return cls.from_parameters(**parameters)
 
 
 def _run(ctx: Any, dataset: Any, udf: Any) -> tuple[dict[str, NDArray[Any]], float]:

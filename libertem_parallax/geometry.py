@@ -16,11 +16,20 @@ from numpy.typing import NDArray
 from . import aberrations
 from .accumulate import Plan
 
-__all__ = ["Geometry"]
+__all__ = ["Geometry", "check_flag"]
 
 #: A relative margin on the edge of the bright field, so that pixels which lie on it are all inside
 #: or all outside, whatever the rounding of each.
 _EDGE = 1e-9
+
+#: Decimals of a pixel that decide how a shift is rounded. Round numbers as parameters put shifts on
+#: exact halves; rounding errors must not decide, for each pixel anew, which way these go.
+_DECIMALS = 6
+
+#: Shifts in image pixels are 32-bit numbers at most.
+_LARGEST_SHIFT = 2**31
+
+_LARGEST_UPSAMPLING = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,13 +104,20 @@ class Geometry:
             y, x = _pair("reciprocal_sampling", reciprocal_sampling, "1/Å")
             sampling = y * wavelength * 1e3, x * wavelength * 1e3
         coefs = aberrations.canonical(aberration_coefs)
-        rotation = _number("rotation_angle", rotation_angle or 0.0, "rad", positive=False)
+        rotation = (
+            0.0
+            if rotation_angle is None
+            else _number("rotation_angle", rotation_angle, "rad", positive=False)
+        )
         u = _upsampling(upsampling_factor)
-        canonical_center = _center(center, detector_shape, rotation, bool(detector_flip_cols))
+        flip = check_flag("detector_flip_cols", detector_flip_cols)
+        # Directions and masks of all detector pixels.
+        _check_memory(f"shape = {shape}: a detector", detector_shape, 64)
+        canonical_center = _center(center, detector_shape, rotation, flip)
 
         angles = _angles(detector_shape, canonical_center, sampling, rotation)
         inside = np.hypot(angles[..., 0], angles[..., 1]) * 1e3 <= cutoff * (1 + _EDGE)
-        if detector_flip_cols:
+        if flip:
             angles, inside = angles[:, ::-1], inside[:, ::-1]
         usable = inside & _mask(bf_mask, detector_shape)
         if not usable.any():
@@ -110,9 +126,19 @@ class Geometry:
                 f"= {cutoff:g} mrad of the center. Detector pixels are {sampling[0]:.4g} x "
                 f"{sampling[1]:.4g} mrad; check semiangle_cutoff, the sampling, center and bf_mask."
             )
-        _warn_if_cut_off(canonical_center, detector_shape, sampling, cutoff)
-        displacement = aberrations.gradient(coefs, angles[usable])
-        shifts = np.rint(displacement / np.asarray(scan_sampling) * u)
+        row, col = canonical_center
+        stored_center = row, (detector_shape[1] - 1 - col) if flip else col
+        _warn_if_cut_off(stored_center, detector_shape, sampling, cutoff)
+        with np.errstate(over="ignore", invalid="ignore"):
+            displacement = aberrations.gradient(coefs, angles[usable])
+            shifts = np.rint(np.round(displacement / np.asarray(scan_sampling) * u, _DECIMALS))
+        if not (np.abs(shifts) < _LARGEST_SHIFT).all():
+            raise ValueError(
+                f"aberration_coefs = {coefs} shift the images by up to "
+                f"{np.abs(displacement).max():.3g} Å, which is {np.abs(shifts).max():.3g} pixels: "
+                "expected shifts that are smaller than the scan. Check aberration_coefs (Å), "
+                "scan_sampling (Å) and the sampling."
+            )
         if (np.abs(shifts) >= u * np.asarray(scan_shape)).any():
             largest = np.abs(displacement).max(axis=0)
             warnings.warn(
@@ -122,8 +148,18 @@ class Geometry:
                 stacklevel=3,
             )
         plan = Plan(scan_shape, detector_shape, u, np.argwhere(usable), shifts.astype(np.int64))
-        _check_memory(plan)
+        # Two 64-bit accumulators (a worker's and the sum), and the temporaries of the last step.
+        accumulators = 16 * math.prod(plan.accumulator_shape) / math.prod(plan.image_shape)
+        _check_memory(f"upsampling_factor = {u}: an image", plan.image_shape, 64 + accumulators)
         return cls(plan, scan_sampling, wavelength, coefs)
+
+    @property
+    def has_even_aberrations(self) -> bool:
+        """Whether there is any contrast that a phase flip could turn round."""
+        return any(
+            value and name[0] == "C" and int(name[1]) % 2 == 1
+            for name, value in self.aberration_coefs.items()
+        )
 
     def phase_flip_filter(self, *, suppress_Nyquist_noise: bool) -> NDArray[np.float32]:
         """Transfer function of the phase flip, on the half-spectrum of `scipy.fft.rfft2`.
@@ -164,14 +200,13 @@ class Geometry:
 
 
 def _shape(shape: Iterable[int]) -> tuple[tuple[int, int], tuple[int, int]]:
-    given = tuple(shape)
     try:
-        sizes = tuple(operator.index(n) for n in given)
+        sizes = tuple(operator.index(n) for n in shape)
     except TypeError:
         sizes = ()
     if len(sizes) != 4 or min(sizes) < 1:
         raise ValueError(
-            f"shape = {given}: expected four positive integers (scan rows, scan columns, detector "
+            f"shape = {shape}: expected four positive integers (scan rows, scan columns, detector "
             "rows, detector columns). Give nav_shape when loading data that is not 4D."
         )
     return (sizes[0], sizes[1]), (sizes[2], sizes[3])
@@ -180,7 +215,7 @@ def _shape(shape: Iterable[int]) -> tuple[tuple[int, int], tuple[int, int]]:
 def _number(name: str, value: Any, unit: str, *, positive: bool = True) -> float:
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number) or (positive and number <= 0):
         raise ValueError(
@@ -207,21 +242,34 @@ def _upsampling(value: Any) -> int:
         factor = 0 if isinstance(value, bool) else operator.index(value)
     except TypeError:
         factor = 0
-    if factor < 1:
-        raise ValueError(f"upsampling_factor = {value!r}: expected an integer of at least 1.")
+    if not 1 <= factor <= _LARGEST_UPSAMPLING:
+        raise ValueError(
+            f"upsampling_factor = {value!r}: expected an integer of at least 1, and no more than "
+            f"{_LARGEST_UPSAMPLING}."
+        )
     return factor
 
 
-def _check_memory(plan: Plan) -> None:
-    # Two 64-bit accumulators (a worker's and the sum) and the temporaries of the last step.
-    needed = 2 * 8 * math.prod(plan.accumulator_shape) + 64 * math.prod(plan.image_shape)
+def check_flag(name: str, value: Any) -> bool:
+    """Return the value if it is a truth value.
+
+    Raises
+    ------
+    ValueError
+        If not: a text like ``"False"`` would count as True.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name} = {value!r}: expected True or False.")
+    return bool(value)
+
+
+def _check_memory(what: str, shape: tuple[int, int], bytes_per_pixel: float) -> None:
+    needed = math.prod(shape) * bytes_per_pixel
     available = psutil.virtual_memory().available
     if needed > available:
-        rows, cols = plan.image_shape
         raise ValueError(
-            f"upsampling_factor = {plan.upsampling_factor}: an image of {rows} x {cols} pixels "
-            f"needs about {needed / 2**30:.1f} GiB of memory, {available / 2**30:.1f} GiB are "
-            "available. Use a smaller upsampling_factor."
+            f"{what} of {shape[0]} x {shape[1]} pixels needs about {needed / 2**30:.1f} GiB of "
+            f"memory, {available / 2**30:.1f} GiB are available. Check shape and upsampling_factor."
         )
 
 
@@ -237,14 +285,14 @@ def _center(
         # Array layouts are described by exact quarter turns. Reversing an axis of even length
         # moves the pixel Q // 2 to Q // 2 - 1.
         quarters = rotation / (math.pi / 2)
-        turn = round(quarters) % 4 if math.isclose(quarters, round(quarters), abs_tol=1e-9) else 0
+        turn = round(quarters) % 4 if abs(quarters - round(quarters)) < 1e-9 else 0
         return (
             float(rows // 2 - (turn in (2, 3) and rows % 2 == 0)),
             float(cols // 2 - (turn in (1, 2) and cols % 2 == 0)),
         )
     try:
-        row, col = (float(c) for c in center)
-    except (TypeError, ValueError):
+        row, col = (math.nan,) * 2 if isinstance(center, str) else (float(c) for c in center)
+    except (TypeError, ValueError, OverflowError):
         row = col = math.nan
     if not (-0.5 <= row <= rows - 0.5 and -0.5 <= col <= cols - 0.5):
         raise ValueError(

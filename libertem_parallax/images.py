@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -33,8 +34,10 @@ def save(path: Path, image: NDArray[Any], pixel_size: tuple[float, float]) -> No
     pixel_size
         Height and width of a pixel in Å.
     """
-    with path.open("wb") as file:
-        WRITERS[path.suffix.lower()](file, image, pixel_size)
+    # Whole or not at all: a writer that fails leaves no broken file.
+    file = io.BytesIO()
+    WRITERS[path.suffix.lower()](file, image, pixel_size)
+    path.write_bytes(file.getvalue())
 
 
 def _save_tiff(file: Any, image: NDArray[Any], pixel_size: tuple[float, float]) -> None:

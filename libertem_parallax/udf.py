@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from .accumulate import ENGINES, Engine, accumulator_dtype
 from .finish import Finish
-from .geometry import Geometry
+from .geometry import Geometry, check_flag
 
 __all__ = ["ParallaxPhaseFlipUDF", "ParallaxUDF"]
 
@@ -40,7 +41,7 @@ class ParallaxUDF(UDF):
     def __init__(
         self, geometry: Geometry, suppress_Nyquist_noise: bool = True, engine: str = "numba"
     ) -> None:
-        if engine not in ENGINES:
+        if engine not in tuple(ENGINES):
             raise ValueError(f"engine = {engine!r}: expected one of {', '.join(ENGINES)}.")
         super().__init__(
             geometry=geometry, suppress_Nyquist_noise=suppress_Nyquist_noise, engine=engine
@@ -96,7 +97,8 @@ class ParallaxUDF(UDF):
             Read the frames' columns from right to left.
         center
             Row and column of the beam in detector pixels as stored, fractions allowed. Default:
-            pixel ``(rows // 2, columns // 2)`` after flipping.
+            pixel ``(rows // 2, columns // 2)`` after flipping; exact quarter turns move it along,
+            as reversing axes of even length does.
         bf_mask : (detector rows, columns) bool
             Pixels as stored that may be used: False for dead pixels and beam stops. Default: all.
         engine
@@ -131,6 +133,7 @@ class ParallaxUDF(UDF):
             center,
             bf_mask,
         )
+        check_flag("suppress_Nyquist_noise", suppress_Nyquist_noise)
         return cls(geometry, suppress_Nyquist_noise, engine)
 
     def get_result_buffers(self) -> dict[str, BufferWrapper]:
@@ -207,12 +210,11 @@ class ParallaxUDF(UDF):
         )
 
     def _finisher(self) -> Finish:
-        geometry = self.params.geometry
-        if self._finish is None or self._finish.geometry is not geometry:
-            self._finish = Finish(
-                geometry, suppress_Nyquist_noise=self.params.suppress_Nyquist_noise
-            )
-        return self._finish
+        geometry, suppress = self.params.geometry, self.params.suppress_Nyquist_noise
+        made = self._finish
+        if made is None or (made.geometry, made.suppress_Nyquist_noise) != (geometry, suppress):
+            made = self._finish = Finish(geometry, suppress_Nyquist_noise=suppress)
+        return made
 
 
 class ParallaxPhaseFlipUDF(ParallaxUDF):
@@ -239,7 +241,14 @@ class ParallaxPhaseFlipUDF(ParallaxUDF):
         -------
         ParallaxPhaseFlipUDF
             To be given to ``Context.run_udf``.
+
+        Raises
+        ------
+        TypeError
+            If `udf` is none of this package.
         """
+        if not isinstance(udf, ParallaxUDF):
+            raise TypeError(f"udf: expected a ParallaxUDF, got {type(udf).__name__}.")
         return cls(udf.params.geometry, udf.params.suppress_Nyquist_noise, udf.params.engine)
 
     def get_result_buffers(self) -> dict[str, BufferWrapper]:
@@ -249,6 +258,16 @@ class ParallaxPhaseFlipUDF(ParallaxUDF):
             **super().get_result_buffers(),
             "parallax": self.buffer("single", shape, np.float32, use="result_only"),
         }
+
+    def preprocess(self) -> None:
+        """Make the engine for a partition; on the main node, warn if there is nothing to flip."""
+        if self.meta.array_backend is None and not self.params.geometry.has_even_aberrations:
+            warnings.warn(
+                "the phase-flipped image will be zero: aberration_coefs has no even aberration "
+                "(defocus, astigmatism, Cs, ...), without which there is no phase contrast.",
+                stacklevel=2,
+            )
+        super().preprocess()
 
     def get_results(self) -> dict[str, NDArray[np.float32]]:
         """Make both images from the sums so far."""

@@ -98,7 +98,18 @@ def test_aliases():
             "C5": 6,
         }
     ) == {"C10": -100.0, "C12": 2.0, "phi12": 0.3, "C21": 4.0, "phi21": 0.5, "C30": 1e7, "C50": 6.0}
-    assert set(aberrations.ALIASES.values()) <= set(aberrations.SYMBOLS)
+    assert dict(aberrations.ALIASES) == {
+        "defocus": "C10", "Cs": "C30", "C5": "C50",
+        "astigmatism": "C12", "astigmatism_angle": "phi12",
+        "astigmatism3": "C32", "astigmatism3_angle": "phi32",
+        "astigmatism5": "C52", "astigmatism5_angle": "phi52",
+        "coma": "C21", "coma_angle": "phi21", "coma4": "C41", "coma4_angle": "phi41",
+        "trefoil": "C23", "trefoil_angle": "phi23", "trefoil4": "C43", "trefoil4_angle": "phi43",
+        "quadrafoil": "C34", "quadrafoil_angle": "phi34",
+        "quadrafoil5": "C54", "quadrafoil5_angle": "phi54",
+        "pentafoil": "C45", "pentafoil_angle": "phi45",
+        "hexafoil": "C56", "hexafoil_angle": "phi56",
+    }  # fmt: skip
     assert aberrations.canonical(None) == {}
 
 

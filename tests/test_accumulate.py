@@ -261,8 +261,8 @@ def test_unfit_accumulators_are_refused(engine):
     index = np.arange(6)
     with pytest.raises(ValueError, match="A: expected a C-contiguous array"):
         engine(plan, index, A[:, :, :-1], S)
-    with pytest.raises(ValueError, match="A: expected a C-contiguous array"):
-        engine(plan, index, np.asfortranarray(np.ones((2, 2, *A.shape[2:]))), S)
+    with pytest.raises(ValueError, match=r"A: expected a C-contiguous array .* not C-contiguous"):
+        engine(plan, index, np.asfortranarray(A), S)
     with pytest.raises(ValueError, match="S: expected shape"):
         engine(plan, index, A, S[:-1])
     with pytest.raises(ValueError, match="S: expected shape"):
@@ -285,6 +285,24 @@ def test_non_finite_pixels_are_reported(engine, bad, dtype):
     worker = engine(plan, np.arange(len(frames)), A, S)
     with pytest.raises(ValueError, match=rf"\(1, 3\), detector pixel \({row}, {col}\) is {bad}"):
         worker.add(frames[5:, row:, col:], (row, col), 5)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bad"), [("uint64", 2**63), ("int64", -(2**62)), ("int64", 2**62)]
+)
+def test_64_bit_pixels_that_could_overflow_are_reported(engine, dtype, bad):
+    plan = make_plan((3, 5), (6, 7))
+    frames = np.ones((15, 6, 7), dtype)
+    unused = np.ones((6, 7), bool)
+    unused[tuple(plan.pixels.T)] = False
+    frames[:, unused] = bad
+    A, S = run(engine, plan, frames)
+    assert set(S) == {len(plan.pixels)}
+    row, col = plan.pixels[10]
+    frames[8, row, col] = bad
+    worker = engine(plan, np.arange(15), A, S)
+    with pytest.raises(ValueError, match=rf"\(1, 3\), detector pixel \({row}, {col}\) is {bad}"):
+        worker.add(frames)
 
 
 def test_non_finite_pixels_that_are_not_used_do_not_matter(engine):

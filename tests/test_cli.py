@@ -232,6 +232,10 @@ def test_warnings_are_shown_without_code(run: Run) -> None:
         (f"scan.npy {BRIEF} --aberration C11=1", ["aberration_coefs", "C11", "nearest"]),
         (f"scan.npy {BRIEF} --bf-mask data/scan.toml", ["bf_mask", "scan.toml", ".npy"]),
         (f"scan.npy {BRIEF} --bf-mask data/scan.npy", ["bf_mask", "(10, 12)", "(6, 8, 10, 12)"]),
+        (f"scan.npy {BRIEF} --aberration C10=1 --aberration C10=2", ["C10 is given twice"]),
+        (f"scan.npy {BRIEF} --load type=3", ["type = 3", "'raw'"]),
+        (f"scan.npy {BRIEF} --bf-mask data/mask.npy -o data/mask.npy", ["mask.npy", "an input"]),
+        (f"scan.npy {BRIEF} --scan-sampling 1e-9 1e-9 -o image.tif", ["cannot write image.tif"]),
         (f"complex.npy {BRIEF}", ["complex128"]),
     ],
 )
@@ -239,6 +243,16 @@ def test_errors(run: Run, folder: Path, command: str, messages: list[str]) -> No
     np.save(folder / "data/complex.npy", frames().astype(complex))
     check_error(run(f"reconstruct data/{command}"), messages)
     assert not (folder / "scan_parallax.tif").exists()
+    assert not (folder / "image.tif").exists()
+    np.testing.assert_array_equal(np.load(folder / "data/mask.npy"), mask())
+
+
+def test_missing_frames_are_told(run: Run, folder: Path) -> None:
+    """As when data are opened with the wrong shape or dtype."""
+    frames()[:4].tofile(folder / "data/scan.raw")
+    load = "--load type=raw --load dtype=uint8 --load 'nav_shape=[6,8]' --load 'sig_shape=[10,12]'"
+    result = succeeded(run(f"reconstruct data/scan.raw {load} {BRIEF}"))
+    assert "Warning: data/scan.raw has no frames for 16 of 48 scan positions" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -45,15 +45,29 @@ def test_reciprocal_sampling_is_angular_sampling_over_wavelength():
     np.testing.assert_array_equal(a.plan.shifts, b.plan.shifts)
 
 
-@pytest.mark.parametrize("rotation", [0.0, 0.7, np.pi / 4, np.pi / 2])
-def test_pixels_on_the_edge_are_inside(rotation):
-    """3-4-5 triangles lie on the edge; rotating must not let some of them drop out."""
+@pytest.mark.parametrize("rotation", [0.0, 0.1, 0.7, np.pi / 4, np.pi / 2])
+@pytest.mark.parametrize("sampling", [0.3, 0.1, 0.41])
+def test_pixels_on_the_edge_are_inside(rotation, sampling):
+    """3-4-5 triangles lie on the edge; rounding must not let some of them drop out."""
     plan = make(
-        shape=(8, 8, 15, 15), angular_sampling=(0.3, 0.3), semiangle_cutoff=1.5,
+        shape=(8, 8, 15, 15), angular_sampling=(sampling, sampling), semiangle_cutoff=5 * sampling,
         rotation_angle=rotation, aberration_coefs=None,
     ).plan  # fmt: skip
-    y, x = np.mgrid[-7:8, -7:8]
-    assert len(plan.pixels) == np.count_nonzero(y**2 + x**2 <= 25)
+    assert len(plan.pixels) == 81
+
+
+@pytest.mark.parametrize("turn", [0, 1, 2, -1])
+def test_halves_are_rounded_alike_wherever_they_stand(turn):
+    """Round numbers put shifts on exact halves: these go to even numbers, in every layout."""
+    plan = make(
+        shape=(50, 50, 25, 25), scan_sampling=(2.0, 2.0), angular_sampling=(0.1, 0.1),
+        semiangle_cutoff=1.0, aberration_coefs={"C10": -1e4}, rotation_angle=turn * np.pi / 2,
+    ).plan  # fmt: skip
+    y, x = (plan.pixels - 12).T
+    # -1e4 Å times 0.1 mrad is half a scan step a pixel.
+    halves = {0: (-y, -x), 1: (x, -y), 2: (y, x), -1: (-x, y)}[turn]
+    expected = [[round(int(a) / 2), round(int(b) / 2)] for a, b in zip(*halves, strict=True)]
+    assert plan.shifts.tolist() == expected
 
 
 def test_mask_takes_pixels_out_in_the_layout_as_stored():
@@ -71,9 +85,9 @@ def test_rotation_does_not_jump_anywhere_but_at_exact_quarter_turns():
     before, after = (make(rotation_angle=np.deg2rad(45 + d)).plan for d in (-1e-7, 1e-7))
     np.testing.assert_array_equal(before.pixels, after.pixels)
     np.testing.assert_array_equal(before.shifts, after.shifts)
-    near = make(rotation_angle=np.pi / 2 + 1e-6).plan
-    straight = make(rotation_angle=0.0).plan
-    np.testing.assert_array_equal(near.pixels, straight.pixels)
+    for off in (1e-6, 1e-8, -1e-8):
+        near = make(shape=(8, 9, 24, 24), rotation_angle=np.pi / 2 + off, semiangle_cutoff=0.1).plan
+        assert near.pixels.tolist() == [[12, 12]]
 
 
 @pytest.mark.parametrize(
@@ -134,7 +148,23 @@ def test_phase_flip_filter_is_the_transform_of_the_real_kernel(shape, u, suppres
         ({"rotation_angle": float("inf")}, "rotation_angle = inf: expected a finite number"),
         ({"upsampling_factor": 0}, "upsampling_factor = 0: expected an integer of at least 1"),
         ({"upsampling_factor": 1.5}, "upsampling_factor = 1.5: expected an integer"),
-        ({"upsampling_factor": 10**6}, "needs about .* GiB of memory"),
+        ({"upsampling_factor": 1001}, "upsampling_factor = 1001: .* no more than 1000"),
+        ({"upsampling_factor": 10**400}, "upsampling_factor = 10+: expected an integer"),
+        ({"shape": (9999, 9999, 24, 25), "upsampling_factor": 1000}, "an image of .* GiB of mem"),
+        ({"shape": (8, 9, 10**7, 10**7)}, "a detector of .* GiB of memory"),
+        ({"shape": 5}, "shape = 5: expected four positive integers"),
+        ({"energy": 9999.0}, "energy = 9999: expected at least 10 keV"),
+        ({"energy": 10**400}, "energy = 10+: expected a positive number"),
+        ({"aberration_coefs": {"C10": 10**400}}, r"aberration_coefs\['C10'\] = 10+: expected a"),
+        ({"aberration_coefs": {"C10": 1e25}}, "aberration_coefs = .* shift the images by up to"),
+        ({"aberration_coefs": {"C10": 1e308}}, "aberration_coefs = .* shift the images by up to"),
+        ({"scan_sampling": (1e-300, 1)}, "shift the images by up to"),
+        ({"rotation_angle": ""}, "rotation_angle = ''"),
+        ({"rotation_angle": [0.1, 0.2]}, "rotation_angle = "),
+        ({"detector_flip_cols": "False"}, "detector_flip_cols = 'False': expected True or False"),
+        ({"center": "12"}, "center = '12'"),
+        ({"center": (-0.6, 3)}, "center = "),
+        ({"center": (3, 24.6)}, "center = "),
         ({"center": (12, 25)}, r"center = \(12, 25\): expected row and column .* 24 x 25"),
         ({"center": (-1, 3)}, "center = "),
         ({"center": (float("nan"), 3)}, "center = "),
@@ -150,14 +180,20 @@ def test_errors_name_what_is_wrong(change, message):
         make(**change)
 
 
+@pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize(
-    "change",
-    [{"center": (5.0, 12.0)}, {"center": (12.0, 20.0)}, {"semiangle_cutoff": 5.0},
-     {"center": (12.0, 4.0), "detector_flip_cols": True}],
-)  # fmt: skip
-def test_a_bright_field_cut_off_by_the_detector_warns(change):
-    with pytest.warns(UserWarning, match="the detector cuts off the bright field"):
-        make(**change)
+    ("center", "place"),
+    [((8, 12), "row 8"), ((15, 12), "row 15"), ((12, 9), "column 9"), ((12, 15), "column 15")],
+)
+def test_a_bright_field_cut_off_by_the_detector_warns(center, place, flip):
+    """The disk ends where the outer pixels do; on all four sides, named as the user does."""
+    shape = {"shape": (8, 9, 24, 25), "detector_flip_cols": flip, "center": center}
+    row, col = center
+    room = min(row + 0.5, 23.5 - row, col + 0.5, 24.5 - col)
+    sampling = (0.4, 0.4)
+    make(**shape, angular_sampling=sampling, semiangle_cutoff=0.4 * (room - 1e-6))
+    with pytest.warns(UserWarning, match=f"the detector cuts off the bright field: .* {place} of"):
+        make(**shape, angular_sampling=sampling, semiangle_cutoff=0.4 * (room + 1e-6))
 
 
 def test_shifts_beyond_the_scan_warn():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import definition
@@ -143,6 +145,59 @@ def test_equals_the_definition_for_all_dtypes(inline, dtype, engine):
     if dtype == "bool":
         frames = frames > 127
     assert_equals_definition(inline, frames, PARAMETERS, engine)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "accumulator"),
+    [("uint8", "int32"), ("uint16", "int32"), ("uint32", "int64"), ("int64", "int64"),
+     ("float32", "float64")],
+)  # fmt: skip
+def test_frames_come_in_their_own_dtype_and_are_summed_exactly(inline, dtype, accumulator):
+    frames = np.full(PARAMETERS["shape"], 1, dtype)
+    odd = 2**53 + 1 if dtype == "int64" else 1
+    if dtype == "int64":
+        frames[3, 4, 12, 12] = odd  # the first integer that float64 does not hold
+    udf = ParallaxUDF.from_parameters(**PARAMETERS)
+    run(inline, frames, udf)
+    A, S = sums(udf)
+    pixels = len(udf.params.geometry.plan.pixels)
+    assert (A.dtype, S.dtype) == (accumulator, accumulator)
+    assert int(S[3 * 9 + 4]) == pixels - 1 + odd
+
+
+def test_the_background_is_taken_off_in_double_precision(inline):
+    """A pedestal of 65000 counts changes nothing, half-way through a scan."""
+    frames = make_frames((8, 9, 24, 25), "uint16") % 536
+    roi = np.zeros((8, 9), bool)
+    roi[:4] = True
+    images = [
+        run(inline, f, ParallaxUDF.from_parameters(**PARAMETERS), roi=roi)["reconstruction"]
+        for f in (frames, frames + np.uint16(65000))
+    ]
+    np.testing.assert_allclose(*images, rtol=0, atol=1e-6 * np.abs(images[0]).max())
+
+
+def test_an_engine_may_add_at_the_end(inline, monkeypatch):
+    """As one does that keeps its sums on a device: `finish` is called, after all tiles."""
+
+    class Late(ENGINES["numpy"]):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.tiles = []
+
+        def _add(self, frames, origin, first):
+            self.tiles.append((frames.copy(), origin, first))
+
+        def finish(self):
+            for tile in self.tiles:
+                super()._add(*tile)
+
+    monkeypatch.setattr("libertem_parallax.udf.ENGINES", {**ENGINES, "late": Late})
+    frames = make_frames(PARAMETERS["shape"], "uint8")
+    late = ParallaxUDF.from_parameters(**PARAMETERS, engine="late")
+    usual = ParallaxUDF.from_parameters(**PARAMETERS)
+    images = [run(inline, frames, udf)["reconstruction"] for udf in (late, usual)]
+    np.testing.assert_array_equal(*images)
 
 
 LAYOUTS = {
@@ -385,9 +440,49 @@ def test_non_finite_pixels_stop_the_run_and_are_named(ctx, bad):
     assert np.isfinite(run(ctx, frames, udf)["reconstruction"]).all()
 
 
-def test_unknown_engines_are_refused():
-    with pytest.raises(ValueError, match="engine = 'cupid': expected one of numba, numpy"):
-        ParallaxUDF.from_parameters(**PARAMETERS, engine="cupid")
+@pytest.mark.parametrize("engine", ["cupid", ["numba"]])
+def test_unknown_engines_are_refused(engine):
+    with pytest.raises(ValueError, match=r"engine = .*: expected one of numba, numpy"):
+        ParallaxUDF.from_parameters(**PARAMETERS, engine=engine)
+
+
+def test_other_wrong_arguments_are_refused():
+    with pytest.raises(ValueError, match="suppress_Nyquist_noise = 'no': expected True or False"):
+        ParallaxUDF.from_parameters(**PARAMETERS, suppress_Nyquist_noise="no")
+    with pytest.raises(TypeError, match="udf: expected a ParallaxUDF, got SumUDF"):
+        ParallaxPhaseFlipUDF.from_parallax_udf(SumUDF())
+
+
+def test_a_phase_flip_without_contrast_warns(inline):
+    frames = make_frames(PARAMETERS["shape"], "uint8")
+    for coefs in ({"C21": 2e4}, {}):
+        udf = ParallaxPhaseFlipUDF.from_parameters(**{**PARAMETERS, "aberration_coefs": coefs})
+        with pytest.warns(
+            UserWarning, match="will be zero: aberration_coefs has no even"
+        ) as caught:
+            assert not run(inline, frames, udf)["reconstruction"].any()
+        assert len(caught) == 1
+
+
+def test_finishing_follows_changed_parameters(inline):
+    frames = make_frames(PARAMETERS["shape"], "uint8")
+    udf = ParallaxUDF.from_parameters(**PARAMETERS)
+    noisy = ParallaxUDF.from_parameters(**PARAMETERS, suppress_Nyquist_noise=False)
+    ds = inline.load("memory", data=frames, sig_dims=2, num_partitions=2)
+    parts = inline.run_udf_iter(dataset=ds, udf=udf)
+    for number, part in enumerate(parts):
+        image = part.buffers[0]["reconstruction"].data
+        if number == 0:
+            parts.update_parameters_experimental([{"suppress_Nyquist_noise": False}])
+    np.testing.assert_array_equal(image, run(inline, frames, noisy)["reconstruction"])
+
+
+def test_what_tab_completion_shows():
+    import libertem_parallax
+
+    assert dir(libertem_parallax) == ["ParallaxPhaseFlipUDF", "ParallaxUDF"]
+    with pytest.raises(AttributeError, match="no attribute 'ParalaxUDF'"):
+        _ = libertem_parallax.ParalaxUDF
 
 
 def test_warnings_point_to_the_caller():
@@ -396,3 +491,37 @@ def test_warnings_point_to_the_caller():
     with pytest.warns(UserWarning, match="cuts off") as also:
         ParallaxPhaseFlipUDF.from_parameters(**{**PARAMETERS, "semiangle_cutoff": 5.0})
     assert [w.filename for w in (caught[0], also[0])] == [__file__] * 2
+
+
+MEMORY = """
+import resource
+import numpy as np
+import libertem.api
+from libertem_parallax import ParallaxPhaseFlipUDF
+
+ctx = libertem.api.Context.make_with("inline")
+
+def run(n):
+    frames = np.ones((n, n, 8, 8), np.float32)
+    udf = ParallaxPhaseFlipUDF.from_parameters(
+        shape=frames.shape, scan_sampling=(3.5, 3.5), angular_sampling=(1.2, 1.2), energy=300e3,
+        semiangle_cutoff=4.0, aberration_coefs={"C10": -1.5e4}, upsampling_factor=2)
+    ds = ctx.load("memory", data=frames, sig_dims=2, num_partitions=n // 4)
+    for part in ctx.run_udf_iter(dataset=ds, udf=udf):
+        assert part.buffers[0]["reconstruction"].data.shape == (2 * n, 2 * n)
+    return frames.nbytes
+
+run(16)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+data = run(512)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 - data)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux only")
+def test_memory_beyond_the_data_is_modest():
+    """Under 200 MB for an image of 1024 x 1024 pixels, updated while it grows."""
+    output = subprocess.run(
+        [sys.executable, "-c", MEMORY], check=True, capture_output=True, text=True
+    ).stdout
+    assert int(output) < 200e6

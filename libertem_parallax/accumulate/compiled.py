@@ -15,7 +15,6 @@ that overlap recent stores stall.
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -97,7 +96,15 @@ def _sum(values: Any, n: int, pixels: int, start: int, S: Any) -> None:
             S[uintp(start) + uintp(t)] += of(values[uintp(m), uintp(t)])
 
 
-@njit(nogil=True, cache=True)
+def _keep_on_disk(function: Any) -> Any:
+    """Compile for all processes, or for this one where Numba finds no folder to write to."""
+    try:
+        return njit(nogil=True, cache=True)(function)
+    except RuntimeError:
+        return njit(nogil=True)(function)
+
+
+@_keep_on_disk
 def _accumulate(
     frames: Any,  # (T, h, w) the tile
     raw: Any,  # the same as unsigned integers
@@ -155,10 +162,13 @@ class CompiledEngine(Engine):
     ) -> None:
         super().__init__(plan, index, A, S)
         # Detectors may send a few frames a tile: what depends on the tile's place only is kept.
-        self._tile = functools.cache(self._make_tile)
+        self._tiles: dict[tuple[int, ...], _Tile] = {}
 
     def _add(self, frames: NDArray[Any], origin: tuple[int, int], first: int) -> None:
         size = frames.dtype.itemsize
+        place = (*origin, *frames.shape[1:], size)
+        if place not in self._tiles:
+            self._tiles[place] = self._make_tile(origin, frames.shape[1:], frames.dtype)
         # Numba compiles anew for read-only arrays (memory maps); so all are.
         frames = frames.view()
         frames.flags.writeable = False
@@ -168,14 +178,14 @@ class CompiledEngine(Engine):
             self.index[first : first + len(frames)],
             self.plan.scan_shape[1],
             self.A.shape[3],
-            *self._tile(origin, (frames.shape[1], frames.shape[2]), frames.dtype),
+            *self._tiles[place],
             tuple(range(0, 64, 8 * size)),
             self.A.reshape(-1),
             self.S[first : first + len(frames)],
         )
 
     def _make_tile(
-        self, origin: tuple[int, int], shape: tuple[int, int], dtype: np.dtype[Any]
+        self, origin: tuple[int, int], shape: tuple[int, ...], dtype: np.dtype[Any]
     ) -> _Tile:
         """Cut the tile's bright-field pixels into runs, and these into batches for the buffer."""
         words = np.empty((BUFFER_BYTES // (BLOCK * dtype.itemsize), BLOCK * dtype.itemsize // 8))

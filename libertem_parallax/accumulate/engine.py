@@ -27,7 +27,8 @@ def accumulator_dtype(dtype: DTypeLike, pixels: int) -> np.dtype[Any]:
     Returns
     -------
     numpy.dtype
-        int32 where ``M`` times the largest value fits, int64 for other integers, else float64.
+        int32 where ``M`` times the largest value of the dtype fits, int64 for other integers,
+        float64 for floating point numbers.
 
     Raises
     ------
@@ -82,7 +83,7 @@ class Engine(ABC):
         if A.shape != plan.accumulator_shape or not A.flags.c_contiguous:
             raise ValueError(
                 f"A: expected a C-contiguous array of shape {plan.accumulator_shape}, "
-                f"got {A.shape}."
+                f"got shape {A.shape}, {'' if A.flags.c_contiguous else 'not '}C-contiguous."
             )
         if S.shape != index.shape or S.dtype != A.dtype:
             raise ValueError(
@@ -112,7 +113,8 @@ class Engine(ABC):
         ------
         ValueError
             If the tile reaches beyond the frames or the detector, its dtype needs another
-            accumulator, or a pixel in use is not finite.
+            accumulator, or a pixel in use is not finite or too large for exact sums (64-bit
+            integers only).
         """
         self._check(frames, origin, first)
         if frames.dtype.kind == "b":
@@ -121,12 +123,14 @@ class Engine(ABC):
             frames = frames.astype(np.float32)
         elif not frames.dtype.isnative:
             frames = frames.astype(frames.dtype.newbyteorder("="))
+        if frames.dtype.kind in "iu" and frames.dtype.itemsize == 8:
+            self._check_range(frames, origin, first)
         self._add(frames, origin, first)
         # One non-finite value would spread over the whole image in the Fourier transform.
         if frames.dtype.kind == "f":
             finite = np.isfinite(self.S[first : first + len(frames)])
             if not finite.all():
-                self._report(frames, origin, first, int(np.argmin(finite)))
+                self._raise_non_finite(frames, origin, first, int(np.argmin(finite)))
 
     @abstractmethod
     def _add(self, frames: NDArray[Any], origin: tuple[int, int], first: int) -> None:
@@ -155,16 +159,43 @@ class Engine(ABC):
                 f"got {self.A.dtype}."
             )
 
-    def _report(self, frames: NDArray[Any], origin: tuple[int, int], first: int, t: int) -> None:
+    def _check_range(self, frames: NDArray[Any], origin: tuple[int, int], first: int) -> None:
+        largest = np.iinfo(np.int64).max // len(self.plan.pixels)
+        rows, cols = self._pixels_within(frames, origin)
+        values = frames[:, rows, cols]
+        bad = (values > largest) | (values < -largest)
+        if bad.any():
+            t, m = np.argwhere(bad)[0]
+            raise ValueError(
+                f"{self._place(origin, first, t, rows[m], cols[m])} is {values[t, m]}: expected at "
+                f"most {largest} for exact sums of 64-bit integers. Exclude the pixel with "
+                "`bf_mask` or repair the data."
+            )
+
+    def _raise_non_finite(
+        self, frames: NDArray[Any], origin: tuple[int, int], first: int, t: int
+    ) -> None:
+        rows, cols = self._pixels_within(frames, origin)
+        values = frames[t, rows, cols]
+        bad = ~np.isfinite(values)
+        if not bad.any():
+            position = divmod(int(self.index[first + t]), self.plan.scan_shape[1])
+            raise ValueError(f"the sum of the frame at scan position {position} overflows float64.")
+        m = int(np.argmax(bad))
+        raise ValueError(
+            f"{self._place(origin, first, t, rows[m], cols[m])} is {values[m]}: expected finite "
+            "values. Exclude the pixel with `bf_mask` or repair the data."
+        )
+
+    def _pixels_within(
+        self, frames: NDArray[Any], origin: tuple[int, int]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows and columns of a tile's pixels in use, counted from its origin."""
+        pixels = self.plan.pixels - np.asarray(origin)
+        rows, cols = pixels[((pixels >= 0) & (pixels < frames.shape[1:])).all(axis=1)].T
+        return rows, cols
+
+    def _place(self, origin: tuple[int, int], first: int, t: int, row: int, col: int) -> str:
         position = divmod(int(self.index[first + t]), self.plan.scan_shape[1])
-        for row, col in self.plan.pixels:
-            r, c = int(row) - origin[0], int(col) - origin[1]
-            if 0 <= r < frames.shape[1] and 0 <= c < frames.shape[2]:
-                value = frames[t, r, c]
-                if not np.isfinite(value):
-                    raise ValueError(
-                        f"frame at scan position {position}, detector pixel ({row}, {col}) is "
-                        f"{value}: expected finite values. Exclude the pixel with `bf_mask` or "
-                        "repair the data."
-                    )
-        raise ValueError(f"the sum of the frame at scan position {position} overflows float64.")
+        row, col = row + origin[0], col + origin[1]
+        return f"frame at scan position {position}, detector pixel ({row}, {col})"
