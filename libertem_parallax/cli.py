@@ -288,7 +288,7 @@ def demo(output: Path) -> None:
     except OSError as error:
         raise click.ClickException(f"--output: cannot create {output}: {error}") from error
 
-    import numpy as np
+    import h5py
     from libertem.api import Context
     from tqdm import tqdm
 
@@ -296,18 +296,20 @@ def demo(output: Path) -> None:
     from .simulate import simulate
 
     frames_path, params_path, picture_path = (
-        output / name for name in ("frames.npy", "params.toml", "demo.png")
+        output / name for name in ("frames.h5", "params.toml", "demo.png")
     )
     dose = 30.0
     simulation = simulate(
         dose=dose, seed=1, progress=partial(tqdm, desc="Simulating", unit=" rows")
     )
-    np.save(frames_path, simulation.frames)
+    # LiberTEM compiles for seconds before it first reads a .npy file, but not for HDF5.
+    with h5py.File(frames_path, "w") as file:
+        file["frames"] = simulation.frames
     parameters = simulation.parameters
     params_path.write_text(_to_toml(parameters), encoding="utf-8")
 
     with Context.make_with("threads") as ctx:
-        dataset = ctx.load("npy", path=frames_path)
+        dataset = ctx.load("hdf5", path=frames_path, ds_path="/frames")
         udf = _make_udf(parameters, phase_flip=False)
         click.echo(_COMPILES, err=True)
         parallax = _run(ctx, dataset, udf)[0]["reconstruction"]
