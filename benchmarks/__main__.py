@@ -6,18 +6,22 @@ import contextlib
 import dataclasses
 import json
 import os
-import statistics
+import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 from tqdm import tqdm
 
-from .workloads import WORKLOADS, Workload
+from . import report
+from .report import Row
+from .workloads import CURVES, WORKLOADS, Workload
 
 _HERE = Path(__file__).resolve().parent
 
@@ -43,7 +47,7 @@ class Worker:
             env=environment,
         )
 
-    def ask(self, line: str) -> str:
+    def ask(self, line: str) -> Any:
         """Send a line and wait for the answer."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -51,20 +55,20 @@ class Worker:
         self._process.stdin.flush()
         for answer in self._process.stdout:
             if answer.startswith("="):
-                return answer[1:].strip()
+                return json.loads(answer[1:])
         raise click.ClickException(f"the process for {self.path!r} ended; see above.")
 
     def close(self) -> None:
         """End the process."""
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+        self._process.stdout.close()
 
 
 @contextlib.contextmanager
-def _workers(paths: tuple[str, ...], upstream: str | None) -> Iterator[list[Worker]]:
+def _workers(paths: Sequence[str], upstream: str | None) -> Iterator[list[Worker]]:
     with contextlib.ExitStack() as stack:
         workers = []
         for path in paths:
@@ -74,88 +78,127 @@ def _workers(paths: tuple[str, ...], upstream: str | None) -> Iterator[list[Work
         yield workers
 
 
-def _write_frames(workload: Workload, file: Path) -> None:
-    """Few electrons per pixel, as at low dose."""
-    rng = np.random.default_rng(0)
-    np.save(file, rng.integers(0, 3, workload.shape, dtype=np.uint8).astype(workload.dtype))
+def _frames(workload: Workload, folder: Path) -> Path:
+    """File with few electrons per pixel, as at low dose; the last one is used again if it fits."""
+    name = "x".join(map(str, workload.shape)) + f"_{workload.dtype}.npy"
+    if not (folder / name).exists():
+        for other in folder.iterdir():
+            other.unlink()
+        rng = np.random.default_rng(0)
+        frames = rng.integers(0, 3, workload.shape, dtype=np.uint8)
+        np.save(folder / name, frames.astype(workload.dtype))
+    return folder / name
 
 
-def _prepare(worker: Worker, workload: Workload, frames: Path) -> np.ndarray | None:
-    """Let a worker get ready; returns the image, None where there is none."""
-    file = worker.ask(json.dumps({**dataclasses.asdict(workload), "file": str(frames)}))
-    if not file:
-        return None
-    image: np.ndarray = np.load(file)
-    Path(file).unlink()
-    return image
-
-
-def measure(
-    workload: Workload, workers: list[Worker], rounds: int, folder: Path
-) -> dict[str, list[float]]:
-    """Seconds of every path in every round, interleaved; a wrong image gets no time."""
-    frames = folder / "frames.npy"
-    _write_frames(workload, frames)
-    images = {worker.path: _prepare(worker, workload, frames) for worker in workers}
-    seconds: dict[str, list[float]] = {}
+def measure(workload: Workload, workers: Sequence[Worker], rounds: int, folder: Path) -> list[Row]:
+    """Time every path in every round, taking turns; a path with a wrong image gets no time."""
+    question = {**dataclasses.asdict(workload), "file": str(_frames(workload, folder))}
+    images = {}
+    pixels = 0
+    for worker in workers:
+        answer = worker.ask(json.dumps(question))
+        pixels = answer["pixels"] or pixels
+        if answer["image"]:
+            images[worker.path] = np.load(answer["image"])
+            Path(answer["image"]).unlink()
+    timed = []
     for worker in workers:
         path = worker.path
-        expected = images["numba phase flip" if path.endswith("phase flip") else "numba"]
-        image = images[path]
-        if image is not None and expected is not None and path != "SumUDF":
-            error = np.abs(image - expected).max() / np.abs(expected).max()
-            if error > 1e-5:
+        if path in images and path != "SumUDF":
+            image = images[path]
+            expected = images["numba phase flip" if path.endswith("phase flip") else "numba"]
+            if np.abs(image - expected).max() > 1e-5 * np.abs(expected).max():
                 correlation = np.corrcoef(image.ravel(), expected.ravel())[0, 1]
-                click.echo(f"  {path}: wrong, correlation {correlation:.3f}; not timed")
+                click.echo(f"{path}: wrong, correlation {correlation:.3f}; not timed")
                 continue
-        seconds[path] = []
-    timed = [worker for worker in workers if worker.path in seconds]
-    for _ in tqdm(range(rounds), desc=workload.name, leave=False):
+        timed.append(worker)
+    seconds: dict[str, list[float]] = {worker.path: [] for worker in timed}
+    for _ in range(rounds):
         for worker in timed:
-            seconds[worker.path].append(float(worker.ask("run")))
-    return seconds
-
-
-def _table(workload: Workload, seconds: dict[str, list[float]]) -> Iterator[str]:
+            seconds[worker.path].append(worker.ask("run"))
     frames = workload.shape[0] * workload.shape[1]
-    yield f"{workload.name}"
-    header = f"  {'path':<20}{'frames/s':>12}{'spread':>9}"
-    references = [path for path in ("upstream", "SumUDF", "floor") if path in seconds]
-    yield header + "".join(f"{'x ' + path:>12}" for path in references)
-    for path, times in seconds.items():
-        median = statistics.median(times)
-        low, high = np.quantile(times, [0.25, 0.75])
-        ratios = "".join(
-            # Of paired rounds: what slows the machine down slows both.
-            f"{statistics.median(a / b for a, b in zip(seconds[r], times, strict=True)):>12.2f}"
-            for r in references
-        )
-        yield (
-            f"  {path:<20}{frames / median:>12,.0f}{(high - low) / median:>8.0%} {ratios}".rstrip()
-        )
+    return [Row(workload.name, path, frames, pixels, times) for path, times in seconds.items()]
+
+
+def _read(file: Path) -> list[Row]:
+    try:
+        return [Row(**row) for row in json.loads(file.read_text())["rows"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise click.ClickException(
+            f"{file} is no results.json of the benchmarks: {error}"
+        ) from error
 
 
 @click.command()
 @click.option("--rounds", default=7, show_default=True, help="Runs of every path.")
-@click.option("--quick", is_flag=True, help="The smallest workload only, three rounds.")
+@click.option("--quick", is_flag=True, help="The smallest workload only, three rounds, no curves.")
 @click.option(
     "--upstream",
     metavar="PYTHON",
     help="Interpreter of an environment with libertem-parallax 0.1.2, to compare with.",
 )
-def main(rounds: int, quick: bool, upstream: str | None) -> None:
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Folder for results.json and curves.png.  [default: a new temporary folder]",
+)
+@click.option(
+    "--compare",
+    "old",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="OLD.json",
+    help="Say what became slower than in that results.json; exit with 1 if anything did.",
+)
+def main(
+    rounds: int, quick: bool, upstream: str | None, output: Path | None, old: Path | None
+) -> None:
     """Measure frames per second of every path, each a real Context.run_udf on one core.
 
     All paths read the same file, which is in memory after the first run, and take turns. "floor"
     is not a reconstruction: it reads every cache line of the bright field once, nothing else.
     """
+    before = None if old is None else _read(old)
+    if output is None:
+        output = Path(tempfile.mkdtemp(prefix="libertem-parallax-benchmarks-"))
+    output.mkdir(parents=True, exist_ok=True)
     paths = PATHS + (UPSTREAM if upstream else ())
-    with tempfile.TemporaryDirectory() as folder, _workers(paths, upstream) as workers:
+    rows: list[Row] = []
+    curves: dict[str, list[tuple[float, list[Row]]]] = {}
+    with tempfile.TemporaryDirectory() as name, _workers(paths, upstream) as workers:
+        folder = Path(name)
         for number, workload in enumerate(WORKLOADS[:1] if quick else WORKLOADS):
             # Upstream's phase flip takes minutes on all but the smallest.
             some = [w for w in workers if number == 0 or w.path != "upstream phase flip"]
-            seconds = measure(workload, some, 3 if quick else rounds, Path(folder))
-            click.echo("\n".join(_table(workload, seconds)) + "\n")
+            found = measure(workload, some, 3 if quick else rounds, folder)
+            click.echo("\n".join(report.table(found)))
+            rows += found
+        some = [w for w in workers if w.path in ("floor", "numba")]
+        points = [(title, x, w) for title, curve in CURVES.items() for x, w in curve]
+        for title, x, workload in tqdm([] if quick else points, desc="Curves", disable=quick):
+            # The floor is that of one core reading one after the other.
+            which = some if workload.executor == "inline" else some[1:]
+            curves.setdefault(title, []).append((x, measure(workload, which, 5, folder)))
+    results = {
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("libertem", "numba", "numpy", "scipy")},
+        },
+        "rows": [dataclasses.asdict(row) for row in rows],
+        "curves": {
+            title: [[x, [dataclasses.asdict(row) for row in found]] for x, found in points]
+            for title, points in curves.items()
+        },
+    }
+    (output / "results.json").write_text(json.dumps(results, indent=1))
+    click.echo(f"Written to {output / 'results.json'}")
+    if curves:
+        report.plot(output / "curves.png", curves)
+        click.echo(f"           {output / 'curves.png'}")
+    if before is not None:
+        slower = report.compare(before, rows)
+        click.echo("\n".join(slower) or "Nothing became slower.")
+        sys.exit(bool(slower))
 
 
 if __name__ == "__main__":

@@ -1,22 +1,25 @@
-"""One path in a process of its own: builds a workload, then runs it whenever it is told to.
+"""One path in a process of its own: gets a workload ready, then runs it whenever it is told to.
 
 It needs LiberTEM, NumPy and the package that it measures, so that it also runs in the environment
 of upstream 0.1.2, which has the same name as this package. Commands are lines of standard input,
-answers are lines of standard output that start with ``=``:
+answers are JSON on lines of standard output that start with ``=``:
 
 ``{...}``
     JSON of `benchmarks.workloads.Workload` and ``file``, a .npy file with its frames; answered with
-    the name of a .npy file with the image, which is the asker's to remove.
+    ``image``, the name of a .npy file with the image, which is the asker's to remove, and
+    ``pixels``, the number of bright-field pixels; null where there is none.
 ``run``
     Answered with the seconds of one ``Context.run_udf``.
 """
 
+import functools
 import json
 import sys
 import tempfile
 import time
 from typing import Any
 
+import libertem.api
 import numpy as np
 
 
@@ -57,35 +60,49 @@ def make_touch(frames: Any, udf: Any) -> Any:
     return lambda: touch(flat, first)
 
 
+@functools.cache
+def make_context(executor: str, workers: int) -> Any:
+    """Start an executor; kept until the process ends."""
+    cpus = {} if executor == "inline" else {"cpus": workers}
+    return libertem.api.Context.make_with(executor, **cpus)
+
+
+def prepare(path: str, workload: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Load the data and run once; returns what to run, and the answer."""
+    if path == "floor":
+        frames = np.load(workload["file"], mmap_mode="r")
+        touch = make_touch(frames, make_udf("numba", workload))
+        touch()
+        return touch, {"image": None, "pixels": None}
+    udf = make_udf(path, workload)
+    ctx = make_context(workload["executor"], workload["workers"])
+    partitions = (
+        {} if workload["partitions"] is None else {"num_partitions": workload["partitions"]}
+    )
+    ds = ctx.load("npy", path=workload["file"], **partitions)
+
+    def run() -> Any:
+        return ctx.run_udf(dataset=ds, udf=udf)
+
+    with tempfile.NamedTemporaryFile(suffix=".npy", delete=False) as file:
+        np.save(file, next(iter(run().values())).data)
+    ours = path.startswith("num")
+    pixels = len(udf.params.geometry.plan.pixels) if ours else None
+    return run, {"image": file.name, "pixels": pixels}
+
+
 def main(path: str) -> None:
     """Obey until standard input ends."""
-    import libertem.api
-
-    ctx = libertem.api.Context.make_with("inline")
     run: Any = None
     for line in sys.stdin:
+        answer: Any
         if line.strip() == "run":
             start = time.perf_counter()
             run()
-            answer = str(time.perf_counter() - start)
+            answer = time.perf_counter() - start
         else:
-            workload = json.loads(line)
-            answer = ""
-            if path == "floor":
-                frames = np.load(workload["file"], mmap_mode="r")
-                run = make_touch(frames, make_udf("numba", workload))
-            else:
-                udf = make_udf(path, workload)
-                ds = ctx.load("npy", path=workload["file"])
-
-                def run(ds: Any = ds, udf: Any = udf) -> Any:
-                    return ctx.run_udf(dataset=ds, udf=udf)
-
-                with tempfile.NamedTemporaryFile(suffix=".npy", delete=False) as file:
-                    np.save(file, next(iter(run().values())).data)
-                    answer = file.name
-            run()
-        sys.stdout.write(f"={answer}\n")
+            run, answer = prepare(path, json.loads(line))
+        sys.stdout.write(f"={json.dumps(answer)}\n")
         sys.stdout.flush()
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["WORKLOADS", "Workload"]
+__all__ = ["CURVES", "WORKLOADS", "Workload"]
 
 #: The acquisition of the README's example.
 _PARAMETERS: dict[str, Any] = {
@@ -21,12 +22,20 @@ _PARAMETERS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Workload:
-    """Shape and dtype of the frames, and the parameters of the UDF."""
+    """Shape and dtype of the frames, parameters of the UDF, and how LiberTEM runs it."""
 
     name: str
     shape: tuple[int, int, int, int]
     dtype: str = "uint8"
     parameters: dict[str, Any] = field(default_factory=lambda: _PARAMETERS)
+    executor: str = "inline"
+    workers: int = 1
+    partitions: int | None = None
+
+
+def _radius(pixels: float) -> dict[str, Any]:
+    """Parameters with a bright field of that radius; a little more, to include its edge."""
+    return _PARAMETERS | {"semiangle_cutoff": (pixels + 0.1) * 0.307617}
 
 
 WORKLOADS = (
@@ -35,9 +44,42 @@ WORKLOADS = (
     Workload("256 x 256 scan, 64 x 64 uint16", (256, 256, 64, 64), "uint16"),
     Workload("128 x 128 scan, 64 x 64 float32", (128, 128, 64, 64), "float32"),
     Workload(
-        "64 x 64 scan, 192 x 192 uint16, bright field of radius 30",
-        (64, 64, 192, 192),
-        "uint16",
-        _PARAMETERS | {"semiangle_cutoff": 30.1 * 0.307617},
+        "64 x 64 scan, 192 x 192 uint16, radius 30", (64, 64, 192, 192), "uint16", _radius(30)
+    ),
+    Workload(
+        "32 x 32 scan, 512 x 512 uint16, radius 30", (32, 32, 512, 512), "uint16", _radius(30)
     ),
 )
+
+
+def _one_to(cores: int) -> list[int]:
+    return sorted({1, 2, *(2**n for n in range(2, 10) if 2**n < cores), cores})
+
+
+_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+#: Frames per second against one thing at a time: title to (x, workload).
+CURVES: dict[str, list[tuple[float, Workload]]] = {
+    "scan rows and columns": [(n, Workload("", (n, n, 64, 64))) for n in (16, 32, 64, 128, 256)],
+    "radius of the bright field / pixels": [
+        (r, Workload("", (128, 128, 64, 64), parameters=_radius(r))) for r in (3, 6, 10, 15, 20, 26)
+    ],
+    "upsampling factor": [
+        (u, Workload("", (128, 128, 64, 64), parameters=_PARAMETERS | {"upsampling_factor": u}))
+        for u in (1, 2, 3, 4)
+    ],
+    "bytes per pixel": [
+        (int(dtype[4:]) / 8, Workload("", (128, 128, 64, 64), dtype))
+        for dtype in ("uint8", "uint16", "uint32", "uint64")
+    ],
+    "frames per partition": [
+        (128 * 128 / n, Workload("", (128, 128, 64, 64), partitions=n)) for n in (256, 64, 16, 4, 1)
+    ],
+    "threads": [
+        (n, Workload("", (256, 256, 64, 64), executor="threads", workers=n))
+        for n in _one_to(_CORES)
+    ],
+    "Dask workers": [
+        (n, Workload("", (256, 256, 64, 64), executor="dask", workers=n)) for n in _one_to(_CORES)
+    ],
+}

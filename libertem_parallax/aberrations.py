@@ -135,6 +135,11 @@ def _terms(coefs: Mapping[str, float]) -> Iterator[tuple[int, int, float, float]
             yield n, m, magnitude, coefs.get(f"phi{n}{m}", 0.0)
 
 
+def _polar(angles: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    first, second = np.moveaxis(np.asarray(angles, dtype=np.float64), -1, 0)
+    return np.hypot(first, second), np.arctan2(second, first)
+
+
 def gradient(coefs: Mapping[str, float], angles: ArrayLike) -> NDArray[np.float64]:
     """Displacement of the image that is seen in a direction, ``(1 / 2π) ∂χ/∂k``.
 
@@ -151,8 +156,7 @@ def gradient(coefs: Mapping[str, float], angles: ArrayLike) -> NDArray[np.float6
         Displacement in Å along rows and columns. The wavelength cancels: it is the gradient of
         ``Σ C_nm α^(n+1)/(n+1) cos(m(φ - φ_nm))`` by the angles.
     """
-    first, second = np.moveaxis(np.asarray(angles, dtype=np.float64), -1, 0)
-    alpha, phi = np.hypot(first, second), np.arctan2(second, first)
+    alpha, phi = _polar(angles)
     radial = np.zeros_like(alpha)
     azimuthal = np.zeros_like(alpha)
     for n, m, magnitude, azimuth in _terms(coefs):
@@ -183,8 +187,7 @@ def surface(
     (...) float64
         ``2π/λ Σ C_nm α^(n+1)/(n+1) cos(m(φ - φ_nm))`` in rad.
     """
-    first, second = np.moveaxis(np.asarray(angles, dtype=np.float64), -1, 0)
-    alpha, phi = np.hypot(first, second), np.arctan2(second, first)
+    alpha, phi = _polar(angles)
     path = np.zeros_like(alpha)
     for n, m, magnitude, azimuth in _terms(coefs):
         if n % 2 == 1 or not even_only:

@@ -170,19 +170,23 @@ class ParallaxUDF(UDF):
         """Make the engine for a partition; on the main node there is nothing to do."""
         if self.meta.array_backend is None:
             return
-        start, count = self.meta.slice.origin[0], self.meta.slice.shape[0]
+        self._first = self.meta.slice.origin[0]
+        frames = np.arange(self._first, self._first + self.meta.slice.shape[0])
         roi = self.meta.roi
-        index = np.arange(start, start + count) if roi is None else np.flatnonzero(roi)
-        self._first = start
         self._engine = ENGINES[self.params.engine](
             self.params.geometry.plan,
-            index if roi is None else index[start : start + count],
+            # LiberTEM counts the frames within the region of interest.
+            frames if roi is None else np.flatnonzero(roi)[frames],
             self.results.get_buffer("A").raw_data,
             self.results.get_buffer("S").raw_data,
         )
 
     def process_tile(self, tile: NDArray[Any]) -> None:
-        """Add a tile: any frames of the partition, any part of the detector."""
+        """Add a tile: any frames of the partition, any part of the detector.
+
+        LiberTEM's default preferences give whole partitions in place or tiles of decoded frames
+        that fit the cache, whichever is faster: measured, see benchmarks/README.md.
+        """
         _, row, col = self.meta.slice.origin
         self._engine.add(tile, (row, col), self.meta.slice.origin[0] - self._first)
 
