@@ -17,7 +17,7 @@ import numpy as np
 import scipy.constants
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["ALIASES", "SYMBOLS", "canonical", "gradient", "surface", "wavelength"]
+__all__ = ["ALIASES", "SYMBOLS", "canonical", "gradient", "has_even", "surface", "wavelength"]
 
 #: (n, m) of every coefficient: C_nm multiplies alpha**(n+1) and varies as cos(m (phi - phi_nm)).
 _ORDERS = tuple((n, m) for n in range(1, 6) for m in range(n + 2) if (n + m) % 2 == 1)
@@ -164,6 +164,11 @@ def gradient(coefs: Mapping[str, float], angles: ArrayLike) -> NDArray[np.float6
         azimuthal -= magnitude * alpha**n * np.sin(m * (phi - azimuth)) * m / (n + 1)
     cos, sin = np.cos(phi), np.sin(phi)
     return np.stack([cos * radial - sin * azimuthal, sin * radial + cos * azimuthal], axis=-1)
+
+
+def has_even(coefs: Mapping[str, float]) -> bool:
+    """Whether any aberration is even under inversion, as defocus, astigmatism and Cs are."""
+    return any(n % 2 == 1 for n, *_ in _terms(coefs))
 
 
 def surface(

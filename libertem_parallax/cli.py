@@ -102,7 +102,12 @@ def _aberration_option(
 def _load_option(
     _ctx: click.Context, _param: click.Parameter, texts: tuple[str, ...]
 ) -> dict[str, Any]:
-    return {name: _parse_toml_value(value) for name, value in _split_pairs(texts)}
+    load: dict[str, Any] = {}
+    for name, value in _split_pairs(texts):
+        if name in load:
+            raise click.BadParameter(f"{name} is given twice.")
+        load[name] = _parse_toml_value(value)
+    return load
 
 
 def _parse_toml_value(text: str) -> Any:
@@ -283,11 +288,6 @@ def demo(output: Path) -> None:
     Takes seconds (longer the first time, when code is compiled). The data and parameters are
     kept, to go on with `libertem-parallax reconstruct`.
     """
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise click.ClickException(f"--output: cannot create {output}: {error}") from error
-
     import h5py
     from libertem.api import Context
     from tqdm import tqdm
@@ -299,12 +299,16 @@ def demo(output: Path) -> None:
         output / name for name in ("frames.h5", "params.toml", "demo.png")
     )
     dose = 30.0
-    simulation = simulate(
-        dose=dose, seed=1, progress=partial(tqdm, desc="Simulating", unit=" rows")
-    )
-    # LiberTEM compiles for seconds before it first reads a .npy file, but not for HDF5.
-    with h5py.File(frames_path, "w") as file:
-        file["frames"] = simulation.frames
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        # LiberTEM compiles for seconds before it first reads a .npy file, but not for HDF5.
+        with h5py.File(frames_path, "w") as file:
+            simulation = simulate(
+                dose=dose, seed=1, progress=partial(tqdm, desc="Simulating", unit=" rows")
+            )
+            file["frames"] = simulation.frames
+    except OSError as error:
+        raise click.ClickException(f"--output: cannot write to {output}: {error}") from error
     parameters = simulation.parameters
     params_path.write_text(_to_toml(parameters), encoding="utf-8")
 
@@ -513,11 +517,14 @@ def _warn(message: str) -> None:
 @contextlib.contextmanager
 def _messages_only() -> Iterator[None]:
     """Show what the library says of the input without tracebacks and lines of code."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        _warn(str(message))
+
     try:
-        with warnings.catch_warnings(record=True, category=UserWarning, action="always") as caught:
+        with warnings.catch_warnings(action="once", category=UserWarning):
+            warnings.showwarning = show
             yield
-        for warning in caught:
-            _warn(str(warning.message))
     except (OSError, TypeError, ValueError) as error:
         raise click.ClickException(str(error)) from error
 

@@ -14,7 +14,7 @@ from .geometry import Geometry
 
 __all__ = ["Finish"]
 
-#: Threads for the last step; more do not help at image size.
+#: Threads of a Fourier transform: two help, hundreds would only wait for each other.
 _THREADS = min(4, os.cpu_count() or 1)
 
 
@@ -95,7 +95,7 @@ class Finish:
 
 
 def _inverse(spectrum: NDArray[Any], columns: int) -> NDArray[Any]:
-    """`scipy.fft.irfft2`, which at this size spends a third of its time on temporaries."""
+    """`scipy.fft.irfft2`, which spends a third of its time on temporaries; overwrites."""
     rows = scipy.fft.ifft(spectrum, axis=0, overwrite_x=True, workers=_THREADS)
     return scipy.fft.irfft(rows, columns, axis=1, overwrite_x=True, workers=_THREADS)
 

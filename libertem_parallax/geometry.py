@@ -26,10 +26,14 @@ _EDGE = 1e-9
 #: exact halves; rounding errors must not decide, for each pixel anew, which way these go.
 _DECIMALS = 6
 
-#: Shifts in image pixels are 32-bit numbers at most.
+#: Image pixels. Larger shifts are mistakes, and from 2**33 on float64 does not hold the decimals.
 _LARGEST_SHIFT = 2**31
 
+#: Larger factors are mistakes, too.
 _LARGEST_UPSAMPLING = 1000
+
+#: Temporary memory for directions and aberrations at every pixel of a detector or an image.
+_BYTES_PER_PIXEL = 96
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,18 +108,18 @@ class Geometry:
             y, x = _pair("reciprocal_sampling", reciprocal_sampling, "1/Å")
             sampling = y * wavelength * 1e3, x * wavelength * 1e3
         coefs = aberrations.canonical(aberration_coefs)
-        rotation = (
-            0.0
-            if rotation_angle is None
-            else _number("rotation_angle", rotation_angle, "rad", positive=False)
-        )
+        rotation_angle = 0.0 if rotation_angle is None else rotation_angle
+        rotation = _number("rotation_angle", rotation_angle, "rad", positive=False)
         u = _upsampling(upsampling_factor)
         flip = check_flag("detector_flip_cols", detector_flip_cols)
-        # Directions and masks of all detector pixels.
-        _check_memory(f"shape = {shape}: a detector", detector_shape, 64)
+        _check_memory(
+            f"shape = {shape}: a detector of {detector_shape[0]} x {detector_shape[1]} pixels",
+            _BYTES_PER_PIXEL * math.prod(detector_shape),
+        )
         canonical_center = _center(center, detector_shape, rotation, flip)
 
-        angles = _angles(detector_shape, canonical_center, sampling, rotation)
+        with np.errstate(over="ignore", invalid="ignore"):
+            angles = _angles(detector_shape, canonical_center, sampling, rotation)
         inside = np.hypot(angles[..., 0], angles[..., 1]) * 1e3 <= cutoff * (1 + _EDGE)
         if flip:
             angles, inside = angles[:, ::-1], inside[:, ::-1]
@@ -148,18 +152,18 @@ class Geometry:
                 stacklevel=3,
             )
         plan = Plan(scan_shape, detector_shape, u, np.argwhere(usable), shifts.astype(np.int64))
-        # Two 64-bit accumulators (a worker's and the sum), and the temporaries of the last step.
-        accumulators = 16 * math.prod(plan.accumulator_shape) / math.prod(plan.image_shape)
-        _check_memory(f"upsampling_factor = {u}: an image", plan.image_shape, 64 + accumulators)
+        rows, cols = plan.image_shape
+        _check_memory(
+            f"upsampling_factor = {u}: an image of {rows} x {cols} pixels",
+            # Two 64-bit accumulators: a worker's, and the sum.
+            2 * 8 * math.prod(plan.accumulator_shape) + _BYTES_PER_PIXEL * rows * cols,
+        )
         return cls(plan, scan_sampling, wavelength, coefs)
 
     @property
-    def has_even_aberrations(self) -> bool:
-        """Whether there is any contrast that a phase flip could turn round."""
-        return any(
-            value and name[0] == "C" and int(name[1]) % 2 == 1
-            for name, value in self.aberration_coefs.items()
-        )
+    def flips(self) -> bool:
+        """Whether there is any phase contrast that `phase_flip_filter` could flip."""
+        return aberrations.has_even(self.aberration_coefs)
 
     def phase_flip_filter(self, *, suppress_Nyquist_noise: bool) -> NDArray[np.float32]:
         """Transfer function of the phase flip, on the half-spectrum of `scipy.fft.rfft2`.
@@ -201,6 +205,7 @@ class Geometry:
 
 def _shape(shape: Iterable[int]) -> tuple[tuple[int, int], tuple[int, int]]:
     try:
+        shape = tuple(shape)
         sizes = tuple(operator.index(n) for n in shape)
     except TypeError:
         sizes = ()
@@ -225,11 +230,16 @@ def _number(name: str, value: Any, unit: str, *, positive: bool = True) -> float
     return number
 
 
+def _not_text(value: Any) -> Any:
+    """Refuse texts where two numbers are expected: "12" would be 1 and 2."""
+    if isinstance(value, str):
+        raise TypeError
+    return value
+
+
 def _pair(name: str, value: Any, unit: str) -> tuple[float, float]:
     try:
-        if isinstance(value, str):
-            raise TypeError
-        first, second = value
+        first, second = _not_text(value)
     except (TypeError, ValueError):
         raise ValueError(
             f"{name} = {value!r}: expected two positive numbers, along rows and columns ({unit})."
@@ -263,13 +273,12 @@ def check_flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def _check_memory(what: str, shape: tuple[int, int], bytes_per_pixel: float) -> None:
-    needed = math.prod(shape) * bytes_per_pixel
+def _check_memory(what: str, needed: float) -> None:
     available = psutil.virtual_memory().available
     if needed > available:
         raise ValueError(
-            f"{what} of {shape[0]} x {shape[1]} pixels needs about {needed / 2**30:.1f} GiB of "
-            f"memory, {available / 2**30:.1f} GiB are available. Check shape and upsampling_factor."
+            f"{what} needs about {needed / 2**30:.1f} GiB of memory, {available / 2**30:.1f} GiB "
+            "are available. Check shape and upsampling_factor."
         )
 
 
@@ -291,7 +300,7 @@ def _center(
             float(cols // 2 - (turn in (1, 2) and cols % 2 == 0)),
         )
     try:
-        row, col = (math.nan,) * 2 if isinstance(center, str) else (float(c) for c in center)
+        row, col = (float(c) for c in _not_text(center))
     except (TypeError, ValueError, OverflowError):
         row = col = math.nan
     if not (-0.5 <= row <= rows - 0.5 and -0.5 <= col <= cols - 0.5):
@@ -335,11 +344,11 @@ def _warn_if_cut_off(
     cutoff: float,
 ) -> None:
     for name, c, n, step in zip(("rows", "columns"), center, detector_shape, sampling, strict=True):
-        radius = cutoff / step
+        radius = cutoff / step * (1 - _EDGE)
         if c - radius < -0.5 or c + radius > n - 0.5:
             warnings.warn(
                 f"the detector cuts off the bright field: semiangle_cutoff = {cutoff:g} mrad is "
-                f"{radius:.1f} pixels around {name[:-1]} {c:g} of {n} {name}. Check "
+                f"{radius:.4g} pixels around {name[:-1]} {c:g} of {n} {name}. Check "
                 "semiangle_cutoff, the sampling and center.",
                 stacklevel=4,
             )

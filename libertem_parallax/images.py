@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -34,10 +33,14 @@ def save(path: Path, image: NDArray[Any], pixel_size: tuple[float, float]) -> No
     pixel_size
         Height and width of a pixel in Å.
     """
-    # Whole or not at all: a writer that fails leaves no broken file.
-    file = io.BytesIO()
-    WRITERS[path.suffix.lower()](file, image, pixel_size)
-    path.write_bytes(file.getvalue())
+    # Whole or not at all: what fails leaves no broken file, and an older one as it was.
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("wb") as file:
+            WRITERS[path.suffix.lower()](file, image, pixel_size)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _save_tiff(file: Any, image: NDArray[Any], pixel_size: tuple[float, float]) -> None:

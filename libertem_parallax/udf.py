@@ -41,7 +41,7 @@ class ParallaxUDF(UDF):
     def __init__(
         self, geometry: Geometry, suppress_Nyquist_noise: bool = True, engine: str = "numba"
     ) -> None:
-        if engine not in tuple(ENGINES):
+        if engine not in list(ENGINES):  # compares, where a mapping would hash whatever is given
             raise ValueError(f"engine = {engine!r}: expected one of {', '.join(ENGINES)}.")
         super().__init__(
             geometry=geometry, suppress_Nyquist_noise=suppress_Nyquist_noise, engine=engine
@@ -89,7 +89,7 @@ class ParallaxUDF(UDF):
             center)``, ``R(θ) = [[cos, -sin], [sin, cos]]``, rows first. An exact multiple of π/2
             also describes an array layout and moves the default center accordingly.
         upsampling_factor
-            Pixels of the image per scan step, ``u``.
+            Pixels of the image per scan step, ``u``: an integer from 1 to 1000.
         suppress_Nyquist_noise
             Zero the Nyquist frequencies of the image where the shifts' rounding to pixels fills
             them with noise: of the parallax image if ``u > 1``, of the phase-flipped one always.
@@ -265,7 +265,7 @@ class ParallaxPhaseFlipUDF(ParallaxUDF):
 
     def preprocess(self) -> None:
         """Make the engine for a partition; on the main node, warn if there is nothing to flip."""
-        if self.meta.array_backend is None and not self.params.geometry.has_even_aberrations:
+        if self.meta.array_backend is None and not self.params.geometry.flips:
             warnings.warn(
                 "the phase-flipped image will be zero: aberration_coefs has no even aberration "
                 "(defocus, astigmatism, Cs, ...), without which there is no phase contrast.",

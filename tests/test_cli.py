@@ -235,6 +235,7 @@ def test_warnings_are_shown_without_code(run: Run) -> None:
         (f"scan.npy {BRIEF} --bf-mask data/scan.npy", ["bf_mask", "(10, 12)", "(6, 8, 10, 12)"]),
         (f"scan.npy {BRIEF} --aberration C10=1 --aberration C10=2", ["C10 is given twice"]),
         (f"scan.npy {BRIEF} --load type=3", ["type = 3", "'raw'"]),
+        (f"scan.npy {BRIEF} --load type=raw --load type=npy", ["type is given twice"]),
         (f"scan.npy {BRIEF} --bf-mask data/mask.npy -o data/mask.npy", ["mask.npy", "an input"]),
         (f"scan.npy {BRIEF} --scan-sampling 1e-9 1e-9 -o image.tif", ["cannot write image.tif"]),
         (f"complex.npy {BRIEF}", ["complex128"]),
@@ -246,6 +247,27 @@ def test_errors(run: Run, folder: Path, command: str, messages: list[str]) -> No
     assert not (folder / "scan_parallax.tif").exists()
     assert not (folder / "image.tif").exists()
     np.testing.assert_array_equal(np.load(folder / "data/mask.npy"), mask())
+
+
+def test_warnings_come_before_errors_and_once(run: Run, folder: Path) -> None:
+    np.save(folder / "data/complex.npy", frames().astype(complex))
+    command = f"reconstruct data/complex.npy {BRIEF} --aberration C10=1e6"
+    result = run(command)
+    check_error(result, ["complex128"])
+    assert result.stderr.count("Warning: shifts of up to") == 1
+    result = run(f"reconstruct data/scan.npy {BRIEF} --phase-flip -o flip.npy")
+    lines = succeeded(result).stderr.splitlines()
+    [number] = [n for n, line in enumerate(lines) if "Warning: the phase-flipped image" in line]
+    assert any("Frames:" in line for line in lines[number:])
+
+
+def test_an_image_that_cannot_be_written_leaves_the_old_one(run: Run, folder: Path) -> None:
+    command = f"reconstruct data/scan.npy {BRIEF} -o image.tif"
+    succeeded(run(command))
+    old = (folder / "image.tif").read_bytes()
+    (folder / "image.tif.part").mkdir()
+    check_error(run(command), ["cannot write image.tif"])
+    assert (folder / "image.tif").read_bytes() == old
 
 
 def test_missing_frames_are_told(run: Run, folder: Path) -> None:
@@ -312,8 +334,10 @@ def test_demo_and_what_it_proposes_next(run: Run, folder: Path) -> None:
     assert tifffile.imread("image.tif").shape == (144, 144)
 
 
-def test_demo_says_where_it_cannot_write(run: Run) -> None:
+def test_demo_says_where_it_cannot_write(run: Run, folder: Path) -> None:
     check_error(run("demo --output data/scan.npy"), ["--output", "scan.npy"])
+    (folder / "occupied/frames.h5").mkdir(parents=True)
+    check_error(run("demo --output occupied"), ["--output", "occupied"])
 
 
 def test_version(run: Run) -> None:

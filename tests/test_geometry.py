@@ -191,7 +191,7 @@ def test_a_bright_field_cut_off_by_the_detector_warns(center, place, flip):
     row, col = center
     room = min(row + 0.5, 23.5 - row, col + 0.5, 24.5 - col)
     sampling = (0.4, 0.4)
-    make(**shape, angular_sampling=sampling, semiangle_cutoff=0.4 * (room - 1e-6))
+    make(**shape, angular_sampling=sampling, semiangle_cutoff=0.4 * room)
     with pytest.warns(UserWarning, match=f"the detector cuts off the bright field: .* {place} of"):
         make(**shape, angular_sampling=sampling, semiangle_cutoff=0.4 * (room + 1e-6))
 

@@ -161,6 +161,8 @@ class Engine(ABC):
 
     def _check_range(self, frames: NDArray[Any], origin: tuple[int, int], first: int) -> None:
         largest = np.iinfo(np.int64).max // len(self.plan.pixels)
+        if not frames.size or (frames.max() <= largest and frames.min() >= -largest):
+            return
         rows, cols = self._pixels_within(frames, origin)
         values = frames[:, rows, cols]
         bad = (values > largest) | (values < -largest)
@@ -179,8 +181,10 @@ class Engine(ABC):
         values = frames[t, rows, cols]
         bad = ~np.isfinite(values)
         if not bad.any():
-            position = divmod(int(self.index[first + t]), self.plan.scan_shape[1])
-            raise ValueError(f"the sum of the frame at scan position {position} overflows float64.")
+            raise ValueError(
+                f"the sum of the frame at scan position {self._position(first + t)} overflows "
+                "float64."
+            )
         m = int(np.argmax(bad))
         raise ValueError(
             f"{self._place(origin, first, t, rows[m], cols[m])} is {values[m]}: expected finite "
@@ -196,6 +200,8 @@ class Engine(ABC):
         return rows, cols
 
     def _place(self, origin: tuple[int, int], first: int, t: int, row: int, col: int) -> str:
-        position = divmod(int(self.index[first + t]), self.plan.scan_shape[1])
         row, col = row + origin[0], col + origin[1]
-        return f"frame at scan position {position}, detector pixel ({row}, {col})"
+        return f"frame at scan position {self._position(first + t)}, detector pixel ({row}, {col})"
+
+    def _position(self, frame: int) -> tuple[int, int]:
+        return divmod(int(self.index[frame]), self.plan.scan_shape[1])
