@@ -161,9 +161,13 @@ class Engine(ABC):
 
     def _check_range(self, frames: NDArray[Any], origin: tuple[int, int], first: int) -> None:
         largest = np.iinfo(np.int64).max // len(self.plan.pixels)
-        if not frames.size or (frames.max() <= largest and frames.min() >= -largest):
-            return
         rows, cols = self._pixels_within(frames, origin)
+        if not len(frames) or not len(rows):
+            return
+        # Nearly always, the box around the bright field settles it without a copy.
+        box = frames[:, rows.min() : rows.max() + 1, cols.min() : cols.max() + 1]
+        if box.max() <= largest and box.min() >= -largest:
+            return
         values = frames[:, rows, cols]
         bad = (values > largest) | (values < -largest)
         if bad.any():
