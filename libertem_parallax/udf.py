@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 import numpy as np
+from libertem.common.backend import get_use_cuda
 from libertem.common.buffers import BufferWrapper
 from libertem.udf import UDF
 from numpy.typing import NDArray
 
-from .accumulate import ENGINES, Engine, accumulator_dtype
+from .accumulate import ENGINES, Engine, accumulator_dtype, make_engine
 from .finish import Finish
 from .geometry import Geometry, check_flag
 
@@ -39,10 +40,11 @@ class ParallaxUDF(UDF):
     _engine: Engine  # of the partition; made in `preprocess`
 
     def __init__(
-        self, geometry: Geometry, suppress_Nyquist_noise: bool = True, engine: str = "numba"
+        self, geometry: Geometry, suppress_Nyquist_noise: bool = True, engine: str = "auto"
     ) -> None:
-        if engine not in list(ENGINES):  # compares, where a mapping would hash whatever is given
-            raise ValueError(f"engine = {engine!r}: expected one of {', '.join(ENGINES)}.")
+        names = ["auto", *ENGINES]  # a list compares, where a mapping would hash what is given
+        if engine not in names:
+            raise ValueError(f"engine = {engine!r}: expected one of {', '.join(names)}.")
         super().__init__(
             geometry=geometry, suppress_Nyquist_noise=suppress_Nyquist_noise, engine=engine
         )
@@ -64,7 +66,7 @@ class ParallaxUDF(UDF):
         detector_flip_cols: bool = False,
         center: tuple[float, float] | None = None,
         bf_mask: NDArray[np.bool_] | None = None,
-        engine: str = "numba",
+        engine: str = "auto",
     ) -> Self:
         """Construct the UDF from the parameters of an acquisition.
 
@@ -102,7 +104,9 @@ class ParallaxUDF(UDF):
         bf_mask : (detector rows, columns) bool
             Pixels as stored that may be used: False for dead pixels and beam stops. Default: all.
         engine
-            ``"numba"``, or ``"numpy"``: slow, for comparison.
+            What adds the frames. ``"auto"``: CUDA kernels on workers with a GPU, else code compiled
+            by Numba. ``"cuda"``: the GPU or an error, also on workers to which LiberTEM assigned
+            none. ``"numba"``: the CPU. ``"numpy"``: slow, for comparison. All give the same.
 
         Returns
         -------
@@ -162,6 +166,10 @@ class ParallaxUDF(UDF):
             ),
         }
 
+    def get_backends(self) -> tuple[str, ...]:
+        """Take frames as NumPy arrays on all workers: those with a GPU upload what they need."""
+        return (self.BACKEND_CUDA, self.BACKEND_NUMPY)
+
     def get_preferred_input_dtype(self) -> Any:
         """Take frames in the data set's own dtype: integer sums are exact and less is read."""
         return self.USE_NATIVE_DTYPE
@@ -173,12 +181,15 @@ class ParallaxUDF(UDF):
         self._first = self.meta.slice.origin[0]
         frames = np.arange(self._first, self._first + self.meta.slice.shape[0])
         roi = self.meta.roi
-        self._engine = ENGINES[self.params.engine](
+        self._engine = make_engine(
+            self.params.engine,
             self.params.geometry.plan,
+            self.meta.input_dtype,
             # LiberTEM counts the frames within the region of interest.
             frames if roi is None else np.flatnonzero(roi)[frames],
             self.results.get_buffer("A").raw_data,
             self.results.get_buffer("S").raw_data,
+            get_use_cuda(),
         )
 
     def process_tile(self, tile: NDArray[Any]) -> None:

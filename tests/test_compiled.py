@@ -19,7 +19,7 @@ from libertem_parallax.accumulate import ENGINES, Plan, compiled
 plan = Plan((2, 3), (8, 8), 1, np.array([[4, 4]]), np.array([[0, 0]]))
 A, S = np.zeros(plan.accumulator_shape, np.int32), np.zeros(6, np.int32)
 frames = np.ones((6, 8, 8), np.uint8)
-worker = ENGINES["numba"](plan, np.arange(6), A, S)
+worker = ENGINES["numba"](plan, np.uint8, np.arange(6), A, S)
 worker.add(frames)
 frames.flags.writeable = False  # as memory maps are
 worker.add(frames)
@@ -61,7 +61,11 @@ def test_engines_leave_with_their_last_reference():
     """Without waiting for the garbage collector: accumulators are large, partitions many."""
     plan = Plan((2, 3), (8, 8), 1, np.array([[4, 4]]), np.array([[0, 0]]))
     worker = compiled.CompiledEngine(
-        plan, np.arange(6), np.zeros(plan.accumulator_shape, np.int32), np.zeros(6, np.int32)
+        plan,
+        np.uint8,
+        np.arange(6),
+        np.zeros(plan.accumulator_shape, np.int32),
+        np.zeros(6, np.int32),
     )
     worker.add(np.ones((6, 8, 8), np.uint8))
     gc.disable()

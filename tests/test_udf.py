@@ -15,7 +15,6 @@ from libertem.io.corrections import CorrectionSet
 from libertem.udf.sum import SumUDF
 
 from libertem_parallax import ParallaxPhaseFlipUDF, ParallaxUDF
-from libertem_parallax.accumulate import ENGINES
 
 EVERYTHING = {
     "C10": -2500.0, "C12": 300.0, "phi12": 0.4, "C21": 2e4, "phi21": 1.0, "C23": 3e4, "phi23": -0.7,
@@ -128,23 +127,21 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("engine", sorted(ENGINES))
 @pytest.mark.parametrize("case", CASES)
-def test_equals_the_definition(inline, case, engine):
+def test_equals_the_definition(inline, case, engine_name):
     parameters = {**PARAMETERS, **CASES[case]}
     frames = make_frames(parameters["shape"], "uint16")
-    assert_equals_definition(inline, frames, parameters, engine)
+    assert_equals_definition(inline, frames, parameters, engine_name)
 
 
-@pytest.mark.parametrize("engine", sorted(ENGINES))
 @pytest.mark.parametrize(
     "dtype", ["bool", "uint8", "uint16", "uint32", "int16", "int32", "float32", "float64", ">u2"]
 )
-def test_equals_the_definition_for_all_dtypes(inline, dtype, engine):
+def test_equals_the_definition_for_all_dtypes(inline, dtype, engine_name):
     frames = make_frames(PARAMETERS["shape"], "uint8" if dtype == "bool" else dtype)
     if dtype == "bool":
         frames = frames > 127
-    assert_equals_definition(inline, frames, PARAMETERS, engine)
+    assert_equals_definition(inline, frames, PARAMETERS, engine_name)
 
 
 @pytest.mark.parametrize(
@@ -175,29 +172,6 @@ def test_the_background_is_taken_off_in_double_precision(inline):
         for f in (frames, frames + np.uint16(65000))
     ]
     np.testing.assert_allclose(*images, rtol=0, atol=1e-6 * np.abs(images[0]).max())
-
-
-def test_an_engine_may_add_at_the_end(inline, monkeypatch):
-    """As one does that keeps its sums on a device: `finish` is called, after all tiles."""
-
-    class Late(ENGINES["numpy"]):
-        def __init__(self, *args):
-            super().__init__(*args)
-            self.tiles = []
-
-        def _add(self, frames, origin, first):
-            self.tiles.append((frames.copy(), origin, first))
-
-        def finish(self):
-            for tile in self.tiles:
-                super()._add(*tile)
-
-    monkeypatch.setattr("libertem_parallax.udf.ENGINES", {**ENGINES, "late": Late})
-    frames = make_frames(PARAMETERS["shape"], "uint8")
-    late = ParallaxUDF.from_parameters(**PARAMETERS, engine="late")
-    usual = ParallaxUDF.from_parameters(**PARAMETERS)
-    images = [run(inline, frames, udf)["reconstruction"] for udf in (late, usual)]
-    np.testing.assert_array_equal(*images)
 
 
 LAYOUTS = {
@@ -279,15 +253,14 @@ def test_executors_give_the_same_bits(ctx, inline, dtype):
 
 
 @forced_tiles
-@pytest.mark.parametrize("engine", sorted(ENGINES))
 @pytest.mark.parametrize(
     "tileshape", [(1, 24, 25), (5, 24, 25), (7, 3, 25), (4, 5, 6), (200, 1, 25)]
 )
-def test_tilings_give_the_same_bits(inline, tileshape, engine):
+def test_tilings_give_the_same_bits(inline, tileshape, engine_name):
     frames = make_frames((8, 9, 24, 25), "uint16")
     results = []
     for load in ({"num_partitions": 1}, {"num_partitions": 3, "tileshape": tileshape}):
-        udf = ParallaxUDF.from_parameters(**PARAMETERS, engine=engine)
+        udf = ParallaxUDF.from_parameters(**PARAMETERS, engine=engine_name)
         run(inline, frames, udf, **load)
         results.append(sums(udf))
     for one, other in zip(*results, strict=True):
@@ -442,7 +415,7 @@ def test_non_finite_pixels_stop_the_run_and_are_named(ctx, bad):
 
 @pytest.mark.parametrize("engine", ["cupid", ["numba"]])
 def test_unknown_engines_are_refused(engine):
-    with pytest.raises(ValueError, match=r"engine = .*: expected one of numba, numpy"):
+    with pytest.raises(ValueError, match=r"engine = .*: expected one of auto, cuda, numba, numpy"):
         ParallaxUDF.from_parameters(**PARAMETERS, engine=engine)
 
 

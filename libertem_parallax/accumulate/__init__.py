@@ -6,17 +6,84 @@ Nothing here knows of physics or of LiberTEM.
 
 from __future__ import annotations
 
+import threading
+import warnings
+import weakref
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
 
 from .compiled import CompiledEngine
+from .cuda import CudaEngine, CudaError
 from .engine import Engine, accumulator_dtype
 from .plain import PlainEngine
 from .plan import Plan
 
-__all__ = ["ENGINES", "Engine", "Plan", "accumulator_dtype"]
+__all__ = ["ENGINES", "CudaError", "Engine", "Plan", "accumulator_dtype", "make_engine"]
 
 #: Engines by the name that users give.
 ENGINES: Mapping[str, type[Engine]] = MappingProxyType(
-    {"numba": CompiledEngine, "numpy": PlainEngine}
+    {"cuda": CudaEngine, "numba": CompiledEngine, "numpy": PlainEngine}
 )
+
+# Plans for which a GPU could not be used. Partitions that come later do not try again.
+_without_gpu: weakref.WeakSet[Plan] = weakref.WeakSet()
+_lock = threading.Lock()
+
+
+def make_engine(
+    name: str,
+    plan: Plan,
+    dtype: DTypeLike,
+    index: NDArray[np.int64],
+    A: NDArray[Any],
+    S: NDArray[Any],
+    device: int | None = None,
+) -> Engine:
+    """Make an engine by name, or the best one that works.
+
+    Parameters
+    ----------
+    name
+        Of `ENGINES`; or ``"auto"``: CUDA where there is a GPU, else Numba.
+    plan, dtype, index, A, S
+        See `Engine`.
+    device
+        Number of the GPU to use; None where there is none.
+
+    Returns
+    -------
+    Engine
+        For one stretch of the scan.
+
+    Raises
+    ------
+    CudaError
+        If the GPU cannot be used and `name` is ``"cuda"``.
+    TypeError, ValueError
+        See `Engine`.
+
+    Warns
+    -----
+    RuntimeWarning
+        Once for a plan, if the GPU cannot be used and `name` is ``"auto"``.
+    """
+    if name == "cuda" or (name == "auto" and device is not None and plan not in _without_gpu):
+        try:
+            return CudaEngine(plan, dtype, index, A, S, device or 0)
+        except CudaError as error:
+            if name == "cuda":
+                raise
+            with _lock:
+                known = plan in _without_gpu
+                _without_gpu.add(plan)
+            if not known:
+                warnings.warn(
+                    f"frames are added on the CPU, since the GPU cannot be used. {error}",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+    return ENGINES["numba" if name == "auto" else name](plan, dtype, index, A, S)

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit, uint64, uintp
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from .engine import Engine
 from .plan import Plan
@@ -158,15 +158,20 @@ class CompiledEngine(Engine):
     """`Engine` compiled by Numba, on one thread; releases the GIL."""
 
     def __init__(
-        self, plan: Plan, index: NDArray[np.int64], A: NDArray[Any], S: NDArray[Any]
+        self,
+        plan: Plan,
+        dtype: DTypeLike,
+        index: NDArray[np.int64],
+        A: NDArray[Any],
+        S: NDArray[Any],
     ) -> None:
-        super().__init__(plan, index, A, S)
+        super().__init__(plan, dtype, index, A, S)
         # Detectors may send a few frames a tile: what depends on the tile's place only is kept.
         self._tiles: dict[tuple[int, ...], _Tile] = {}
 
     def _add(self, frames: NDArray[Any], origin: tuple[int, int], first: int) -> None:
         size = frames.dtype.itemsize
-        place = (*origin, *frames.shape[1:], size)
+        place = (*origin, *frames.shape[1:])
         if place not in self._tiles:
             self._tiles[place] = self._make_tile(origin, frames.shape[1:], frames.dtype)
         # Numba compiles anew for read-only arrays (memory maps); so all are.

@@ -10,7 +10,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from .plan import Plan
 
-__all__ = ["Engine", "accumulator_dtype"]
+__all__ = ["Engine", "accumulator_dtype", "native_dtype"]
 
 
 def accumulator_dtype(dtype: DTypeLike, pixels: int) -> np.dtype[Any]:
@@ -48,6 +48,23 @@ def accumulator_dtype(dtype: DTypeLike, pixels: int) -> np.dtype[Any]:
     return np.dtype(np.int32 if fits else np.int64)
 
 
+def native_dtype(dtype: DTypeLike) -> np.dtype[Any]:
+    """Dtype in which engines get frames.
+
+    Parameters
+    ----------
+    dtype
+        Of the frames: see `accumulator_dtype`.
+
+    Returns
+    -------
+    numpy.dtype
+        The same in native byte order; uint8 for booleans, float32 for half precision.
+    """
+    dtype = np.dtype(dtype)
+    return np.dtype({"?": "uint8", "e": "float32"}.get(dtype.char, dtype.newbyteorder("=")))
+
+
 class Engine(ABC):
     """Adds frames to an accumulator.
 
@@ -64,22 +81,38 @@ class Engine(ABC):
     ----------
     plan
         Which pixels, and where to.
+    dtype
+        Of the frames: see `accumulator_dtype`.
     index : (F,) int64
         The frames' scan positions ``y * Nx + x``, ascending.
     A : plan.accumulator_shape
-        Accumulator, C-contiguous, of the `accumulator_dtype` of the frames; added to.
+        Accumulator, C-contiguous; added to. Of the frames' `accumulator_dtype`, or int64 for any
+        integers.
     S : (F,)
         Bright-field sums of the frames, of the same dtype; added to.
 
     Raises
     ------
+    TypeError
+        If frames of this dtype cannot be added.
     ValueError
         If shapes or dtypes do not fit together, or `index` leaves the scan.
     """
 
     def __init__(
-        self, plan: Plan, index: NDArray[np.int64], A: NDArray[Any], S: NDArray[Any]
+        self,
+        plan: Plan,
+        dtype: DTypeLike,
+        index: NDArray[np.int64],
+        A: NDArray[Any],
+        S: NDArray[Any],
     ) -> None:
+        dtype = np.dtype(dtype)
+        needed = accumulator_dtype(dtype, len(plan.pixels))
+        if not np.can_cast(needed, A.dtype) or needed.kind != A.dtype.kind:
+            raise ValueError(
+                f"frames of dtype {dtype} need an accumulator of {needed}, got {A.dtype}."
+            )
         if A.shape != plan.accumulator_shape or not A.flags.c_contiguous:
             raise ValueError(
                 f"A: expected a C-contiguous array of shape {plan.accumulator_shape}, "
@@ -93,6 +126,7 @@ class Engine(ABC):
         if len(index) and (index[0] < 0 or index[-1] >= positions or (np.diff(index) <= 0).any()):
             raise ValueError(f"index: expected ascending scan positions from 0 to {positions - 1}.")
         self.plan = plan
+        self.dtype = native_dtype(dtype)
         self.index = index
         self.A = A
         self.S = S
@@ -112,29 +146,24 @@ class Engine(ABC):
         Raises
         ------
         ValueError
-            If the tile reaches beyond the frames or the detector, its dtype needs another
-            accumulator, or a pixel in use is not finite or too large for exact sums (64-bit
-            integers only).
+            If the tile reaches beyond the frames or the detector or has another dtype, or a pixel
+            in use is not finite or too large for exact sums (64-bit integers only).
         """
         self._check(frames, origin, first)
         if frames.dtype.kind == "b":
-            frames = frames.view(np.uint8)
-        elif frames.dtype.kind == "f" and frames.dtype.itemsize == 2:
-            frames = frames.astype(np.float32)
-        elif not frames.dtype.isnative:
-            frames = frames.astype(frames.dtype.newbyteorder("="))
+            frames = frames.view(self.dtype)
+        frames = np.asarray(frames, self.dtype)
         if frames.dtype.kind in "iu" and frames.dtype.itemsize == 8:
             self._check_range(frames, origin, first)
         self._add(frames, origin, first)
         # One non-finite value would spread over the whole image in the Fourier transform.
-        if frames.dtype.kind == "f":
-            finite = np.isfinite(self.S[first : first + len(frames)])
-            if not finite.all():
-                self._raise_non_finite(frames, origin, first, int(np.argmin(finite)))
+        if frames.dtype.kind == "f" and not np.isfinite(self.S[first : first + len(frames)]).all():
+            self._refuse_non_finite(frames, origin, first)
+            self._refuse_overflow()
 
     @abstractmethod
     def _add(self, frames: NDArray[Any], origin: tuple[int, int], first: int) -> None:
-        """Add a tile that has been checked; its dtype is native, uint8 to float64."""
+        """Add a tile that has been checked, of the engine's `native_dtype`."""
 
     def finish(self) -> None:  # noqa: B027 - engines that add in place are done already
         """Complete `A` and `S`; nothing is added afterwards."""
@@ -152,12 +181,8 @@ class Engine(ABC):
                 f"tile of shape {frames.shape} at frame {first}, detector pixel {origin}: expected "
                 f"(frames, rows, columns) within {len(self.index)} frames of {rows} x {cols}."
             )
-        needed = accumulator_dtype(frames.dtype, len(self.plan.pixels))
-        if not np.can_cast(needed, self.A.dtype) or (needed.kind != self.A.dtype.kind):
-            raise ValueError(
-                f"frames of dtype {frames.dtype} need an accumulator of {needed}, "
-                f"got {self.A.dtype}."
-            )
+        if native_dtype(frames.dtype) != self.dtype:
+            raise ValueError(f"tile of dtype {frames.dtype}: expected {self.dtype}.")
 
     def _check_range(self, frames: NDArray[Any], origin: tuple[int, int], first: int) -> None:
         largest = np.iinfo(np.int64).max // len(self.plan.pixels)
@@ -178,22 +203,25 @@ class Engine(ABC):
                 "`bf_mask` or repair the data."
             )
 
-    def _raise_non_finite(
-        self, frames: NDArray[Any], origin: tuple[int, int], first: int, t: int
-    ) -> None:
+    def _refuse_non_finite(self, frames: NDArray[Any], origin: tuple[int, int], first: int) -> None:
         rows, cols = self._pixels_within(frames, origin)
-        values = frames[t, rows, cols]
+        values = frames[:, rows, cols]
         bad = ~np.isfinite(values)
-        if not bad.any():
+        if bad.any():
+            t, m = np.argwhere(bad)[0]
             raise ValueError(
-                f"the sum of the frame at scan position {self._position(first + t)} overflows "
-                "float64."
+                f"{self._place(origin, first, t, rows[m], cols[m])} is {values[t, m]}: expected "
+                "finite values. Exclude the pixel with `bf_mask` or repair the data."
             )
-        m = int(np.argmax(bad))
-        raise ValueError(
-            f"{self._place(origin, first, t, rows[m], cols[m])} is {values[m]}: expected finite "
-            "values. Exclude the pixel with `bf_mask` or repair the data."
-        )
+
+    def _refuse_overflow(self) -> None:
+        """Raise if the values were finite, but a sum of them is not."""
+        finite = np.isfinite(self.S)
+        if not finite.all():
+            raise ValueError(
+                f"the sum of the frame at scan position {self._position(int(np.argmin(finite)))} "
+                "overflows float64."
+            )
 
     def _pixels_within(
         self, frames: NDArray[Any], origin: tuple[int, int]

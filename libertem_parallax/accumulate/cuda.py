@@ -1,0 +1,423 @@
+"""CUDA: the default on GPUs.
+
+The host cuts the box around the bright field out of the frames, into one of `SLOTS` pinned
+buffers; when that is full, its stream copies it to the device and starts the kernel, while the host
+fills the next one. So cropping, copying and adding overlap, and no more than the box crosses the
+bus. The accumulator stays on the device until `CudaEngine.finish`.
+
+All that is done with CuPy is memory, streams and launches; none of its own kernels is needed, so it
+does not compile any.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import threading
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from .engine import Engine, accumulator_dtype, native_dtype
+from .plan import Plan
+
+__all__ = ["CudaEngine", "CudaError", "describe", "prepare"]
+
+#: Pinned buffers that are filled in turn, and their size (or one frame's box, if that is larger).
+SLOTS = 3
+SLOT_BYTES = 1 << 20
+
+#: Of the kernel: frames (one a thread of a warp), warps and pixels of a block.
+FRAMES, WARPS, PIXELS = 32, 8, 64
+
+_C_TYPES = {
+    "int8": "signed char",
+    "uint8": "unsigned char",
+    "int16": "short",
+    "uint16": "unsigned short",
+    "int32": "int",
+    "uint32": "unsigned int",
+    "int64": "long long",
+    "uint64": "unsigned long long",
+    "float32": "float",
+    "float64": "double",
+}
+
+
+_INSTALL = "Install libertem-parallax[cuda12] or libertem-parallax[cuda13]"
+
+
+class CudaError(RuntimeError):
+    """The GPU cannot be used, or failed: the message says why, and what to do."""
+
+
+def describe(device: int = 0) -> str:
+    """Say which GPU there is.
+
+    Parameters
+    ----------
+    device
+        Number of the GPU.
+
+    Returns
+    -------
+    str
+        Its name, and the versions of what drives it.
+
+    Raises
+    ------
+    CudaError
+        If it cannot be used.
+    """
+    cupy = _cupy()
+    with _explained("", device):
+        name = cupy.cuda.runtime.getDeviceProperties(device)["name"].decode()
+        driver = _version(cupy.cuda.runtime.driverGetVersion())
+        return f"{name}, driver for CUDA {driver}, CuPy {cupy.__version__}"
+
+
+def prepare(dtype: DTypeLike, pixels: int, device: int = 0) -> None:
+    """Make ready for frames of a dtype: after this, nothing is compiled any more.
+
+    Parameters
+    ----------
+    dtype
+        Of the frames.
+    pixels
+        Number of bright-field pixels, on which the accumulator's dtype depends.
+    device
+        Number of the GPU.
+
+    Raises
+    ------
+    CudaError
+        If the GPU cannot be used.
+    """
+    _kernel(device, native_dtype(dtype).name, accumulator_dtype(dtype, pixels).name)
+
+
+class CudaEngine(Engine):
+    """`Engine` on a GPU, for one thread of any number that may share it.
+
+    Parameters
+    ----------
+    plan, dtype, index, A, S
+        See `Engine`. `A` and `S` are added to in `finish`.
+    device
+        Number of the GPU.
+
+    Raises
+    ------
+    CudaError
+        If the GPU cannot be used; from `add` and `finish`, if it failed.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        dtype: DTypeLike,
+        index: NDArray[np.int64],
+        A: NDArray[Any],
+        S: NDArray[Any],
+        device: int = 0,
+    ) -> None:
+        super().__init__(plan, dtype, index, A, S)
+        self._kernel = _kernel(device, self.dtype.name, A.dtype.name)
+        rows, cols = plan.pixels.max(axis=0) - plan.pixels.min(axis=0) + 1
+        slot_bytes = max(SLOT_BYTES, int(rows * cols) * self.dtype.itemsize)
+        y, x = np.divmod(index, plan.scan_shape[1])
+        with _explained(", making ready for a part of the scan", device):
+            cupy = _cupy()
+            self._device = cupy.cuda.Device(device)
+            with self._device:
+                self._slots = [_Slot(slot_bytes) for _ in range(SLOTS)]
+                self._device_A = cupy.empty(A.size, A.dtype)
+                self._device_S = cupy.empty(S.size, S.dtype)
+                self._positions = _to_device(y * A.shape[3] + x)
+                stream = self._slots[0].stream
+                for sums in (self._device_A, self._device_S):
+                    sums.data.memset_async(0, sums.nbytes, stream)
+                stream.synchronize()
+        self._turn = 0
+        self._batch: _Batch | None = None
+        # CuPy reuses memory as soon as it is let go: not before the device has done with it.
+        buffers = (self._device_A, self._device_S, self._positions)
+        self._abandon = weakref.finalize(self, _drain, self._device, self._slots, buffers)
+        self._abandon.atexit = False
+
+    def _add(self, frames: NDArray[Any], origin: tuple[int, int], first: int) -> None:
+        table = self._table(origin, frames.shape[1:])
+        if table is None:
+            return
+        box = frames[:, table.rows, table.cols]
+        done = 0
+        while done < len(box):
+            batch = self._open(table, first + done)
+            n = min(len(batch.frames) - batch.count, len(box) - done)
+            part = batch.frames[batch.count : batch.count + n]
+            part[...] = box[done : done + n]
+            # Here, while it is in the cache; a sum tells nearly always, and fast.
+            if part.dtype.kind == "f":
+                with np.errstate(over="ignore", invalid="ignore"):
+                    suspicious = not np.isfinite(part.sum())
+                if suspicious:
+                    self._refuse_non_finite(frames[done : done + n], origin, first + done)
+            batch.count += n
+            done += n
+            if batch.count == len(batch.frames):
+                self._launch()
+
+    def finish(self) -> None:
+        """Wait for the device and add its sums to `A` and `S`."""
+        self._launch()
+        with self._failing():
+            cupy = _cupy()
+            for slot in self._slots:
+                slot.stream.synchronize()
+            stream = self._slots[0].stream
+            for sums, device_sums in ((self.A, self._device_A), (self.S, self._device_S)):
+                if not sums.size:
+                    continue
+                staged = _pinned(cupy, sums.nbytes).view(sums.dtype).reshape(sums.shape)
+                device_sums.data.copy_to_host_async(staged.ctypes.data, sums.nbytes, stream)
+                stream.synchronize()
+                sums += staged
+        self._abandon.detach()
+        if self.S.dtype.kind == "f":
+            self._refuse_overflow()
+
+    def _open(self, table: _Table, first: int) -> _Batch:
+        """Batch to which a tile's frames from `first` on can be appended."""
+        batch = self._batch
+        if batch and batch.table is table and batch.first + batch.count == first:
+            return batch
+        self._launch()
+        slot = self._slots[self._turn]
+        with self._failing():
+            slot.stream.synchronize()  # its last batch may be under way
+        size = table.size * self.dtype.itemsize
+        count = len(slot.host) // size
+        shape = (count, *(s.stop - s.start for s in (table.rows, table.cols)))
+        frames = slot.host[: count * size].view(self.dtype).reshape(shape)
+        self._batch = batch = _Batch(table, first, frames)
+        return batch
+
+    def _launch(self) -> None:
+        """Copy the batch to the device and add it, without waiting."""
+        batch, self._batch = self._batch, None
+        if batch is None:
+            return
+        slot = self._slots[self._turn]
+        self._turn = (self._turn + 1) % SLOTS
+        table, n, m = batch.table, batch.count, len(batch.table.pixels)
+        with self._failing(), self._device, slot.stream:
+            size = n * table.size * self.dtype.itemsize
+            slot.device.data.copy_from_host_async(slot.host.ctypes.data, size, slot.stream)
+            self._kernel(
+                *_launch_shape(n, m),
+                (
+                    slot.device,
+                    self._positions[batch.first :],
+                    table.pixels,
+                    table.targets,
+                    self._device_A,
+                    self._device_S[batch.first :],
+                    np.int32(n),
+                    np.int32(table.size),
+                    np.int32(m),
+                ),
+            )
+
+    def _table(self, origin: tuple[int, int], shape: tuple[int, ...]) -> _Table | None:
+        """Constants of one part of the detector; None without bright field."""
+        with _lock:
+            tables = _tables.setdefault(self.plan, {})
+        key = (self._device.id, *origin, *shape)
+        if key not in tables:
+            with self._failing(), self._device:
+                tables[key] = _make_table(self.plan, origin, shape)
+        return tables[key]
+
+    def _failing(self) -> contextlib.AbstractContextManager[None]:
+        return _explained(", adding frames (the image is not complete)", self._device.id)
+
+
+class _Table(NamedTuple):
+    """Where the bright field lies on a part of the detector, and where it goes."""
+
+    rows: slice  # of the box around the pixels, on the part
+    cols: slice
+    size: int  # pixels in the box
+    pixels: Any  # (m,) int32 on the device: where in the box each pixel is
+    targets: Any  # (m,) int64 on the device: where in the accumulator it goes
+
+
+class _Batch:
+    """Frames that go to the device together."""
+
+    def __init__(self, table: _Table, first: int, frames: NDArray[Any]) -> None:
+        self.table = table
+        self.first = first  # position in the engine's index
+        self.frames = frames  # (room, rows, cols) pinned
+        self.count = 0  # frames that are there
+
+
+class _Slot:
+    """Buffer on the host and on the device, and the stream on which it is used."""
+
+    def __init__(self, size: int) -> None:
+        cupy = _cupy()
+        self.stream = cupy.cuda.Stream(non_blocking=True)
+        self.host = _pinned(cupy, size)
+        self.device = cupy.empty(size, np.uint8)
+
+
+# Constants of the plans in use, by device and part of the detector.
+_tables: weakref.WeakKeyDictionary[Plan, dict[tuple[int, ...], _Table | None]] = (
+    weakref.WeakKeyDictionary()
+)
+_lock = threading.Lock()
+
+
+def _make_table(plan: Plan, origin: tuple[int, int], shape: tuple[int, ...]) -> _Table | None:
+    pixels = plan.pixels - np.asarray(origin)
+    inside = ((pixels >= 0) & (pixels < shape)).all(axis=1)
+    if not inside.any():
+        return None
+    pixels = pixels[inside]
+    low, high = pixels.min(axis=0), pixels.max(axis=0) + 1
+    height, width = high - low
+    return _Table(
+        slice(int(low[0]), int(high[0])),
+        slice(int(low[1]), int(high[1])),
+        int(height * width),
+        _to_device(((pixels - low) @ (width, 1)).astype(np.int32)),
+        _to_device(plan.targets[inside]),
+    )
+
+
+def _to_device(values: NDArray[Any]) -> Any:
+    """Copy to the current device, and wait until it is there."""
+    cupy = _cupy()
+    array = cupy.empty(values.shape, values.dtype)
+    if values.size:
+        staged = _pinned(cupy, values.nbytes)
+        staged[:] = np.ascontiguousarray(values).view(np.uint8)
+        stream = cupy.cuda.Stream(non_blocking=True)
+        array.data.copy_from_host_async(staged.ctypes.data, values.nbytes, stream)
+        stream.synchronize()
+    return array
+
+
+def _pinned(cupy: Any, size: int) -> NDArray[np.uint8]:
+    return np.frombuffer(cupy.cuda.alloc_pinned_memory(size), np.uint8, size)
+
+
+def _drain(device: Any, slots: list[_Slot], buffers: Any) -> None:  # noqa: ARG001 - kept alive
+    """Wait until the device has done with what an engine leaves behind."""
+    # That it may have failed is known: it is why the engine was left.
+    with contextlib.suppress(Exception), device:
+        for slot in slots:
+            slot.stream.synchronize()
+
+
+def _source() -> Path:
+    """Find the kernel's file: in the installed package, or in the checkout."""
+    package = Path(__file__).parents[1]
+    path = Path("kernels", "scatter.cu")
+    for folder in (package, package.parent):
+        if (folder / path).is_file():
+            return folder / path
+    raise CudaError(f"{package / path} is missing: install the package anew.")
+
+
+def _expression(dtype: str, accumulator: str) -> str:
+    """Name the kernel for a dtype of the frames, and of the sums."""
+    types = f"{_C_TYPES[dtype]}, {_C_TYPES[accumulator]}"
+    return f"scatter<{types}, {FRAMES}, {WARPS}, {PIXELS}>"
+
+
+def _launch_shape(frames: int, pixels: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Grid and block of a launch."""
+    return (-(-pixels // PIXELS), -(-frames // FRAMES)), (FRAMES, WARPS)
+
+
+_kernels: dict[tuple[int, str, str], Any] = {}
+
+
+def _kernel(device: int, dtype: str, accumulator: str) -> Any:
+    """Compile the kernel, or take it from this process's or CuPy's cache."""
+    key = (device, dtype, accumulator)
+    with _lock:
+        if key not in _kernels:
+            describe(device)  # or say what it lacks
+            cupy = _cupy()
+            path = _source()
+            expression = _expression(dtype, accumulator)
+            with _explained(f", {path}", device), cupy.cuda.Device(device):
+                module = cupy.RawModule(
+                    code=path.read_text(encoding="utf-8"),
+                    options=("-std=c++17",),
+                    name_expressions=(expression,),
+                )
+                _kernels[key] = module.get_function(expression)
+        return _kernels[key]
+
+
+def _cupy() -> Any:
+    try:
+        return importlib.import_module("cupy")
+    except ModuleNotFoundError as error:
+        raise CudaError(
+            f"CuPy is not installed. {_INSTALL}; nvidia-smi shows which CUDA the driver is for."
+        ) from error
+    except Exception as error:
+        raise CudaError(f"CuPy cannot be imported: {error}. {_INSTALL}.") from error
+
+
+@contextlib.contextmanager
+def _explained(doing: str, device: int) -> Iterator[None]:
+    """Turn CuPy's errors into messages for people."""
+    try:
+        yield
+    except (CudaError, TypeError, ValueError):
+        raise
+    except Exception as error:
+        raise CudaError(f"GPU {device}{doing}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Say what an error of CuPy means, and what to do."""
+    cupy = _cupy()
+    name, _, text = str(error).partition(":")
+    if name == "cudaErrorInsufficientDriver":
+        driver, needed = (
+            cupy.cuda.runtime.driverGetVersion(),
+            cupy.cuda.runtime.runtimeGetVersion(),
+        )
+        if not driver:
+            return "there is no NVIDIA driver. Install it, or let the container see the GPU."
+        return (
+            f"the driver is for CUDA {_version(driver)}, CuPy for {_version(needed)}. Update the "
+            f"driver, or take the other CuPy: {_INSTALL}."
+        )
+    if name in ("cudaErrorNoDevice", "cudaErrorInvalidDevice"):
+        return f"there is no such GPU ({text.strip()}). Check nvidia-smi and CUDA_VISIBLE_DEVICES."
+    if isinstance(error, MemoryError) or name == "cudaErrorMemoryAllocation":
+        return (
+            f"out of memory ({error}). Close what else uses the GPU, have fewer workers share it, "
+            "or lower upsampling_factor."
+        )
+    if isinstance(error, cupy.cuda.compiler.CompileException):
+        return f"the kernel does not compile: {error}"
+    if "nvrtc" in str(error).lower():
+        return f"NVRTC, which compiles kernels, does not work ({error}). {_INSTALL}."
+    return f"{error}. If this goes on, restart Python: after some errors a GPU needs that."
+
+
+def _version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"

@@ -1,0 +1,41 @@
+"""Engines for the tests, the CUDA one on a device that stands in where there is none."""
+
+from __future__ import annotations
+
+import pytest
+from standin import compiler
+from standin.cupy import CuPy
+
+from libertem_parallax.accumulate import cuda
+
+needs_compiler = pytest.mark.skipif(
+    not compiler.AVAILABLE, reason="g++ is missing, with which the CUDA kernels run on the CPU"
+)
+
+
+@pytest.fixture
+def standin(monkeypatch):
+    """Let the package find CuPy and a device that stand in; call it for others than the usual."""
+
+    def use(**options):
+        cupy = CuPy(**options)
+        monkeypatch.setattr(cuda, "_cupy", lambda: cupy)
+        monkeypatch.setattr(cuda, "_kernels", {})
+        return cupy
+
+    return use
+
+
+@pytest.fixture(
+    params=[
+        "numba",
+        "numpy",
+        pytest.param("cuda", id="cuda-on-cpu", marks=needs_compiler),
+        pytest.param("cuda", id="cuda", marks=pytest.mark.gpu),
+    ]
+)
+def engine_name(request):
+    """Every engine; that for GPUs runs on the CPU, or with ``-m gpu`` on one."""
+    if request.param == "cuda" and "gpu" not in request.keywords:
+        request.getfixturevalue("standin")()
+    return request.param

@@ -1,0 +1,84 @@
+"""Compiles the kernels with g++ and launches them."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+HEADER = Path(__file__).with_name("device.hpp")
+ORDERS = {"forward": 0, "reverse": 1, "shuffled": 2}
+
+#: Whether the kernels can be compiled here.
+AVAILABLE = shutil.which("g++") is not None
+
+# What is compiled is kept for the session; all processes of a test run share it.
+_folder = tempfile.TemporaryDirectory(prefix="kernels-")
+
+
+class CompileError(Exception):
+    """g++ refused the source."""
+
+
+@functools.cache
+def compile_kernels(source: str, expressions: tuple[str, ...], sanitize: bool = False):
+    """Compile template instances of a kernel; returns what `launch` takes for each."""
+    text = f'#include "{HEADER}"\n{source}\n'
+    for i, expression in enumerate(expressions):
+        text += f"""
+extern "C" void launch_{i}(
+    const unsigned *grid, const unsigned *block, void **values, int order, unsigned seed)
+{{
+    standin::launch(&{expression}, grid, block, values, order, seed);
+}}
+extern "C" int arguments_{i}(unsigned long *sizes)
+{{
+    return standin::arguments(&{expression}, sizes);
+}}
+"""
+    name = hashlib.sha256(f"{sanitize} {text}".encode()).hexdigest()[:16]
+    path = Path(_folder.name, f"{name}.so")
+    command = ["g++", "-x", "c++", "-", "-o", str(path), "-std=c++17", "-shared", "-fPIC"]
+    command += ["-g", "-fsanitize=address,undefined"] if sanitize else ["-O2"]
+    done = subprocess.run(command, input=text, text=True, capture_output=True, check=False)
+    if done.returncode:
+        raise CompileError(done.stderr)
+    library = ctypes.CDLL(str(path))
+    kernels = []
+    for i in range(len(expressions)):
+        sizes = (ctypes.c_ulong * 64)()
+        count = library[f"arguments_{i}"](sizes)
+        kernels.append((library[f"launch_{i}"], tuple(sizes[:count])))
+    return kernels
+
+
+def launch(kernel, grid, block, arguments, order="shuffled", seed=0):
+    """Run a kernel now. `arguments`: NumPy scalars and integers that are addresses."""
+    function, sizes = kernel
+    values = [np.int64(a) if isinstance(a, int) else a for a in arguments]
+    if tuple(v.nbytes for v in values) != sizes:
+        raise TypeError(
+            f"arguments of {[v.nbytes for v in values]} bytes for parameters of {list(sizes)} bytes"
+        )
+    held = [np.array(v) for v in values]
+    pointers = (ctypes.c_void_p * len(held))(*[v.ctypes.data for v in held])
+    three = ctypes.c_uint * 3
+    shape = [three(*(*s, 1, 1)[:3]) for s in (grid, block)]
+    function(shape[0], shape[1], pointers, ORDERS[order], seed)
+
+
+def sanitizer() -> str | None:
+    """Path of the AddressSanitizer's library, if g++ has it."""
+    if not AVAILABLE:
+        return None
+    path = subprocess.run(
+        ["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    return os.path.realpath(path) if os.path.isabs(path) else None

@@ -1,0 +1,252 @@
+"""As much of CuPy as the package uses, on a device that is the CPU.
+
+What is asked of a stream is queued, as on a device, and done early (at once), late (when somebody
+waits for it) or at random; memory that is let go is overwritten and given to the next who asks. So
+whoever does not wait for a copy or lets go of a buffer too soon gets wrong sums.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import random
+import threading
+import weakref
+from types import SimpleNamespace
+
+import numpy as np
+
+from . import compiler
+
+POISON = 0xA5
+
+
+class CUDARuntimeError(RuntimeError):
+    """As raised by calls of the CUDA runtime."""
+
+
+class OutOfMemoryError(MemoryError):
+    """As raised by CuPy's memory pool."""
+
+
+class CompileException(Exception):  # noqa: N818 - CuPy's name
+    """As raised where NVRTC refuses a source."""
+
+
+class _Pool:
+    """Memory that is never given back, so stale addresses can be followed."""
+
+    def __init__(self, limit=None):
+        self.free = {}
+        self.in_use = 0
+        self.limit = limit
+        self.lock = threading.RLock()
+
+    def take(self, size):
+        with self.lock:
+            if self.limit is not None and self.in_use + size > self.limit:
+                raise OutOfMemoryError(f"Out of memory allocating {size:,} bytes")
+            self.in_use += size
+            free = self.free.setdefault(size, [])
+            block = free.pop() if free else np.full(size, POISON, np.uint8)
+        # A buffer, which dies with its last user; the block stays.
+        taken = (ctypes.c_uint8 * size).from_address(block.ctypes.data)
+        weakref.finalize(taken, self._give_back, block).atexit = False
+        return taken
+
+    def _give_back(self, block):
+        with self.lock:
+            block[:] = POISON
+            self.free[block.size].append(block)
+            self.in_use -= block.size
+
+
+class CuPy:
+    """Stands in for the module ``cupy``.
+
+    Parameters
+    ----------
+    devices
+        How many there are.
+    work
+        When the devices do what is queued: "early", "late" or "random".
+    order
+        Order of a block's threads: "forward", "reverse" or "shuffled".
+    memory
+        Bytes of a device. Default: no limit.
+    """
+
+    __version__ = "0 (on the CPU)"
+
+    def __init__(self, devices=1, work="random", order="shuffled", memory=None):
+        self.work = work
+        self.order = order
+        self.random = random.Random(0)
+        self.lock = threading.RLock()
+        self.pools = [_Pool(memory) for _ in range(devices)]
+        self.pinned = _Pool()
+        self.streams = weakref.WeakSet()
+        self.current = threading.local()
+        self.compiled = []
+        self.launches = 0
+        self.uploaded = 0
+        #: Errors by the operation that is to fail: device, pinned, compile, launch, synchronize.
+        self.faults = {}
+        top = self
+
+        class Device:
+            def __init__(self, device=None):
+                self.id = top._device() if device is None else device
+
+            def __enter__(self):
+                top._fail("device")
+                if self.id >= devices:
+                    raise CUDARuntimeError("cudaErrorInvalidDevice: invalid device ordinal")
+                top._stack("devices").append(self.id)
+                return self
+
+            def __exit__(self, *_):
+                top._stack("devices").pop()
+
+        class Stream:
+            def __init__(self, non_blocking=False):
+                assert non_blocking, "others wait for the default stream, which nobody uses"
+                self.device = top._device()
+                self.queue = []
+                top.streams.add(self)
+
+            def __enter__(self):
+                top._stack("streams").append(self)
+                return self
+
+            def __exit__(self, *_):
+                top._stack("streams").pop()
+
+            def synchronize(self):
+                top._fail("synchronize")
+                with top.lock:
+                    while self.queue:
+                        self.queue.pop(0)()
+
+        class RawModule:
+            def __init__(self, *, code, options, name_expressions):
+                self.code, self.options, self.names = code, options, name_expressions
+
+            def get_function(self, name):
+                top._fail("compile")
+                assert name in self.names
+                assert all(option.startswith("-std=") for option in self.options)
+                try:
+                    [kernel] = compiler.compile_kernels(self.code, (name,))
+                except compiler.CompileError as error:
+                    raise CompileException(str(error)) from error
+                device = top._device()
+                top.compiled.append((device, name))
+
+                def launch(grid, block, args):
+                    assert top._device() == device, "a function of another device's module"
+                    top._fail("launch")
+                    values = [a.address() if isinstance(a, _Array) else a for a in args]
+                    top.launches += 1
+                    top._queue(
+                        top._stack("streams")[-1],
+                        lambda: compiler.launch(kernel, grid, block, values, top.order),
+                    )
+
+                return launch
+
+        self.RawModule = RawModule
+        self.cuda = SimpleNamespace(
+            Device=Device,
+            Stream=Stream,
+            alloc_pinned_memory=self._alloc_pinned,
+            compiler=SimpleNamespace(CompileException=CompileException),
+            runtime=SimpleNamespace(
+                driverGetVersion=lambda: 13000,
+                runtimeGetVersion=lambda: 13020,
+                getDeviceProperties=self._properties,
+            ),
+        )
+
+    def empty(self, shape, dtype):
+        count = int(np.prod(shape))
+        dtype = np.dtype(dtype)
+        device = self._device()
+        return _Array(self, device, self.pools[device].take(count * dtype.itemsize), dtype, count)
+
+    def _alloc_pinned(self, size):
+        self._fail("pinned")
+        return self.pinned.take(size)
+
+    def _properties(self, device):
+        with self.cuda.Device(device):
+            return {"name": b"No GPU"}
+
+    def _fail(self, operation):
+        if operation in self.faults:
+            raise self.faults[operation]
+
+    def _stack(self, name):
+        if not hasattr(self.current, name):
+            setattr(self.current, name, [])
+        return getattr(self.current, name)
+
+    def _device(self):
+        return self._stack("devices")[-1] if self._stack("devices") else 0
+
+    def _queue(self, stream, work):
+        assert stream.device == self._device(), "a stream of another device"
+        with self.lock:
+            stream.queue.append(work)
+            if self.work == "early":
+                stream.queue.pop(0)()
+            while self.work == "random" and self.random.random() < 0.6:
+                busy = [s for s in self.streams if s.queue]
+                if not busy:
+                    break
+                busy.sort(key=id)
+                self.random.choice(busy).queue.pop(0)()
+
+
+class _Array:
+    """Flat array on a device: its address is known, its values are out of reach."""
+
+    def __init__(self, cupy, device, memory, dtype, size, offset=0):
+        self._cupy, self._device, self._memory, self._offset = cupy, device, memory, offset
+        self.dtype, self.size = dtype, size
+        self.nbytes = size * dtype.itemsize
+        self.data = _Pointer(self)
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, where):
+        start, stop, step = where.indices(self.size)
+        assert step == 1
+        offset = self._offset + start * self.dtype.itemsize
+        return _Array(self._cupy, self._device, self._memory, self.dtype, stop - start, offset)
+
+    def address(self):
+        assert self._cupy._device() == self._device, "an array of another device"
+        return ctypes.addressof(self._memory) + self._offset
+
+
+class _Pointer:
+    """What CuPy calls MemoryPointer."""
+
+    def __init__(self, array):
+        self._array = weakref.proxy(array)
+
+    def memset_async(self, value, size, stream):
+        self._queue(stream, size, lambda here: ctypes.memset(here, value, size))
+
+    def copy_from_host_async(self, mem, size, stream):
+        self._array._cupy.uploaded += size
+        self._queue(stream, size, lambda here: ctypes.memmove(here, mem, size))
+
+    def copy_to_host_async(self, mem, size, stream):
+        self._queue(stream, size, lambda here: ctypes.memmove(mem, here, size))
+
+    def _queue(self, stream, size, work):
+        assert size <= self._array.nbytes, "beyond the end of the array"
+        here = self._array.address()
+        self._array._cupy._queue(stream, lambda: work(here))

@@ -1,0 +1,183 @@
+// Enough of CUDA to run the kernels of this project on a CPU, compiled by g++.
+//
+// The threads of a block are fibers that take turns: each runs until it ends or reaches a barrier.
+// They are started in forward, reverse or shuffled order, so a missing barrier shows as a wrong sum.
+// Blocks run one after the other. Atomics are plain additions: that they are atomic on a device is
+// for the PTX to show.
+
+#pragma once
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <numeric>
+#include <random>
+#include <type_traits>
+#include <ucontext.h>
+#include <utility>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __forceinline__ inline
+#define __restrict__
+#define __launch_bounds__(...)
+// One block at a time runs in a thread of the host, and several of these may launch kernels.
+#define __shared__ static thread_local
+
+using std::max;
+using std::min;
+
+namespace standin
+{
+struct Index
+{
+    unsigned x, y, z;
+};
+
+struct Fiber
+{
+    ucontext_t context;
+    std::vector<char> stack = std::vector<char>(1 << 16);
+    Index index;
+    bool done;
+};
+
+struct Block
+{
+    ucontext_t scheduler;
+    std::vector<Fiber> fibers;
+    Fiber *current;
+    void (*kernel)(void *);
+    void *arguments;
+};
+
+inline thread_local Block block;
+inline thread_local Index block_index, block_shape, grid_shape;
+
+inline void run_fiber()
+{
+    block.kernel(block.arguments);
+    block.current->done = true;
+    swapcontext(&block.current->context, &block.scheduler);
+}
+
+inline void barrier()
+{
+    swapcontext(&block.current->context, &block.scheduler);
+}
+
+// Order in which the threads of a block take their turns.
+enum Order
+{
+    FORWARD,
+    REVERSE,
+    SHUFFLED
+};
+
+inline void run_block(Order order, std::mt19937 &random)
+{
+    const unsigned count = block_shape.x * block_shape.y * block_shape.z;
+    if (block.fibers.size() < count)
+        block.fibers.resize(count);
+    for (unsigned i = 0; i < count; i++)
+    {
+        Fiber &fiber = block.fibers[i];
+        fiber.index = {i % block_shape.x, i / block_shape.x % block_shape.y, i / block_shape.x / block_shape.y};
+        fiber.done = false;
+        getcontext(&fiber.context);
+        fiber.context.uc_stack.ss_sp = fiber.stack.data();
+        fiber.context.uc_stack.ss_size = fiber.stack.size();
+        fiber.context.uc_link = nullptr;
+        makecontext(&fiber.context, run_fiber, 0);
+    }
+    std::vector<unsigned> turns(count);
+    std::iota(turns.begin(), turns.end(), 0u);
+    if (order == REVERSE)
+        std::reverse(turns.begin(), turns.end());
+    unsigned ended = 0;
+    while (ended < count)
+    {
+        if (order == SHUFFLED)
+            std::shuffle(turns.begin(), turns.end(), random);
+        unsigned ended_now = 0;
+        for (unsigned i : turns)
+        {
+            block.current = &block.fibers[i];
+            swapcontext(&block.scheduler, &block.current->context);
+            ended_now += block.current->done;
+        }
+        if (ended_now != 0 && ended_now != count)
+        {
+            std::fprintf(stderr, "some threads of a block ended while others wait at a barrier\n");
+            std::abort();
+        }
+        ended += ended_now;
+    }
+}
+
+// Arguments as cuLaunchKernel takes them: one pointer to each.
+template <typename... Types> struct Call
+{
+    void (*kernel)(Types...);
+    void **values;
+
+    template <std::size_t... I> void call(std::index_sequence<I...>)
+    {
+        kernel(*static_cast<Types *>(values[I])...);
+    }
+    static void run(void *self)
+    {
+        static_cast<Call *>(self)->call(std::index_sequence_for<Types...>{});
+    }
+};
+
+template <typename... Types>
+void launch(void (*kernel)(Types...), const unsigned *grid, const unsigned *threads, void **values, int order,
+           unsigned seed)
+{
+    Call<Types...> call{kernel, values};
+    block.kernel = Call<Types...>::run;
+    block.arguments = &call;
+    grid_shape = {grid[0], grid[1], grid[2]};
+    block_shape = {threads[0], threads[1], threads[2]};
+    std::mt19937 random(seed);
+    for (unsigned z = 0; z < grid_shape.z; z++)
+        for (unsigned y = 0; y < grid_shape.y; y++)
+            for (unsigned x = 0; x < grid_shape.x; x++)
+            {
+                block_index = {x, y, z};
+                run_block(static_cast<Order>(order), random);
+            }
+}
+
+// Sizes of a kernel's parameters; returns how many there are.
+template <typename... Types> int arguments(void (*)(Types...), unsigned long *sizes)
+{
+    for (unsigned long size : {sizeof(Types)...})
+        *sizes++ = size;
+    return sizeof...(Types);
+}
+} // namespace standin
+
+#define threadIdx (standin::block.current->index)
+#define blockIdx (standin::block_index)
+#define blockDim (standin::block_shape)
+#define gridDim (standin::grid_shape)
+
+inline void __syncthreads()
+{
+    standin::barrier();
+}
+
+template <typename T> T atomicAdd(T *sum, T value)
+{
+    // What CUDA offers, and no more.
+    static_assert(std::is_same_v<T, int> || std::is_same_v<T, unsigned> || std::is_same_v<T, unsigned long long> ||
+                      std::is_same_v<T, float> || std::is_same_v<T, double>,
+                  "atomicAdd has no such overload");
+    const T before = *sum;
+    *sum = before + value;
+    return before;
+}
