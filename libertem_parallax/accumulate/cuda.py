@@ -174,7 +174,7 @@ class CudaEngine(Engine):
     def finish(self) -> None:
         """Wait for the device and add its sums to `A` and `S`."""
         self._launch()
-        with self._failing():
+        with self._failing(), self._device:
             cupy = _cupy()
             for slot in self._slots:
                 slot.stream.synchronize()
@@ -234,13 +234,13 @@ class CudaEngine(Engine):
 
     def _table(self, origin: tuple[int, int], shape: tuple[int, ...]) -> _Table | None:
         """Constants of one part of the detector; None without bright field."""
-        with _lock:
-            tables = _tables.setdefault(self.plan, {})
         key = (self._device.id, *origin, *shape)
-        if key not in tables:
-            with self._failing(), self._device:
+        # One thread makes them: if another replaced them, they would go while they are in use.
+        with _lock, self._failing(), self._device:
+            tables = _tables.setdefault(self.plan, {})
+            if key not in tables:
                 tables[key] = _make_table(self.plan, origin, shape)
-        return tables[key]
+            return tables[key]
 
     def _failing(self) -> contextlib.AbstractContextManager[None]:
         return _explained(", adding frames (the image is not complete)", self._device.id)

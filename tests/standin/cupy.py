@@ -38,6 +38,7 @@ class _Pool:
     def __init__(self, limit=None):
         self.free = {}
         self.in_use = 0
+        self.taken = 0  # from the device, to be used again and again
         self.limit = limit
         self.lock = threading.RLock()
 
@@ -47,6 +48,8 @@ class _Pool:
                 raise OutOfMemoryError(f"Out of memory allocating {size:,} bytes")
             self.in_use += size
             free = self.free.setdefault(size, [])
+            if not free:
+                self.taken += size
             block = free.pop() if free else np.full(size, POISON, np.uint8)
         # A buffer, which dies with its last user; the block stays.
         taken = (ctypes.c_uint8 * size).from_address(block.ctypes.data)
@@ -84,13 +87,14 @@ class CuPy:
         self.lock = threading.RLock()
         self.pools = [_Pool(memory) for _ in range(devices)]
         self.pinned = _Pool()
-        self.streams = weakref.WeakSet()
+        self.busy = {}  # queues with work; streams that are gone may have left some
         self.current = threading.local()
         self.compiled = []
         self.launches = 0
         self.uploaded = 0
         #: Errors by the operation that is to fail: device, pinned, compile, launch, synchronize.
         self.faults = {}
+        self.driver = 13000
         top = self
 
         class Device:
@@ -112,7 +116,6 @@ class CuPy:
                 assert non_blocking, "others wait for the default stream, which nobody uses"
                 self.device = top._device()
                 self.queue = []
-                top.streams.add(self)
 
             def __enter__(self):
                 top._stack("streams").append(self)
@@ -125,7 +128,7 @@ class CuPy:
                 top._fail("synchronize")
                 with top.lock:
                     while self.queue:
-                        self.queue.pop(0)()
+                        top._step(self.queue)
 
         class RawModule:
             def __init__(self, *, code, options, name_expressions):
@@ -161,7 +164,7 @@ class CuPy:
             alloc_pinned_memory=self._alloc_pinned,
             compiler=SimpleNamespace(CompileException=CompileException),
             runtime=SimpleNamespace(
-                driverGetVersion=lambda: 13000,
+                driverGetVersion=lambda: self.driver,
                 runtimeGetVersion=lambda: 13020,
                 getDeviceProperties=self._properties,
             ),
@@ -197,14 +200,16 @@ class CuPy:
         assert stream.device == self._device(), "a stream of another device"
         with self.lock:
             stream.queue.append(work)
+            self.busy[id(stream.queue)] = stream.queue
             if self.work == "early":
-                stream.queue.pop(0)()
-            while self.work == "random" and self.random.random() < 0.6:
-                busy = [s for s in self.streams if s.queue]
-                if not busy:
-                    break
-                busy.sort(key=id)
-                self.random.choice(busy).queue.pop(0)()
+                self._step(stream.queue)
+            while self.work == "random" and self.busy and self.random.random() < 0.6:
+                self._step(self.random.choice(list(self.busy.values())))
+
+    def _step(self, queue):
+        queue.pop(0)()
+        if not queue:
+            del self.busy[id(queue)]
 
 
 class _Array:
