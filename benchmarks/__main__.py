@@ -19,6 +19,9 @@ import click
 import numpy as np
 from tqdm import tqdm
 
+from libertem_parallax.accumulate import CudaError
+from libertem_parallax.accumulate.cuda import describe
+
 from . import report
 from .report import Row
 from .workloads import CURVES, WORKLOADS, Workload
@@ -26,6 +29,7 @@ from .workloads import CURVES, WORKLOADS, Workload
 _HERE = Path(__file__).resolve().parent
 
 PATHS = ("floor", "numba", "numba phase flip", "numpy", "SumUDF")
+GPU = ("cuda", "cuda phase flip")
 UPSTREAM = ("upstream", "upstream phase flip")
 
 
@@ -155,6 +159,8 @@ def main(
 ) -> None:
     """Measure frames per second of every path, each a real Context.run_udf on one core.
 
+    Where there is a GPU, CUDA is one of the paths.
+
     All paths read the same file, which is in memory after the first run, and take turns. "floor"
     is not a reconstruction: it reads every cache line of the bright field once, nothing else.
     """
@@ -163,6 +169,13 @@ def main(
         output = Path(tempfile.mkdtemp(prefix="libertem-parallax-benchmarks-"))
     output.mkdir(parents=True, exist_ok=True)
     paths = PATHS + (UPSTREAM if upstream else ())
+    try:
+        gpu = describe()
+    except CudaError as error:
+        gpu = None
+        click.echo(f"cuda: skipped. {error}\n")
+    else:
+        paths += GPU
     rows: list[Row] = []
     curves: dict[str, list[tuple[float, list[Row]]]] = {}
     with tempfile.TemporaryDirectory() as name, _workers(paths, upstream) as workers:
@@ -173,7 +186,7 @@ def main(
             found = measure(workload, some, 3 if quick else rounds, folder)
             click.echo("\n".join(report.table(found)))
             rows += found
-        some = [w for w in workers if w.path in ("floor", "numba")]
+        some = [w for w in workers if w.path in ("floor", "numba", "cuda")]
         points = [(title, x, w) for title, curve in CURVES.items() for x, w in curve]
         for title, x, workload in tqdm([] if quick else points, desc="Curves", disable=quick):
             # The floor is that of one core reading one after the other.
@@ -183,6 +196,7 @@ def main(
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("libertem", "numba", "numpy", "scipy")},
+            "gpu": gpu,
         },
         "rows": [dataclasses.asdict(row) for row in rows],
         "curves": {

@@ -86,7 +86,7 @@ def prepare(path: str, workload: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
 
     with tempfile.NamedTemporaryFile(suffix=".npy", delete=False) as file:
         np.save(file, next(iter(run().values())).data)
-    ours = path.startswith("num")
+    ours = path.startswith(("num", "cuda"))
     pixels = len(udf.params.geometry.plan.pixels) if ours else None
     return run, {"image": file.name, "pixels": pixels}
 

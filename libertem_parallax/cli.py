@@ -1,4 +1,4 @@
-"""The command line ``libertem-parallax``: a demo, and the reconstruction of a file."""
+"""The command line ``libertem-parallax``: a demo, the reconstruction of a file, what works."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import difflib
 import io
 import math
 import os
+import platform
 import shlex
+import textwrap
 import time
 import tomllib
 import warnings
@@ -45,11 +47,13 @@ PARAMETERS: Mapping[str, tuple[tuple[type, ...], str]] = {
     "center": ((list,), "row and column of the beam, two numbers in detector pixels"),
     "bf_mask": ((str,), "name of a .npy file, relative to the parameter file"),
     "phase_flip": ((bool,), "true or false"),
+    "engine": ((str,), 'a text: "auto", "cuda", "numba" or "numpy"'),
     "load": ((dict,), "a table of what to tell LiberTEM about the data"),
 }
 
 _REQUIRED = ("scan_sampling", "energy", "semiangle_cutoff")
 _SAMPLINGS = ("angular_sampling", "reciprocal_sampling")
+_ENGINES = ("auto", "cuda", "numba", "numpy")
 
 _COMPILES = "Reconstructing (the first time, code is compiled, which takes some seconds)"
 
@@ -217,6 +221,12 @@ Examples:
     help="Zero the Nyquist frequencies of the image, which hold only noise.  [default: yes]",
 )
 @click.option(
+    "--engine",
+    type=click.Choice(_ENGINES),
+    help="What adds the frames: a GPU, compiled code on the CPU, or slow code for comparison. All "
+    "give the same.  [default: auto: the GPU where one works, else the CPU]",
+)
+@click.option(
     "--load",
     multiple=True,
     callback=_load_option,
@@ -248,7 +258,7 @@ def reconstruct(data: Path, params: Path | None, output: Path | None, **options:
         dataset = _load(ctx, data, load)
         udf = _make_udf({**parameters, "shape": dataset.shape}, phase_flip=phase_flip)
         click.echo(_COMPILES, err=True)
-        results, seconds = _run(ctx, dataset, udf)
+        results, speed = _run(ctx, dataset, udf)
     image = results["reconstruction"]
     plan = udf.params.geometry.plan
     pixel_size = _pixel_size(udf)
@@ -268,7 +278,7 @@ def reconstruct(data: Path, params: Path | None, output: Path | None, **options:
             f"{kind}, {_by(image.shape)} pixels of "
             f"{_by(f'{size / 10:.4g}' for size in pixel_size)} nm",
         ),
-        ("Time", _speed(plan.scan_shape, seconds)),
+        ("Time", speed),
         ("Written to", str(output)),
     )
 
@@ -319,7 +329,7 @@ def demo(output: Path) -> None:
         parallax = _run(ctx, dataset, udf)[0]["reconstruction"]
         # The second run is the one to be timed: there is nothing to compile any more.
         udf = _make_udf(parameters, phase_flip=True)
-        results, seconds = _run(ctx, dataset, udf)
+        results, speed = _run(ctx, dataset, udf)
         flipped = results["reconstruction"]
     plan = udf.params.geometry.plan
     rows, cols = plan.pixels.T
@@ -356,7 +366,7 @@ def demo(output: Path) -> None:
             f"{parameters['energy'] / 1e3:g} keV, {parameters['semiangle_cutoff']:g} mrad, "
             f"defocus {-parameters['aberration_coefs']['C10'] / 1e4:g} µm",
         ),
-        ("Reconstructed", _speed(plan.scan_shape, seconds)),
+        ("Reconstructed", speed),
         ("", f"parallax with and without phase flip, {_by(flipped.shape)} pixels"),
         (
             "Correlation",
@@ -370,6 +380,107 @@ def demo(output: Path) -> None:
     command = ["reconstruct", str(frames_path), "--params", str(params_path)]
     click.echo("\nTry next:")
     click.echo(f"  libertem-parallax {shlex.join(command)} -o image.tif --phase-flip")
+
+
+@main.command(short_help="Show versions, and which engines and GPUs work.")
+def info() -> None:
+    """Show versions, and which engines and GPUs work: each one is tried on a few frames.
+
+    Takes seconds the first time, when code is compiled.
+    """
+    from .accumulate.cuda import describe
+
+    with _messages_only():
+        default, gpus = _default_gpu(), _count_gpus()
+    rows = [("Versions", ", ".join(_versions())), ("", ""), ("Engine", "Status")]
+    for device in sorted({*range(gpus), default or 0}):
+        problem = _problem("cuda", device)
+        text = _status(problem, used=device == default)
+        name = f"cuda, GPU {device}" if gpus else "cuda"
+        rows.append((name, text if problem else f"{text}: {describe(device)}"))
+    rows += [
+        ("numba", _status(_problem("numba"), used=default is None)),
+        ("numpy", f"{_status(_problem('numpy'))}; slow, for comparison"),
+        ("", ""),
+        ("In Python", 'use the GPU with engine="cuda", or let LiberTEM assign it:'),
+        ("", 'libertem.api.Context.make_with("dask", gpus=1, cpus=0)'),
+    ]
+    for name, text in rows:
+        click.echo(
+            textwrap.fill(
+                text,
+                width=79,
+                initial_indent=f"{name:<15}",
+                subsequent_indent=" " * 15,
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+        )
+
+
+def _versions() -> Iterator[str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    # CuPy's package is named after the CUDA that it is for.
+    cupy = ("cupy", "cupy-cuda12x", "cupy-cuda13x")
+    for package in ("libertem-parallax", "libertem", "numpy", "numba", *cupy):
+        with contextlib.suppress(PackageNotFoundError):
+            yield f"{package} {version(package)}"
+    yield f"Python {platform.python_version()}"
+
+
+def _count_gpus() -> int:
+    from .accumulate.cuda import CudaError, describe
+
+    count = 0
+    with contextlib.suppress(CudaError):
+        while True:
+            describe(count)
+            count += 1
+    return count
+
+
+def _default_gpu() -> int | None:
+    """Find out which GPU is used unless told otherwise; None for the CPU."""
+    from libertem.common.backend import get_use_cuda
+
+    if "LIBERTEM_USE_CUDA" in os.environ or "LIBERTEM_USE_CPU" in os.environ:
+        gpu: int | None = get_use_cuda()
+        return gpu
+    return 0 if _count_gpus() else None
+
+
+def _problem(engine: str, device: int = 0) -> str | None:
+    """Add a few frames with an engine; what is wrong, or None where it works."""
+    import numpy as np
+
+    from .accumulate import Plan, accumulator_dtype, make_engine
+
+    plan = Plan((2, 3), (2, 2), 2, np.array([[0, 1], [1, 0]]), np.array([[0, 0], [3, -1]]))
+    frames = np.arange(24, dtype=np.uint8).reshape(6, 2, 2)
+
+    def added(engine: str) -> NDArray[Any]:
+        A = np.zeros(plan.accumulator_shape, accumulator_dtype(frames.dtype, len(plan.pixels)))
+        worker = make_engine(
+            engine, plan, frames.dtype, np.arange(6), A, np.zeros(6, A.dtype), device
+        )
+        worker.add(frames)
+        worker.finish()
+        return A
+
+    try:
+        if np.array_equal(added(engine), added("numpy")):
+            return None
+        return "its sums differ from those of the engine numpy."
+    # Drivers, compilers and libraries have many ways to fail.
+    except Exception as error:
+        return str(error) or repr(error)
+
+
+def _status(problem: str | None, *, used: bool = False) -> str:
+    if problem:
+        return f"{'would be tried first, but fails' if used else 'not available'}: {problem}"
+    return f"works{'; would be used' if used else ''}"
 
 
 def _read_parameters(path: Path) -> dict[str, Any]:
@@ -511,21 +622,26 @@ def _load(ctx: Any, data: Path, load: Mapping[str, Any]) -> Any:
 
 
 def _warn(message: str) -> None:
-    click.echo(f"Warning: {message}", err=True)
+    from tqdm import tqdm
+
+    # On a line of its own, also where a progress bar is under way.
+    with tqdm.external_write_mode():
+        click.echo(f"Warning: {message}", err=True)
 
 
 @contextlib.contextmanager
 def _messages_only() -> Iterator[None]:
-    """Show what the library says of the input without tracebacks and lines of code."""
+    """Show what the library says of input and GPU without tracebacks and lines of code."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
         _warn(str(message))
 
     try:
         with warnings.catch_warnings(action="once", category=UserWarning):
+            warnings.simplefilter("once", RuntimeWarning)
             warnings.showwarning = show
             yield
-    except (OSError, TypeError, ValueError) as error:
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
         raise click.ClickException(str(error)) from error
 
 
@@ -537,13 +653,37 @@ def _make_udf(parameters: Mapping[str, Any], *, phase_flip: bool) -> Any:
         return cls.from_parameters(**parameters)
 
 
-def _run(ctx: Any, dataset: Any, udf: Any) -> tuple[dict[str, NDArray[Any]], float]:
-    """Run with a progress bar; results by name, and seconds."""
-    start = time.perf_counter()
+def _run(ctx: Any, dataset: Any, udf: Any) -> tuple[dict[str, NDArray[Any]], str]:
+    """Run with a progress bar; results by name, and how fast they were made."""
+    from .accumulate import fallen_back
+
+    engine, plan = udf.params.engine, udf.params.geometry.plan
     with _messages_only():
-        results = ctx.run_udf(dataset, udf, progress=True)
-    seconds = time.perf_counter() - start
-    return {name: buffer.data for name, buffer in results.items()}, seconds
+        gpu = _default_gpu() if engine == "auto" else None
+        with _assigned(gpu):
+            start = time.perf_counter()
+            results = ctx.run_udf(dataset, udf, progress=True)
+            seconds = time.perf_counter() - start
+    speed = _speed(plan.scan_shape, seconds)
+    # Where the GPU failed, a part of the frames may have been added there.
+    if plan not in fallen_back:
+        speed += f", on the {'CPU' if gpu is None and engine != 'cuda' else 'GPU'}"
+    return {name: buffer.data for name, buffer in results.items()}, speed
+
+
+@contextlib.contextmanager
+def _assigned(gpu: int | None) -> Iterator[None]:
+    """Assign a GPU, if any, to this process's workers as LiberTEM does to those of its own."""
+    from libertem.common.backend import get_use_cuda, set_use_cuda
+
+    if gpu is None or gpu == get_use_cuda():
+        yield
+        return
+    set_use_cuda(gpu)
+    try:
+        yield
+    finally:
+        del os.environ["LIBERTEM_USE_CUDA"]
 
 
 def _pixel_size(udf: Any) -> tuple[float, float]:

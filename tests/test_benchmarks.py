@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
-from benchmarks import report
+from conftest import needs_compiler
+
+from benchmarks import gpu, report
 from benchmarks.report import Row
 
 FLOOR = Row("w", "floor", 1000, 10, [0.1, 0.1, 0.1])
@@ -45,3 +48,14 @@ def test_table_shows_every_path_against_the_references() -> None:
     assert floor.split() == ["floor", "10,000", "0%", "1.00"]
     assert numba.split() == ["numba", "2,000", "0", "M", "20%", "0.20"]
     assert end == ""
+
+
+@needs_compiler
+def test_gpu_table_has_all_figures(standin, monkeypatch) -> None:
+    """They say nothing here, where the GPU is none."""
+    standin()
+    monkeypatch.setattr(gpu, "_ROUNDS", 1)
+    monkeypatch.setattr(gpu, "WORKLOADS", gpu.WORKLOADS[:1])
+    lines = list(gpu.table(1 << 16))
+    figures = [len(re.findall(r" [\d,.]+(?= G|%| frames)", line)) for line in lines]
+    assert figures[1:] == [2, 3, 0, 0, 0, 3, 3, 3, 1, 1]

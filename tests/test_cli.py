@@ -2,7 +2,9 @@
 
 import inspect
 import json
+import os
 import shlex
+import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,11 +15,13 @@ import numpy as np
 import pytest
 import tifffile
 from click.testing import CliRunner, Result
+from conftest import needs_compiler
 from libertem.api import Context
 from numpy.typing import NDArray
 from PIL import Image
 
-from libertem_parallax import ParallaxPhaseFlipUDF, ParallaxUDF
+from libertem_parallax import ParallaxPhaseFlipUDF, ParallaxUDF, udf
+from libertem_parallax.accumulate import ENGINES, make_engine
 from libertem_parallax.cli import PARAMETERS, main, reconstruct
 
 SHAPE = (6, 8, 10, 12)
@@ -66,8 +70,10 @@ Run = Callable[[str], Result]
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A current folder with the data in another one."""
+    """A current folder with the data in another one, and an environment that says nothing."""
     monkeypatch.chdir(tmp_path)
+    for name in ("LIBERTEM_USE_CUDA", "LIBERTEM_USE_CPU"):
+        monkeypatch.delenv(name, raising=False)
     data = tmp_path / "data"
     data.mkdir()
     np.save(data / "scan.npy", frames())
@@ -238,6 +244,7 @@ def test_warnings_are_shown_without_code(run: Run) -> None:
         (f"scan.npy {BRIEF} --load type=raw --load type=npy", ["type is given twice"]),
         (f"scan.npy {BRIEF} --bf-mask data/mask.npy -o data/mask.npy", ["mask.npy", "an input"]),
         (f"scan.npy {BRIEF} --scan-sampling 1e-9 1e-9 -o image.tif", ["cannot write image.tif"]),
+        (f"scan.npy {BRIEF} --engine gpu", ["--engine", "'gpu'", "'cuda'"]),
         (f"complex.npy {BRIEF}", ["complex128"]),
     ],
 )
@@ -281,12 +288,14 @@ def test_missing_frames_are_told(run: Run, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "messages"),
     [
-        ("energie = 1", ["unknown key 'energie'", "'energy'"]),
+        ("enery = 1", ["unknown key 'enery'", "one is 'energy'"]),
         ("energy = '300 kV'", ["energy = '300 kV'", "eV"]),
         ("energy = true", ["energy = True", "eV"]),
         ("scan_sampling = 4", ["scan_sampling = 4", "two numbers in Å"]),
         ("rotation_angle = 'left'", ["rotation_angle = 'left'", "-15deg"]),
         ("phase_flip = 'no'", ["phase_flip = 'no'", "true or false"]),
+        ("engine = 1", ["engine = 1", '"cuda"']),
+        ("engine = 'cdua'", ["engine = 'cdua'", "auto, cuda, numba, numpy"]),
         ("aberration_coefs = 1", ["aberration_coefs = 1", "table"]),
         ("bf_mask = 'gone.npy'", ["bf_mask", "gone.npy"]),
         ("energy = fast", ["scan.toml", "TOML", "line 1"]),
@@ -295,8 +304,7 @@ def test_missing_frames_are_told(run: Run, folder: Path) -> None:
 def test_errors_in_the_file(run: Run, folder: Path, line: str, messages: list[str]) -> None:
     (folder / "data/scan.toml").write_text(line, encoding="utf-8")
     # Values on the command line do not make the file right.
-    rest = BRIEF if "bf_mask" in line else ""
-    check_error(run(f"reconstruct data/scan.npy --params data/scan.toml {rest}"), messages)
+    check_error(run(f"reconstruct data/scan.npy --params data/scan.toml {BRIEF}"), messages)
 
 
 def check_error(result: Result, messages: list[str]) -> None:
@@ -311,9 +319,146 @@ def check_error(result: Result, messages: list[str]) -> None:
 
 def test_every_parameter_is_an_option_and_a_key() -> None:
     accepted = set(inspect.signature(ParallaxUDF.from_parameters).parameters)
-    keys = accepted - {"shape", "engine"} | {"phase_flip", "load"}
+    keys = accepted - {"shape"} | {"phase_flip", "load"}
     assert set(PARAMETERS) == keys
-    assert keys <= {param.name for param in reconstruct.params}
+    options = {param.name: param for param in reconstruct.params}
+    assert keys <= set(options)
+    assert list(options["engine"].type.choices) == ["auto", *ENGINES]
+
+
+@pytest.mark.parametrize("by_file", [True, False])
+def test_engines_give_the_same_file(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, engine_name: str, by_file: bool
+) -> None:
+    used = []
+
+    def make(name: str, *args: Any) -> Any:
+        used.append(name)
+        return make_engine(name, *args)
+
+    monkeypatch.setattr(udf, "make_engine", make)
+    in_file = engine_name if by_file else "auto"
+    (folder / "data/scan.toml").write_text(f"engine = '{in_file}'\n" + TOML, encoding="utf-8")
+    option = "" if by_file else f"--engine {engine_name}"
+    result = succeeded(
+        run(f"reconstruct data/scan.npy --params data/scan.toml {option} -o image.npy")
+    )
+    assert set(used) == {engine_name}
+    assert f"frames/s, on the {'GPU' if engine_name == 'cuda' else 'CPU'}\n" in result.stdout
+    np.save("expected.npy", expected(engine="numpy"))
+    assert Path("image.npy").read_bytes() == Path("expected.npy").read_bytes()
+
+
+AUTO = "reconstruct data/scan.npy --params data/scan.toml -o image.npy"
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("variable", "devices"),
+    [
+        (None, {0}),
+        ("LIBERTEM_USE_CUDA", {1}),
+        ("LIBERTEM_USE_CPU", set()),
+    ],
+)
+def test_the_gpu_is_used_unless_told_otherwise(
+    run: Run, monkeypatch: pytest.MonkeyPatch, standin: Any, variable: str | None, devices: set[int]
+) -> None:
+    if variable:
+        monkeypatch.setenv(variable, "1")
+    cupy = standin(devices=2)
+    environment = dict(os.environ)
+    result = succeeded(run(AUTO))
+    assert dict(os.environ) == environment
+    assert {device for device, _ in cupy.compiled} == devices
+    assert (cupy.launches > 0) == bool(devices)
+    assert f"on the {'GPU' if devices else 'CPU'}\n" in result.stdout
+    np.testing.assert_array_equal(np.load("image.npy"), expected())
+
+    statuses = told(run)
+    assert [name for name, status in statuses.items() if "would be used" in status] == [
+        f"cuda, GPU {device}" for device in devices
+    ] or ["numba"]
+    assert all("works" in status for status in statuses.values())
+    assert "No GPU, driver for CUDA 13.0" in statuses["cuda, GPU 1"]
+
+
+@needs_compiler
+def test_a_gpu_that_cannot_be_set_up_is_told_of(run: Run, standin: Any) -> None:
+    cupy = standin()
+    cupy.faults["compile"] = OSError("this device is too old")
+    result = succeeded(run(AUTO))
+    [warning] = [line for line in result.stderr.splitlines() if "Warning" in line]
+    assert warning.startswith("Warning: frames are added on the CPU")
+    assert "this device is too old" in warning
+    assert ".py" not in result.stderr
+    assert "on the GPU" not in result.stdout
+    np.testing.assert_array_equal(np.load("image.npy"), expected())
+    check_error(run(f"{AUTO} --engine cuda"), ["GPU 0", "this device is too old"])
+
+
+@needs_compiler
+def test_a_gpu_that_fails_on_the_way_stops_the_run(run: Run, standin: Any) -> None:
+    cupy = standin()
+    cupy.faults["launch"] = OSError("the device fell off")
+    check_error(run(AUTO), ["GPU 0", "the image is not complete", "the device fell off"])
+    assert "LIBERTEM_USE_CUDA" not in os.environ
+
+
+def test_an_environment_that_contradicts_itself(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LIBERTEM_USE_CUDA", "LIBERTEM_USE_CPU"):
+        monkeypatch.setenv(name, "0")
+    for command in (AUTO, "info"):
+        check_error(run(command), ["LIBERTEM_USE_CUDA", "LIBERTEM_USE_CPU"])
+
+
+def told(run: Run) -> dict[str, str]:
+    """What `info` says of each engine."""
+    output = succeeded(run("info")).stdout
+    lines = output.splitlines()
+    assert len(lines) <= 24
+    assert all(len(line) < 80 or "/" in line for line in lines)  # paths are not broken
+    assert f"numpy {np.__version__}" in " ".join(output.split())
+    statuses: dict[str, str] = {}
+    name = ""
+    for line in lines[lines.index("Engine         Status") + 1 : lines.index("", 4)]:
+        name = line[:15].strip() or name
+        statuses[name] = f"{statuses.get(name, '')} {line[15:]}".strip()
+    return statuses
+
+
+def test_info_without_cupy(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    statuses = told(run)
+    assert statuses.pop("cuda").startswith("not available: CuPy is not installed. Install ")
+    assert statuses == {
+        "numba": "works; would be used",
+        "numpy": "works; slow, for comparison",
+    }
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("fault", "name", "status", "numba"),
+    [
+        ("device", "cuda", "not available: GPU 0: no device", "works; would be used"),
+        ("compile", "cuda, GPU 0", "would be tried first, but fails: GPU 0, ", "works"),
+        ("launch", "cuda, GPU 0", "would be tried first, but fails: GPU 0, ", "works"),
+    ],
+)
+def test_info_says_why_a_gpu_does_not_work(
+    run: Run, standin: Any, fault: str, name: str, status: str, numba: str
+) -> None:
+    standin().faults[fault] = OSError(f"no {fault}")
+    statuses = told(run)
+    assert statuses[name].startswith(status)
+    assert f"no {fault}" in statuses[name]
+    assert statuses["numba"] == numba
+
+
+def test_info_compares_the_sums(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ENGINES["numba"], "_add", lambda *_: None)
+    assert told(run)["numba"].endswith("its sums differ from those of the engine numpy.")
 
 
 def test_demo_and_what_it_proposes_next(run: Run, folder: Path) -> None:

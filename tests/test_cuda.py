@@ -38,6 +38,7 @@ def assert_same(actual, expected):
 def test_the_device_may_take_its_time(standin, monkeypatch, work, order, dtype):
     """Far more batches than slots, in tiles that do not fit them."""
     monkeypatch.setattr(cuda, "SLOT_BYTES", 7 * 99 * np.dtype(dtype).itemsize)
+    monkeypatch.setattr(cuda, "ROW_BYTES", 0)
     cupy = standin(work=work, order=order)
     plan = make_plan((4, 41))
     frames = np.rint(make_frames(plan, dtype)).astype(dtype)
@@ -57,12 +58,22 @@ def test_the_device_may_take_its_time(standin, monkeypatch, work, order, dtype):
 def test_only_the_box_around_the_bright_field_crosses_the_bus(standin):
     cupy = standin()
     pixels = np.argwhere(np.ones((3, 4), bool)) + np.array([20, 30])
-    plan = Plan((8, 9), (64, 64), 1, pixels, np.zeros_like(pixels))
-    run_engine(CUDA, plan, np.ones((72, 64, 64), np.uint16))
+    plan = Plan((8, 9), (64, 65), 1, pixels, np.zeros_like(pixels))
+    run_engine(CUDA, plan, np.ones((72, 64, 65), np.uint16))
     constants = len(pixels) * (4 + 8) + 72 * 8
     assert cupy.uploaded == 72 * 3 * 4 * 2 + constants
-    run_engine(CUDA, plan, np.ones((72, 64, 64), np.uint16))
+    run_engine(CUDA, plan, np.ones((72, 64, 65), np.uint16))
     assert cupy.uploaded == 2 * 72 * 3 * 4 * 2 + constants + 72 * 8
+
+
+@needs_compiler
+def test_short_rows_are_not_cut(standin):
+    cupy = standin()
+    pixels = np.argwhere(np.ones((3, 4), bool)) + np.array([20, 30])
+    plan = Plan((8, 9), (64, 64), 1, pixels, np.zeros_like(pixels))
+    frames = make_frames(plan, "uint16")
+    assert_same(run_engine(CUDA, plan, frames), run_engine(NUMBA, plan, frames))
+    assert cupy.uploaded == 72 * 3 * 64 * 2 + len(pixels) * (4 + 8) + 72 * 8
 
 
 @needs_compiler
@@ -71,6 +82,7 @@ def test_small_tiles_go_together(standin, monkeypatch):
     cupy = standin()
     plan = Plan((8, 9), (8, 8), 1, np.array([[4, 3], [4, 4]]), np.zeros((2, 2), int))
     monkeypatch.setattr(cuda, "SLOT_BYTES", 2 * 20)
+    monkeypatch.setattr(cuda, "ROW_BYTES", 0)
     frames = make_frames(plan, "uint8")
     expected = run_engine(NUMBA, plan, frames)
     A, S = empty(plan, "uint8")
@@ -90,6 +102,7 @@ def test_small_tiles_go_together(standin, monkeypatch):
 def test_frames_larger_than_a_slot(standin, monkeypatch):
     standin(work="late")
     monkeypatch.setattr(cuda, "SLOT_BYTES", 10)
+    monkeypatch.setattr(cuda, "ROW_BYTES", 0)
     plan = make_plan((2, 5))
     frames = make_frames(plan, "uint16")
     assert_same(run_engine(CUDA, plan, frames), run_engine(NUMBA, plan, frames))

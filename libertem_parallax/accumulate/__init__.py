@@ -22,15 +22,23 @@ from .engine import Engine, accumulator_dtype
 from .plain import PlainEngine
 from .plan import Plan
 
-__all__ = ["ENGINES", "CudaError", "Engine", "Plan", "accumulator_dtype", "make_engine"]
+__all__ = [
+    "ENGINES",
+    "CudaError",
+    "Engine",
+    "Plan",
+    "accumulator_dtype",
+    "fallen_back",
+    "make_engine",
+]
 
 #: Engines by the name that users give.
 ENGINES: Mapping[str, type[Engine]] = MappingProxyType(
     {"cuda": CudaEngine, "numba": CompiledEngine, "numpy": PlainEngine}
 )
 
-# Plans for which a GPU could not be used. Partitions that come later do not try again.
-_without_gpu: weakref.WeakSet[Plan] = weakref.WeakSet()
+#: Plans for which a GPU could not be used. Partitions that come later do not try again.
+fallen_back: weakref.WeakSet[Plan] = weakref.WeakSet()
 _lock = threading.Lock()
 
 
@@ -71,15 +79,15 @@ def make_engine(
     RuntimeWarning
         Once for a plan, if the GPU cannot be used and `name` is ``"auto"``.
     """
-    if name == "cuda" or (name == "auto" and device is not None and plan not in _without_gpu):
+    if name == "cuda" or (name == "auto" and device is not None and plan not in fallen_back):
         try:
             return CudaEngine(plan, dtype, index, A, S, device or 0)
         except CudaError as error:
             if name == "cuda":
                 raise
             with _lock:
-                known = plan in _without_gpu
-                _without_gpu.add(plan)
+                known = plan in fallen_back
+                fallen_back.add(plan)
             if not known:
                 warnings.warn(
                     f"frames are added on the CPU, since the GPU cannot be used. {error}",

@@ -31,6 +31,10 @@ __all__ = ["CudaEngine", "CudaError", "describe", "prepare"]
 SLOTS = 3
 SLOT_BYTES = 1 << 20
 
+#: Rows of the detector that are no longer than this are not cut: memory is read by the cache line,
+#: and whole rows are copied in one piece.
+ROW_BYTES = 128
+
 #: Of the kernel: frames (one a thread of a warp), warps and pixels of a block.
 FRAMES, WARPS, PIXELS = 32, 8, 64
 
@@ -128,19 +132,20 @@ class CudaEngine(Engine):
         super().__init__(plan, dtype, index, A, S)
         self._kernel = _kernel(device, self.dtype.name, A.dtype.name)
         rows, cols = plan.pixels.max(axis=0) - plan.pixels.min(axis=0) + 1
-        slot_bytes = max(SLOT_BYTES, int(rows * cols) * self.dtype.itemsize)
+        frame_bytes = int(rows) * max(int(cols) * self.dtype.itemsize, ROW_BYTES)
         y, x = np.divmod(index, plan.scan_shape[1])
         with _explained(", making ready for a part of the scan", device):
             cupy = _cupy()
             self._device = cupy.cuda.Device(device)
             with self._device:
-                self._slots = [_Slot(slot_bytes) for _ in range(SLOTS)]
+                self._slots = [_Slot(max(SLOT_BYTES, frame_bytes)) for _ in range(SLOTS)]
                 self._device_A = cupy.empty(A.size, A.dtype)
                 self._device_S = cupy.empty(S.size, S.dtype)
                 self._positions = _to_device(y * A.shape[3] + x)
                 stream = self._slots[0].stream
                 for sums in (self._device_A, self._device_S):
-                    sums.data.memset_async(0, sums.nbytes, stream)
+                    if sums.size:
+                        sums.data.memset_async(0, sums.nbytes, stream)
                 stream.synchronize()
         self._turn = 0
         self._batch: _Batch | None = None
@@ -234,12 +239,12 @@ class CudaEngine(Engine):
 
     def _table(self, origin: tuple[int, int], shape: tuple[int, ...]) -> _Table | None:
         """Constants of one part of the detector; None without bright field."""
-        key = (self._device.id, *origin, *shape)
+        key = (self._device.id, self.dtype.itemsize, *origin, *shape)
         # One thread makes them: if another replaced them, they would go while they are in use.
         with _lock, self._failing(), self._device:
             tables = _tables.setdefault(self.plan, {})
             if key not in tables:
-                tables[key] = _make_table(self.plan, origin, shape)
+                tables[key] = _make_table(self.plan, origin, shape, self.dtype.itemsize)
             return tables[key]
 
     def _failing(self) -> contextlib.AbstractContextManager[None]:
@@ -283,13 +288,17 @@ _tables: weakref.WeakKeyDictionary[Plan, dict[tuple[int, ...], _Table | None]] =
 _lock = threading.Lock()
 
 
-def _make_table(plan: Plan, origin: tuple[int, int], shape: tuple[int, ...]) -> _Table | None:
+def _make_table(
+    plan: Plan, origin: tuple[int, int], shape: tuple[int, ...], itemsize: int
+) -> _Table | None:
     pixels = plan.pixels - np.asarray(origin)
     inside = ((pixels >= 0) & (pixels < shape)).all(axis=1)
     if not inside.any():
         return None
     pixels = pixels[inside]
     low, high = pixels.min(axis=0), pixels.max(axis=0) + 1
+    if shape[1] * itemsize <= ROW_BYTES:
+        low[1], high[1] = 0, shape[1]
     height, width = high - low
     return _Table(
         slice(int(low[0]), int(high[0])),

@@ -251,7 +251,11 @@ class _Pointer:
     def copy_to_host_async(self, mem, size, stream):
         self._queue(stream, size, lambda here: ctypes.memmove(mem, here, size))
 
+    def copy_from_device_async(self, src, size, stream):
+        there = src._array.address()
+        self._queue(stream, size, lambda here: ctypes.memmove(here, there, size))
+
     def _queue(self, stream, size, work):
-        assert size <= self._array.nbytes, "beyond the end of the array"
+        assert 0 < size <= self._array.nbytes, "nothing, or beyond the end of the array"
         here = self._array.address()
         self._array._cupy._queue(stream, lambda: work(here))

@@ -1,0 +1,217 @@
+"""What the CUDA engine does apart from LiberTEM, against what the GPU can do at best.
+
+Kernel-only figures: the end-to-end ones are those of ``python -m benchmarks``.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from libertem_parallax.accumulate import ENGINES, CudaError, Plan, accumulator_dtype, cuda
+from libertem_parallax.geometry import Geometry
+
+from .workloads import WORKLOADS, Workload
+
+_ROUNDS = 9
+
+
+def _seconds(work: Callable[[], None]) -> float:
+    """Median time of a piece of work that waits for the device itself."""
+    work()
+    seconds = []
+    for _ in range(_ROUNDS):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def floors(size: int) -> tuple[float, float, dict[str, float]]:
+    """Measure the GPU.
+
+    Parameters
+    ----------
+    size
+        Bytes to copy.
+
+    Returns
+    -------
+    tuple
+        Bytes per second from the host; bytes per second read and written on the device; additions
+        per second by dtype of the sum.
+    """
+    cupy = cuda._cupy()
+    stream = cupy.cuda.Stream(non_blocking=True)
+    host = cuda._pinned(cupy, size)
+    host[:] = 1
+    one, other = (cupy.empty(size, np.uint8) for _ in range(2))
+
+    def upload() -> None:
+        one.data.copy_from_host_async(host.ctypes.data, size, stream)
+        stream.synchronize()
+
+    def copy() -> None:
+        other.data.copy_from_device_async(one.data, size, stream)
+        stream.synchronize()
+
+    additions = {}
+    count, rounds, blocks = 1 << 20, 64, max(1, size >> 16)
+    text = Path(__file__).with_name("floors.cu").read_text(encoding="utf-8")
+    for dtype in ("int32", "int64", "float64"):
+        # atomicAdd knows no signed 64-bit integers; see kernels/scatter.cu.
+        c_type = "unsigned long long" if dtype == "int64" else cuda._C_TYPES[dtype]
+        name = f"additions<{c_type}>"
+        module = cupy.RawModule(code=text, options=("-std=c++17",), name_expressions=(name,))
+        kernel = module.get_function(name)
+        A = cuda._to_device(np.zeros(count, dtype))
+        arguments = (A, np.uint32(count), np.int32(rounds))
+
+        def add(kernel: Any = kernel, arguments: tuple[Any, ...] = arguments) -> None:
+            with stream:
+                kernel((blocks,), (32, 8), arguments)
+            stream.synchronize()
+
+        additions[dtype] = blocks * 256 * rounds / _seconds(add)
+    return size / _seconds(upload), 2 * size / _seconds(copy), additions
+
+
+def _frames(workload: Workload, plan: Plan, size: int) -> Any:
+    """At least one row of the scan, and so many frames that the bright field has `size` bytes."""
+    itemsize = np.dtype(workload.dtype).itemsize
+    table = cuda._make_table(plan, (0, 0), plan.detector_shape, itemsize)
+    assert table is not None
+    positions = plan.scan_shape[0] * plan.scan_shape[1]
+    count = min(max(size // (table.size * itemsize), plan.scan_shape[1]), positions)
+    rng = np.random.default_rng(0)
+    shape = (count, *plan.detector_shape)
+    return table, rng.integers(0, 3, shape, dtype=np.uint8).astype(workload.dtype)
+
+
+def kernel_rate(workload: Workload, plan: Plan, size: int, batch_bytes: int) -> tuple[float, float]:
+    """Measure the kernel on frames that are on the device.
+
+    Parameters
+    ----------
+    workload, plan
+        What to add.
+    size
+        Bytes of all frames.
+    batch_bytes
+        Bytes of the frames of one launch.
+
+    Returns
+    -------
+    tuple
+        Additions per second, and bytes of frames per second.
+    """
+    cupy = cuda._cupy()
+    table, frames = _frames(workload, plan, size)
+    box = np.ascontiguousarray(frames[:, table.rows, table.cols])
+    accumulator = accumulator_dtype(box.dtype, len(plan.pixels))
+    kernel = cuda._kernel(0, box.dtype.name, accumulator.name)
+    y, x = np.divmod(np.arange(len(box)), plan.scan_shape[1])
+    positions = cuda._to_device(y * plan.accumulator_shape[3] + x)
+    A = cuda._to_device(np.zeros(np.prod(plan.accumulator_shape), accumulator))
+    S = cuda._to_device(np.zeros(len(box), accumulator))
+    device_frames = cuda._to_device(box.reshape(-1))
+    stream = cupy.cuda.Stream(non_blocking=True)
+    step = max(1, batch_bytes // (table.size * box.itemsize))
+
+    def work() -> None:
+        with stream:
+            for first in range(0, len(box), step):
+                n = min(step, len(box) - first)
+                kernel(
+                    *cuda._launch_shape(n, len(table.pixels)),
+                    (
+                        device_frames[first * table.size :],
+                        positions[first:],
+                        table.pixels,
+                        table.targets,
+                        A,
+                        S[first:],
+                        np.int32(n),
+                        np.int32(table.size),
+                        np.int32(len(table.pixels)),
+                    ),
+                )
+        stream.synchronize()
+
+    seconds = _seconds(work)
+    return len(box) * len(plan.pixels) / seconds, box.nbytes / seconds
+
+
+def engine_rate(name: str, workload: Workload, plan: Plan, size: int) -> float:
+    """Measure an engine on frames in memory; frames per second.
+
+    Parameters
+    ----------
+    name
+        Of the engine.
+    workload, plan
+        What to add.
+    size
+        Bytes of the bright field of all frames.
+    """
+    _, frames = _frames(workload, plan, size)
+    accumulator = accumulator_dtype(frames.dtype, len(plan.pixels))
+    A = np.zeros(plan.accumulator_shape, accumulator)
+    S = np.zeros(len(frames), accumulator)
+
+    def work() -> None:
+        engine = ENGINES[name](plan, frames.dtype, np.arange(len(frames)), A, S)
+        engine.add(frames)
+        engine.finish()
+
+    return len(frames) / _seconds(work)
+
+
+def table(size: int) -> Iterator[str]:
+    """Lines of the report.
+
+    Parameters
+    ----------
+    size
+        Bytes of the frames of every workload; several times the GPU's cache.
+    """
+    yield cuda.describe()
+    upload, copy, additions = floors(size)
+    yield f"From the host {upload / 1e9:.1f} GB/s; on the device {copy / 1e9:,.0f} GB/s"
+    rates = ", ".join(f"{rate / 1e9:,.0f} G/s {dtype}" for dtype, rate in additions.items())
+    yield f"Additions {rates}"
+    yield ""
+    yield "Kernels alone, launched for so many bytes of frames at a time; engines alone"
+    for workload in WORKLOADS:
+        plan = Geometry.from_parameters(shape=workload.shape, **workload.parameters).plan
+        yield f"{workload.name}, {len(plan.pixels)} bright-field pixels"
+        accumulator = accumulator_dtype(workload.dtype, len(plan.pixels)).name
+        for batch in (cuda.SLOT_BYTES, 4 * cuda.SLOT_BYTES, size):
+            added, read = kernel_rate(workload, plan, size, batch)
+            yield (
+                f"  kernel, {batch / 2**20:6.1f} MiB{added / 1e9:10.1f} G additions/s"
+                f"{added / additions[accumulator]:8.0%} of floor{read / 1e9:10.1f} GB/s"
+            )
+        for name in ("cuda", "numba"):
+            yield f"  engine {name:<11}{engine_rate(name, workload, plan, size):15,.0f} frames/s"
+
+
+@click.command()
+@click.option("--size", default=256, show_default=True, help="MiB of frames in every workload.")
+def main(size: int) -> None:
+    """Measure the CUDA engine without LiberTEM, and what the GPU can do at best."""
+    try:
+        for line in table(size << 20):
+            click.echo(line)
+    except CudaError as error:
+        raise click.ClickException(str(error)) from error
+
+
+if __name__ == "__main__":
+    main()
