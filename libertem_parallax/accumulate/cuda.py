@@ -22,10 +22,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from .engine import Engine, accumulator_dtype, native_dtype
+from .engine import Engine
 from .plan import Plan
 
-__all__ = ["CudaEngine", "CudaError", "describe", "prepare"]
+__all__ = ["CudaEngine", "CudaError", "describe"]
 
 #: Pinned buffers that are filled in turn, and their size (or one frame's box, if that is larger).
 SLOTS = 3
@@ -82,26 +82,6 @@ def describe(device: int = 0) -> str:
         name = cupy.cuda.runtime.getDeviceProperties(device)["name"].decode()
         driver = _version(cupy.cuda.runtime.driverGetVersion())
         return f"{name}, driver for CUDA {driver}, CuPy {cupy.__version__}"
-
-
-def prepare(dtype: DTypeLike, pixels: int, device: int = 0) -> None:
-    """Make ready for frames of a dtype: after this, nothing is compiled any more.
-
-    Parameters
-    ----------
-    dtype
-        Of the frames.
-    pixels
-        Number of bright-field pixels, on which the accumulator's dtype depends.
-    device
-        Number of the GPU.
-
-    Raises
-    ------
-    CudaError
-        If the GPU cannot be used.
-    """
-    _kernel(device, native_dtype(dtype).name, accumulator_dtype(dtype, pixels).name)
 
 
 class CudaEngine(Engine):
