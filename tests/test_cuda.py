@@ -55,6 +55,22 @@ def test_the_device_may_take_its_time(standin, monkeypatch, work, order, dtype):
 
 
 @needs_compiler
+def test_batches_overlap(standin, monkeypatch):
+    """The host fills one slot while the device has not even begun with the others."""
+    monkeypatch.setattr(cuda, "SLOT_BYTES", 99)
+    monkeypatch.setattr(cuda, "ROW_BYTES", 0)
+    cupy = standin(work="late")
+    plan = make_plan()
+    worker = CUDA(plan, "uint8", np.arange(35), *empty(plan, "uint8"))
+    frames = make_frames(plan, "uint8")
+    for n in range(1, cuda.SLOTS + 1):
+        worker.add(frames[n - 1 : n], first=n - 1)
+        assert (len(cupy.busy), cupy.launches) == (n, n)
+    worker.add(frames[3:4], first=3)
+    assert (len(cupy.busy), cupy.launches) == (3, 4)
+
+
+@needs_compiler
 def test_only_the_box_around_the_bright_field_crosses_the_bus(standin):
     cupy = standin()
     pixels = np.argwhere(np.ones((3, 4), bool)) + np.array([20, 30])
