@@ -49,8 +49,8 @@ class Finish:
 
         Parameters
         ----------
-        A : plan.accumulator_shape
-            Sum of the shifted frames.
+        A : plan.folded_shape
+            Sum of the shifted frames, as `Plan.fold` returns it.
         S : (Ny, Nx)
             Bright-field sum of each frame; 0 where there was none.
 
@@ -62,7 +62,6 @@ class Finish:
         plan = self.geometry.plan
         u, nx = plan.upsampling_factor, plan.scan_shape[1]
         spectrum = scipy.fft.rfft2(S.astype(np.float64), workers=_THREADS)
-        folded = plan.fold(A)
         image = np.empty(plan.image_shape, dtype=np.float32)
         product = np.empty_like(spectrum)
         for a in range(u):
@@ -71,7 +70,7 @@ class Finish:
                 background = _inverse(product, nx)
                 # A and the background are large and nearly equal: their difference is taken in
                 # double precision.
-                image[a::u, b::u] = np.subtract(folded[a, b], background, out=background)
+                image[a::u, b::u] = np.subtract(A[a, b], background, out=background)
         if self.suppress_Nyquist_noise and u > 1:
             _suppress_nyquist(image)
         return image

@@ -141,7 +141,7 @@ class ParallaxUDF(UDF):
         return cls(geometry, suppress_Nyquist_noise, engine)
 
     def get_result_buffers(self) -> dict[str, BufferWrapper]:
-        """Declare accumulator ``A``, bright-field sums ``S`` and the image.
+        """Declare sum ``A``, bright-field sums ``S`` of the frames, and the image.
 
         Raises
         ------
@@ -159,8 +159,9 @@ class ParallaxUDF(UDF):
             )
         dtype = accumulator_dtype(self.meta.input_dtype, len(plan.pixels))
         return {
-            "A": self.buffer("single", plan.accumulator_shape, dtype, use="private"),
+            "A": self.buffer("single", plan.folded_shape, dtype, use="private"),
             "S": self.buffer("nav", dtype=dtype, use="private"),
+            "plan": self.buffer("single", (1,), np.int64, use="private"),  # Plan.digest of A and S
             "reconstruction": self.buffer(
                 "single", plan.image_shape, np.float32, use="result_only"
             ),
@@ -178,17 +179,18 @@ class ParallaxUDF(UDF):
         """Make the engine for a partition; on the main node there is nothing to do."""
         if self.meta.array_backend is None:
             return
+        plan, S = self.params.geometry.plan, self.results.get_buffer("S").raw_data
         self._first = self.meta.slice.origin[0]
         frames = np.arange(self._first, self._first + self.meta.slice.shape[0])
         roi = self.meta.roi
         self._engine = make_engine(
             self.params.engine,
-            self.params.geometry.plan,
+            plan,
             self.meta.input_dtype,
             # LiberTEM counts the frames within the region of interest.
             frames if roi is None else np.flatnonzero(roi)[frames],
-            self.results.get_buffer("A").raw_data,
-            self.results.get_buffer("S").raw_data,
+            np.zeros(plan.accumulator_shape, S.dtype),
+            S,
             get_use_cuda(),
         )
 
@@ -202,11 +204,32 @@ class ParallaxUDF(UDF):
         self._engine.add(tile, (row, col), self.meta.slice.origin[0] - self._first)
 
     def postprocess(self) -> None:
-        """Complete the partition's sums."""
+        """Complete the partition's sums; without halo there is less to send."""
         self._engine.finish()
+        plan = self.params.geometry.plan
+        plan.fold(self._engine.A, self.results.get_buffer("A").raw_data)
+        self.results.get_buffer("plan").raw_data[:] = plan.digest
 
     def merge(self, dest: Any, src: Any) -> None:
-        """Add a partition's sums to those of the scan."""
+        """Add a partition's sums to those of the scan, which start anew with another geometry.
+
+        Raises
+        ------
+        ValueError
+            If the upsampling factor was changed while running.
+        """
+        plan = self.params.geometry.plan
+        if dest.A.shape != plan.folded_shape:
+            raise ValueError(
+                f"the geometry was changed to an image of {plan.folded_shape}, from "
+                f"{dest.A.shape}: the upsampling factor must stay while a run goes on."
+            )
+        if src.plan[0] != plan.digest:
+            return  # of before the change
+        if dest.plan[0] != plan.digest:
+            for name in ("A", "S"):
+                self.results.get_buffer(name).raw_data[:] = 0
+            dest.plan[:] = plan.digest
         dest.A[:] += src.A
         dest.S[:] = src.S
 
@@ -215,13 +238,17 @@ class ParallaxUDF(UDF):
         return {"reconstruction": self._parallax()}
 
     def _parallax(self) -> NDArray[np.float32]:
+        plan = self.params.geometry.plan
+        if self.results.get_buffer("plan").raw_data[0] != plan.digest:
+            # Nothing was added under this geometry yet.
+            return np.zeros(plan.image_shape, np.float32)
         S = self.results.get_buffer("S").raw_data
         if self.meta.roi is not None:
-            full = np.zeros(self.params.geometry.plan.scan_shape, dtype=S.dtype)
+            full = np.zeros(plan.scan_shape, dtype=S.dtype)
             full[self.meta.roi] = S
             S = full
         return self._finisher().parallax(
-            self.results.get_buffer("A").raw_data, S.reshape(self.params.geometry.plan.scan_shape)
+            self.results.get_buffer("A").raw_data, S.reshape(plan.scan_shape)
         )
 
     def _finisher(self) -> Finish:

@@ -370,3 +370,26 @@ def test_histogram_counts_pixels_by_shift():
     expected = by_formula(plan, one).astype(int)
     folded = plan.histogram.transpose(2, 0, 3, 1).reshape(plan.image_shape)
     np.testing.assert_array_equal(folded, expected)
+
+
+def test_digests_tell_plans_apart():
+    plan = make_plan()
+    fields = {
+        "scan_shape": plan.scan_shape,
+        "detector_shape": plan.detector_shape,
+        "upsampling_factor": plan.upsampling_factor,
+        "pixels": plan.pixels,
+        "shifts": plan.shifts,
+    }
+    assert Plan(**fields).digest == plan.digest
+    others = [
+        {"scan_shape": (7, 5)},
+        {"detector_shape": (11, 11)},
+        {"upsampling_factor": 3},
+        {"pixels": plan.pixels[1:], "shifts": plan.shifts[1:]},
+        {"shifts": plan.shifts + (np.arange(len(plan.shifts)) == 7)[:, None]},
+        {"shifts": plan.shifts[:, ::-1]},
+    ]
+    digests = {Plan(**{**fields, **other}).digest for other in others}
+    assert len(digests - {plan.digest}) == len(others)
+    assert all(0 < digest < 2**63 for digest in digests)

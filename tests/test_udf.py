@@ -498,3 +498,65 @@ def test_memory_beyond_the_data_is_modest():
         [sys.executable, "-c", MEMORY], check=True, capture_output=True, text=True
     ).stdout
     assert int(output) < 200e6
+
+
+# Parameters that change while a run goes on
+
+
+def retune(ctx, frames, udf, after, **changes):
+    """Run in 8 partitions; change parameters after some; yields the image after every one."""
+    ds = ctx.load("memory", data=frames, sig_dims=2, num_partitions=8)
+    results = ctx.run_udf_iter(dataset=ds, udf=udf)
+    for number, part in enumerate(results, 1):
+        yield part.buffers[0]["reconstruction"].data.copy()
+        if number == after:
+            other = type(udf).from_parameters(**{**PARAMETERS, "shape": frames.shape, **changes})
+            results.update_parameters_experimental([{"geometry": other.params.geometry}])
+            yield udf.get_results()["reconstruction"]
+
+
+@pytest.mark.parametrize("udf_class", [ParallaxUDF, ParallaxPhaseFlipUDF])
+def test_another_geometry_restarts_the_image(inline, udf_class):
+    """What was added before is left out, and never mixed with what comes after."""
+    frames = make_frames((8, 9, 24, 25), "uint16")
+    udf = udf_class.from_parameters(**PARAMETERS)
+    changes = {"aberration_coefs": {"C10": -1500.0}, "rotation_angle": 0.4}
+    images = list(retune(inline, frames, udf, 3, **changes))
+    late = np.where(np.arange(8)[:, None, None, None] >= 3, frames, 0).astype(np.uint16)
+    expected = udf_class.from_parameters(**{**PARAMETERS, **changes})
+    image = run(inline, late, expected)["reconstruction"]
+    assert not images[3].any()
+    np.testing.assert_array_equal(images[-1], image)
+    for one, other in zip(sums(udf), sums(expected), strict=True):
+        np.testing.assert_array_equal(one, other)
+    first = np.where(np.arange(8)[:, None, None, None] < 3, frames, 0).astype(np.uint16)
+    before = run(inline, first, udf_class.from_parameters(**PARAMETERS))["reconstruction"]
+    np.testing.assert_array_equal(images[2], before)
+
+
+def test_a_geometry_with_the_same_shifts_goes_on(inline):
+    frames = make_frames((8, 9, 24, 25), "uint16")
+    udf = ParallaxUDF.from_parameters(**PARAMETERS)
+    *_, image = retune(inline, frames, udf, 3)
+    expected = run(inline, frames, ParallaxUDF.from_parameters(**PARAMETERS))
+    np.testing.assert_array_equal(image, expected["reconstruction"])
+
+
+def test_partitions_with_the_old_geometry_are_left_out(inline):
+    """As queued executors deliver them after the change."""
+    frames = make_frames((8, 9, 24, 25), "uint16")
+    udf = ParallaxUDF.from_parameters(**PARAMETERS)
+    ds = inline.load("memory", data=frames, sig_dims=2, num_partitions=8)
+    other = ParallaxUDF.from_parameters(**{**PARAMETERS, "aberration_coefs": {"C10": -1500.0}})
+    for part in inline.run_udf_iter(dataset=ds, udf=udf):
+        # On the main node only: workers go on with the old one.
+        udf._update_parameters_patch({"geometry": other.params.geometry})
+        image = part.buffers[0]["reconstruction"].data
+    assert not image.any()
+
+
+def test_another_upsampling_is_refused_while_running(inline):
+    frames = make_frames((8, 9, 24, 25), "uint16")
+    udf = ParallaxUDF.from_parameters(**PARAMETERS)
+    with pytest.raises(ValueError, match="the upsampling factor must stay"):
+        list(retune(inline, frames, udf, 3, upsampling_factor=3))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -110,20 +111,40 @@ class Plan:
         np.add.at(A.reshape(-1), self.targets, 1)
         return self.fold(A)
 
-    def fold(self, A: NDArray[Any]) -> NDArray[Any]:
+    @property
+    def folded_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the image as sub-grids: sub-grid row and column, scan row and column."""
+        return self.upsampling_factor, self.upsampling_factor, *self.scan_shape
+
+    @cached_property
+    def digest(self) -> int:
+        """Number that is the same for equal plans, in all processes, and for no others: 63 bits.
+
+        What was added under one plan must not be taken for what was added under another.
+        """
+        digest = blake2b(digest_size=8)
+        digest.update(repr((self.scan_shape, self.detector_shape, self.upsampling_factor)).encode())
+        for values in (self.pixels, self.shifts):
+            digest.update(np.ascontiguousarray(values, dtype="<i8").tobytes())
+        # Zero is left for what was added under no plan.
+        return int.from_bytes(digest.digest(), "little") >> 1 or 1
+
+    def fold(self, A: NDArray[Any], out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Wrap the halo of an accumulator.
 
         Parameters
         ----------
         A : accumulator_shape
+        out : folded_shape
+            Where to add it. Default: zeros.
 
         Returns
         -------
-        (u, u, Ny, Nx)
+        folded_shape
             Of the same dtype; ``(a, b, y, x)`` is pixel ``(u y + a, u x + b)`` of the image.
         """
-        u, (ny, nx) = self.upsampling_factor, self.scan_shape
-        folded = np.zeros((u, u, ny, nx), dtype=A.dtype)
+        ny, nx = self.scan_shape
+        folded = np.zeros(self.folded_shape, dtype=A.dtype) if out is None else out
         lowest_y, lowest_x = self._steps.min(axis=0)
         for rows, wrapped_rows in _wrap(A.shape[2], int(lowest_y), ny):
             for cols, wrapped_cols in _wrap(A.shape[3], int(lowest_x), nx):
