@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
@@ -17,6 +18,10 @@ from .finish import Finish
 from .geometry import Geometry, check_flag
 
 __all__ = ["ParallaxPhaseFlipUDF", "ParallaxUDF"]
+
+
+#: With plots, images are kept for so many times as long as it took to make them.
+_PLOT_SHARE = 20
 
 
 class ParallaxUDF(UDF):
@@ -49,6 +54,10 @@ class ParallaxUDF(UDF):
             geometry=geometry, suppress_Nyquist_noise=suppress_Nyquist_noise, engine=engine
         )
         self._finish: Finish | None = None
+        # With plots, LiberTEM asks for images before the first frame, then after every partition.
+        self._asked_before_frames = self._plots = False
+        self._images: dict[str, NDArray[np.float32]] = {}
+        self._images_keep_until = 0.0
 
     @classmethod
     def from_parameters(
@@ -176,8 +185,10 @@ class ParallaxUDF(UDF):
         return self.USE_NATIVE_DTYPE
 
     def preprocess(self) -> None:
-        """Make the engine for a partition; on the main node there is nothing to do."""
+        """Make the engine for a partition; on the main node, find out whether there are plots."""
         if self.meta.array_backend is None:
+            self._plots, self._asked_before_frames = self._asked_before_frames, False
+            self._images_keep_until = 0.0
             return
         plan, S = self.params.geometry.plan, self.results.get_buffer("S").raw_data
         self._first = self.meta.slice.origin[0]
@@ -234,7 +245,24 @@ class ParallaxUDF(UDF):
         dest.S[:] = src.S
 
     def get_results(self) -> dict[str, NDArray[np.float32]]:
-        """Make the image from the sums so far; what was not scanned yet counts nothing."""
+        """Make the images from the sums so far; what was not scanned yet counts nothing.
+
+        With plots, of which LiberTEM draws two in a second but asks for all, they may be up to 20
+        times as old as it takes to make them: one part in 20 of the time goes into that, at most.
+        Those of a complete scan are always made anew.
+        """
+        scanned = self.meta.get_valid_nav_mask()
+        if scanned is not None and not scanned.any():
+            self._asked_before_frames = True
+        complete = scanned is None or scanned.all()
+        start = time.perf_counter()
+        if not self._plots or complete or start >= self._images_keep_until:
+            self._images = self._make_images()
+            stop = time.perf_counter()
+            self._images_keep_until = stop + _PLOT_SHARE * (stop - start)
+        return self._images
+
+    def _make_images(self) -> dict[str, NDArray[np.float32]]:
         return {"reconstruction": self._parallax()}
 
     def _parallax(self) -> NDArray[np.float32]:
@@ -311,7 +339,6 @@ class ParallaxPhaseFlipUDF(ParallaxUDF):
             )
         super().preprocess()
 
-    def get_results(self) -> dict[str, NDArray[np.float32]]:
-        """Make both images from the sums so far."""
+    def _make_images(self) -> dict[str, NDArray[np.float32]]:
         parallax = self._parallax()
         return {"reconstruction": self._finisher().phase_flip(parallax), "parallax": parallax}

@@ -560,3 +560,31 @@ def test_another_upsampling_is_refused_while_running(inline):
     udf = ParallaxUDF.from_parameters(**PARAMETERS)
     with pytest.raises(ValueError, match="the upsampling factor must stay"):
         list(retune(inline, frames, udf, 3, upsampling_factor=3))
+
+
+# LiberTEM's plots make NumPy say this.
+@pytest.mark.filterwarnings("ignore:Warning. 'partition' will ignore the 'mask':UserWarning")
+def test_plots_do_not_make_an_image_for_every_partition(inline, monkeypatch):
+    """Only as many as there is time for; without plots, all; the last one is always made."""
+    import matplotlib.pyplot as plt
+
+    monkeypatch.setattr(plt, "show", lambda *_, **__: None)
+    monkeypatch.setattr("libertem_parallax.udf._PLOT_SHARE", 1e9)
+    frames = make_frames((8, 9, 24, 25), "uint16")
+    ds = inline.load("memory", data=frames, sig_dims=2, num_partitions=8)
+    udf = ParallaxPhaseFlipUDF.from_parameters(**PARAMETERS)
+    made = []
+    make = udf._make_images
+    monkeypatch.setattr(udf, "_make_images", lambda: made.append(1) or make())
+
+    expected = inline.run_udf(dataset=ds, udf=udf)["reconstruction"].data
+    assert len(made) == 1
+    made.clear()
+    image = inline.run_udf(dataset=ds, udf=udf, plots=True)["reconstruction"].data
+    plt.close("all")
+    np.testing.assert_array_equal(image, expected)
+    assert len(made) <= 5  # before the first frame, after it, and complete
+    made.clear()
+    images = [part.buffers[0]["reconstruction"].data for part in inline.run_udf_iter(ds, udf)]
+    assert len(made) == len(images) == 8
+    np.testing.assert_array_equal(images[-1], expected)
