@@ -564,7 +564,7 @@ def _live_simulated(
     from .merlin import simulator, write_mib
     from .simulate import simulate
 
-    folder, dose, blur, seconds = Path("libertem-parallax-live"), 30.0, 6.0, 8.0
+    folder, dose, blur = Path("libertem-parallax-live"), 30.0, 6.0
     hdr, params, growth = (folder / name for name in ("frames.hdr", "params.toml", "growth.png"))
     output = output or folder / "image.tif"
     try:
@@ -583,7 +583,7 @@ def _live_simulated(
     parameters = {**parameters, "phase_flip": True, **{k: v for k, v in given.items() if v}}
     recording = {**recording, "start": True, "interval": min(recording["interval"], 0.5)}
     pictures: list[tuple[int, NDArray[Any]]] = []
-    with simulator(hdr, dwelltime=round(seconds / (ny * nx) * 1e6)) as where:
+    with simulator(hdr, dwelltime=1500) as where:
         address = Address("merlin", where.api_host, where.api_port, where.data_port)
         recorded = _record(
             address,
