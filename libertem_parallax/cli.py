@@ -55,7 +55,7 @@ _REQUIRED = ("scan_sampling", "energy", "semiangle_cutoff")
 _SAMPLINGS = ("angular_sampling", "reciprocal_sampling")
 _ENGINES = ("auto", "cuda", "numba", "numpy")
 
-_COMPILES = "Reconstructing (the first time, code is compiled, which takes some seconds)"
+_COMPILES = " (the first time, code is compiled, which takes some seconds)"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -270,7 +270,7 @@ def reconstruct(data: Path, params: Path | None, output: Path | None, **options:
     with Context.make_with("threads") as ctx:
         dataset = _load(ctx, data, load)
         udf = _make_udf({**parameters, "shape": dataset.shape}, phase_flip=phase_flip)
-        click.echo(_COMPILES, err=True)
+        click.echo(f"Reconstructing{_COMPILES}", err=True)
         results, speed = _run(ctx, dataset, udf)
     image = results["reconstruction"]
     plan = udf.params.geometry.plan
@@ -338,7 +338,7 @@ def demo(output: Path) -> None:
     with Context.make_with("threads") as ctx:
         dataset = ctx.load("hdf5", path=frames_path, ds_path="/frames")
         udf = _make_udf(parameters, phase_flip=False)
-        click.echo(_COMPILES, err=True)
+        click.echo(f"Reconstructing{_COMPILES}", err=True)
         parallax = _run(ctx, dataset, udf)[0]["reconstruction"]
         # The second run is the one to be timed: there is nothing to compile any more.
         udf = _make_udf(parameters, phase_flip=True)
@@ -509,7 +509,7 @@ def live(
     given = {} if params is None else _read_parameters(params)
     recording = {name: options.pop(name) for name in _RECORDING}
     if simulate is not None:
-        _live_simulated(_merge(given, options), output, snapshot, recording)
+        _live_simulated(given, options, output, snapshot, recording)
         return
     assert detector is not None
     parameters = _merge(given, options)
@@ -552,6 +552,7 @@ class _Recorded(NamedTuple):
 
 def _live_simulated(
     given: dict[str, Any],
+    options: dict[str, Any],
     output: Path | None,
     snapshot: Path | None,
     recording: dict[str, Any],
@@ -579,8 +580,8 @@ def _live_simulated(
     except OSError as error:
         raise click.ClickException(f"cannot write to {folder}: {error}") from error
     ny, nx = simulation.frames.shape[:2]
-    parameters = {key: v for key, v in simulation.parameters.items() if key != "shape"}
-    parameters = {**parameters, "phase_flip": True, **{k: v for k, v in given.items() if v}}
+    parameters = _merge({**simulation.parameters, "phase_flip": True, **given}, options)
+    del parameters["shape"]
     recording = {**recording, "start": True, "interval": min(recording["interval"], 0.5)}
     pictures: list[tuple[int, NDArray[Any]]] = []
     with simulator(hdr, dwelltime=1500) as where:
@@ -673,6 +674,7 @@ def _record(
             live.warm_up(ctx, udf, dtype)
             return udf
 
+        click.echo(f"Getting ready{_COMPILES}", err=True)
         known = nav_shape is not None
         with contextlib.nullcontext() if known else warnings.catch_warnings(action="ignore"):
             udf = make_udf((nav_shape or (8, 8)) + sig_shape)
@@ -735,11 +737,11 @@ def _record(
                     show(last)
                     shown = time.perf_counter()
         except live.DetectorError as error:
-            problem = str(error)
+            problem = str(error).removesuffix(".")
         seconds = time.perf_counter() - (first or 0)
     if last is None:
         raise click.ClickException(
-            f"none of {total:,} frames is in the image, which was not written: {problem}"
+            f"none of {total:,} frames is in the image, which was not written: {problem}."
         )
     count, image = show(last)
     pixel_size = _pixel_size(udf)
@@ -751,8 +753,8 @@ def _record(
         problem = None
     else:
         problem = (
-            f"{count:,} of {total:,} frames ({count / total:.1%}) are in the image: {problem} "
-            f"It was written to {output}."
+            f"{count:,} of {total:,} frames ({count / total:.1%}) are in the image: "
+            f"{problem}. It was written to {output}."
         )
     kind = "phase-flipped parallax" if phase_flip else "parallax"
     rows = [
@@ -766,7 +768,7 @@ def _record(
             f"{kind}, {_by(image.shape)} pixels of "
             f"{_by(f'{size / 10:.4g}' for size in pixel_size)} nm",
         ),
-        ("Recorded", _speed(count, seconds)),
+        ("Recorded", _speed(count, seconds) + _where(udf, gpu)),
         ("Written to", str(output)),
     ]
     if window is None:
@@ -1050,8 +1052,6 @@ def _udf_class(phase_flip: bool) -> Any:
 
 def _run(ctx: Any, dataset: Any, udf: Any) -> tuple[dict[str, NDArray[Any]], str]:
     """Run with a progress bar; results by name, and how fast they were made."""
-    from .accumulate import fallen_back
-
     engine, plan = udf.params.engine, udf.params.geometry.plan
     with _messages_only():
         gpu = _default_gpu() if engine == "auto" else None
@@ -1060,10 +1060,17 @@ def _run(ctx: Any, dataset: Any, udf: Any) -> tuple[dict[str, NDArray[Any]], str
             results = ctx.run_udf(dataset, udf, progress=True)
             seconds = time.perf_counter() - start
     speed = _speed(math.prod(plan.scan_shape), seconds)
+    return {name: buffer.data for name, buffer in results.items()}, speed + _where(udf, gpu)
+
+
+def _where(udf: Any, gpu: int | None) -> str:
+    """Tell where frames were added, with the GPU that was assigned if any."""
+    from .accumulate import fallen_back
+
     # Where the GPU failed, a part of the frames may have been added there.
-    if plan not in fallen_back:
-        speed += f", on the {'CPU' if gpu is None and engine != 'cuda' else 'GPU'}"
-    return {name: buffer.data for name, buffer in results.items()}, speed
+    if udf.params.geometry.plan in fallen_back:
+        return ""
+    return f", on the {'CPU' if gpu is None and udf.params.engine != 'cuda' else 'GPU'}"
 
 
 @contextlib.contextmanager

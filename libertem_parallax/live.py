@@ -1,7 +1,6 @@
 """Behind a detector: waiting for it with an end, reconstructing while it records.
 
-The waits of LiberTEM-live's native connections have no end where a detector is silent, and come
-back neither for Ctrl-C in a useful way. `Watch` gives them one.
+LiberTEM-live waits without end for a detector that is silent. `Watch` gives all waits an end.
 """
 
 from __future__ import annotations
@@ -308,11 +307,9 @@ def acquire(
         )
     shape = nav_shape or tuple(known)
     if math.prod(shape) != pending.nimages or known not in (None, shape):
+        given = f", but --nav-shape {_by(shape)} has {math.prod(shape):,}" if nav_shape else ""
         raise DetectorError(
-            f"{announced}, but --nav-shape {_by(shape)} has {math.prod(shape):,}. Change one of "
-            "them, or leave --nav-shape out."
-            if nav_shape
-            else f"{announced}: these do not fit together."
+            f"{announced}{given}. Change the scan in the detector's software, or --nav-shape."
         )
     return watch.wait(
         lambda: ctx.make_acquisition(
