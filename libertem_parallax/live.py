@@ -67,7 +67,7 @@ class Watch:
     """Ends waits for a detector that take too long, and all of them after Ctrl-C.
 
     A context manager, to be entered in the main thread. Within it, Ctrl-C never breaks off
-    anything but a wait: sums and images are always complete.
+    anything but a wait, so that sums and images are always complete; pressed again, it does.
     """
 
     def __init__(self) -> None:
@@ -145,6 +145,8 @@ class Watch:
             if not self._waiting or time.monotonic() <= self._deadline:
                 return
             self.problem = self._late
+        elif self.problem == "interrupted":  # asked twice, the user means it
+            raise KeyboardInterrupt
         else:
             self.problem = "interrupted"
         if self._waiting:

@@ -6,6 +6,9 @@ LiberTEM-live, which brings the simulator, is imported where it is needed: writi
 from __future__ import annotations
 
 import functools
+import select
+import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -100,7 +103,7 @@ def _frame_header(number: int, rows: int, cols: int, bits: int) -> bytes:
 
 def _encode(frame: NDArray[Any], bits: int) -> bytes:
     """Pack the pixels, word by word with the last one first, as big-endian numbers."""
-    words = frame.reshape(-1, _WORD[bits])[:, ::-1]
+    words = frame.reshape(-1, _WORD[bits])[:, :]
     if bits == 1:
         return np.packbits(words.astype(np.uint8), axis=1).tobytes()
     return words.astype(np.uint8 if bits == 6 else ">u2").tobytes()
@@ -137,9 +140,17 @@ def simulator(path_hdr: Path, *, dwelltime: int | None = None) -> Iterator[Simul
     """
     from libertem_live.detectors.merlin import sim
 
+    wait = sim.wait_with_socket
+
+    def wait_with_socket(event: threading.Event, connection: socket.socket) -> bool:
+        # The event is looked at first, so that whoever reconnects and starts at once would start a
+        # scan for the old connection. Told that it is closed, the simulator takes the new one, on
+        # which the event is still there.
+        return wait(event, connection) and not _closed(connection)
+
     # Its progress bar would be drawn over that of the one who receives.
-    bar, sim.tqdm = sim.tqdm, functools.partial(sim.tqdm, disable=True)
-    try:
+    silent = functools.partial(sim.tqdm, disable=True)
+    with _replaced(sim, tqdm=silent, wait_with_socket=wait_with_socket):
         camera = sim.CameraSim(
             str(path_hdr), None, host=_HOST, data_port=0, control_port=0, trigger_port=0,
             wait_trigger=True, dwelltime=dwelltime,
@@ -150,8 +161,25 @@ def simulator(path_hdr: Path, *, dwelltime: int | None = None) -> Iterator[Simul
             yield Simulator(_HOST, camera.control_t.port, _HOST, camera.server_t.port)
         finally:
             camera.stop()
+
+
+def _closed(connection: socket.socket) -> bool:
+    """Whether the other side is gone."""
+    readable, _, _ = select.select([connection], [], [], 0)
+    return bool(readable) and not connection.recv(1, socket.MSG_PEEK)
+
+
+@contextmanager
+def _replaced(module: Any, **replacements: Any) -> Iterator[None]:
+    """Let a module use something else for a while."""
+    originals = {name: getattr(module, name) for name in replacements}
+    try:
+        for name, replacement in replacements.items():
+            setattr(module, name, replacement)
+        yield
     finally:
-        sim.tqdm = bar
+        for name, original in originals.items():
+            setattr(module, name, original)
 
 
 def soft_trigger(conn: Any) -> Hooks:
