@@ -103,7 +103,7 @@ def _frame_header(number: int, rows: int, cols: int, bits: int) -> bytes:
 
 def _encode(frame: NDArray[Any], bits: int) -> bytes:
     """Pack the pixels, word by word with the last one first, as big-endian numbers."""
-    words = frame.reshape(-1, _WORD[bits])[:, :]
+    words = frame.reshape(-1, _WORD[bits])[:, ::-1]
     if bits == 1:
         return np.packbits(words.astype(np.uint8), axis=1).tobytes()
     return words.astype(np.uint8 if bits == 6 else ">u2").tobytes()
