@@ -1,0 +1,142 @@
+"""Detectors for the tests of live processing: LiberTEM-live's simulators, on loopback."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from libertem_parallax import merlin
+
+
+class Detector(NamedTuple):
+    """A simulator that runs, and how to use it."""
+
+    open: Callable[[Any], Any]  # makes a connection from a context
+    hooks: Callable[[Any], Any]  # for active acquisitions, from a connection
+    trigger: Callable[[Any], None]  # what starts a passive acquisition, elsewhere in real life
+    knows_nav_shape: bool  # in passive mode
+
+
+@contextmanager
+def merlin_detector(path, frames, bits):
+    """A Merlin that sends these frames; writes files in the folder."""
+    hdr = path / "merlin.hdr"
+    merlin.write_mib(hdr, frames, bits)
+    with merlin.simulator(hdr) as simulator:
+
+        def trigger(conn):
+            merlin.soft_trigger(conn).on_ready_for_data(None)
+
+        yield Detector(
+            open=lambda ctx: ctx.make_connection("merlin").open(**simulator._asdict()),
+            hooks=merlin.soft_trigger,
+            trigger=trigger,
+            knows_nav_shape=True,
+        )
+
+
+@contextmanager
+def dectris_detector(path, frames, compression):
+    """A DECTRIS detector that sends these frames; writes a file in the folder."""
+    # Flask is an extra of LiberTEM-live, which those who test something else need not have.
+    from libertem_live.detectors.dectris.sim import DectrisSim
+
+    dump = path / "dectris.bin"
+    write_dectris(dump, frames, compression)
+    simulator = DectrisSim(path=str(dump), port=0, zmqport=0, verbose=False)
+    simulator.start()
+    try:
+        simulator.wait_for_listen()
+        yield Detector(
+            open=lambda ctx: ctx.make_connection("dectris").open(
+                api_host="127.0.0.1",
+                api_port=simulator.port,
+                data_host="127.0.0.1",
+                data_port=simulator.zmqport,
+                buffer_size=16,
+                bytes_per_frame=2 * frames[0, 0].nbytes,  # these are not compressed in fact
+            ),
+            hooks=lambda conn: None,
+            trigger=lambda conn: conn.get_api_client().sendDetectorCommand("arm"),
+            knows_nav_shape=False,
+        )
+    finally:
+        simulator.stop()
+
+
+@contextmanager
+def memory_detector(path, frames, partitions):
+    """An array in place of a detector."""
+    yield Detector(
+        open=lambda ctx: ctx.make_connection("memory").open(
+            data=frames, extra_kwargs={"num_partitions": partitions}
+        ),
+        hooks=lambda conn: None,
+        trigger=lambda conn: None,
+        knows_nav_shape=True,
+    )
+
+
+def write_dectris(path, frames, compression):
+    """Write what a DECTRIS detector would send, message by message: "lz4" or "bslz4"."""
+    *scan, rows, cols = frames.shape
+    bits = 8 * frames.itemsize
+    encode, encoding = {"lz4": (lz4, "lz4<"), "bslz4": (bslz4, f"bs{bits}-lz4<")}[compression]
+    config = {
+        "bit_depth_image": bits,
+        "compression": compression,
+        "nimages": 1,
+        "ntrigger": scan[0] * scan[1],
+        "trigger_mode": "exte",
+        "x_pixels_in_detector": cols,
+        "y_pixels_in_detector": rows,
+    }
+    series = {"series": 1}
+    messages = [{"htype": "dheader-1.0", "header_detail": "basic", **series}, config]
+    for number, frame in enumerate(frames.reshape(-1, rows, cols)):
+        data = encode(np.ascontiguousarray(frame))
+        messages += [
+            {"htype": "dimage-1.0", "frame": number, "hash": "0", **series},
+            {
+                "htype": "dimage_d-1.0",
+                "shape": [cols, rows],
+                "type": frame.dtype.name,
+                "encoding": encoding,
+                "size": len(data),
+            },
+            data,
+            {"htype": "dconfig-1.0", "start_time": 0, "stop_time": 0, "real_time": 0},
+        ]
+    messages.append({"htype": "dseries_end-1.0", **series})
+    with path.open("wb") as file:
+        for message in messages:
+            raw = message if isinstance(message, bytes) else json.dumps(message).encode("ascii")
+            file.write(struct.pack("<q", len(raw)) + raw)
+
+
+def lz4(frame):
+    return literals(frame.tobytes())
+
+
+def bslz4(frame):
+    """Blocks of 8 kB, in which first come the lowest bits of all pixels, then the next ones."""
+    blocks = []
+    pixels = 8192 // frame.itemsize
+    for first in range(0, frame.size, pixels):
+        block = frame.reshape(-1)[first : first + pixels]  # the last one may be shorter
+        octets = block.view(np.uint8).reshape(len(block), -1)
+        bits = np.unpackbits(octets, axis=1, bitorder="little")
+        data = literals(np.packbits(bits.T, bitorder="little").tobytes())
+        blocks.append(struct.pack(">I", len(data)) + data)
+    return struct.pack(">QI", frame.nbytes, 8192) + b"".join(blocks)
+
+
+def literals(data):
+    """LZ4 that copies: a token, the length, the bytes. No compressor is needed for that."""
+    more, rest = divmod(len(data) - 15, 255)
+    return b"\xf0" + b"\xff" * more + bytes([rest]) + data

@@ -1,0 +1,275 @@
+"""Behind LiberTEM-live's simulators, the results are those of offline processing, bit for bit."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import libertem.api
+import numpy as np
+import psutil
+import pytest
+from libertem.io.dataset.base import BufferedBackend
+from libertem.udf.raw import PickUDF
+from libertem_live.api import LiveContext
+from live import dectris_detector, memory_detector, merlin_detector
+
+from libertem_parallax import ParallaxPhaseFlipUDF, merlin
+
+pytestmark = [
+    # LiberTEM says so of the pipelined executor where processors are busy.
+    pytest.mark.filterwarnings("ignore:Slow worker startup:RuntimeWarning"),
+    # DectrisSim forks for its HTTP server, of which Python 3.12 and 3.13 warn.
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
+    # The Merlin simulator opens its file for every frame and leaves closing to Python.
+    pytest.mark.filterwarnings(
+        "ignore:unclosed file:ResourceWarning:libertem_live.detectors.merlin.sim"
+    ),
+]
+
+SCAN = (8, 9)
+DETECTOR = (48, 64)
+PARAMETERS = {
+    "shape": SCAN + DETECTOR,
+    "scan_sampling": (4.1, 3.9),
+    "energy": 300e3,
+    "semiangle_cutoff": 4.0,
+    "angular_sampling": (0.21, 0.19),
+    "aberration_coefs": {"C10": -2500.0, "C12": 300.0, "phi12": 0.4},
+    "rotation_angle": -0.26,
+    "upsampling_factor": 2,
+}
+# Not a divisor of 72 frames, nor a multiple of the scan's rows.
+FRAMES_PER_PARTITION = 20
+TIMEOUT = 30  # s, for what takes milliseconds
+
+DETECTORS = {
+    "merlin-1": (merlin_detector, "uint8", 1, 1),
+    "merlin-6": (merlin_detector, "uint8", 63, 6),
+    "merlin-12": (merlin_detector, "uint16", 4095, 12),
+    "dectris-lz4-16": (dectris_detector, "uint16", 2**16 - 1, "lz4"),
+    "dectris-bslz4-8": (dectris_detector, "uint8", 2**8 - 1, "bslz4"),
+    "dectris-bslz4-16": (dectris_detector, "uint16", 2**16 - 1, "bslz4"),
+    "dectris-bslz4-32": (dectris_detector, "uint32", 2**31, "bslz4"),
+    "memory-16": (memory_detector, "uint16", 2**16 - 1, 5),
+}
+ONE_OF_EACH = ["merlin-12", "dectris-bslz4-16", "memory-16"]
+
+
+@pytest.fixture(scope="module", params=["inline", "pipelined"])
+def ctx(request):
+    cpus = {} if request.param == "inline" else {"cpus": 2}
+    with LiveContext.make_with(request.param, **cpus) as ctx:
+        yield ctx
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind(request):
+    """Whatever a test starts, processes and threads, it has ended."""
+    if "ctx" in request.fixturenames:
+        request.getfixturevalue("ctx")  # lives on; its workers are not the test's
+    processes, threads = children(), set(threading.enumerate())
+    yield
+    assert children() <= processes
+    # tqdm and multiprocessing keep theirs.
+    names = {thread.name for thread in set(threading.enumerate()) - threads}
+    assert names <= {"tqdm_monitor", "QueueFeederThread"}
+
+
+def children():
+    """Processes below this one, but for the one in which Python keeps account of shared memory."""
+    return {
+        process
+        for process in psutil.Process().children(recursive=True)
+        if "resource_tracker" not in " ".join(process.cmdline())
+    }
+
+
+def make_frames(dtype, top):
+    return np.random.default_rng(0).integers(0, top, SCAN + DETECTOR, dtype, endpoint=True)
+
+
+@pytest.fixture
+def frames(request):
+    _, dtype, top, _ = DETECTORS[request.getfixturevalue("name")]
+    return make_frames(dtype, top)
+
+
+@pytest.fixture
+def detector(name, frames, tmp_path):
+    make, _, _, argument = DETECTORS[name]
+    with make(tmp_path, frames, argument) as detector:
+        yield detector
+
+
+def acquire(ctx, conn, detector, mode, nav_shape=SCAN):
+    if mode == "active":
+        return ctx.make_acquisition(
+            conn=conn,
+            nav_shape=nav_shape,
+            hooks=detector.hooks(conn),
+            frames_per_partition=FRAMES_PER_PARTITION,
+        )
+    detector.trigger(conn)
+    pending = conn.wait_for_acquisition(timeout=TIMEOUT)
+    assert pending is not None
+    if detector.knows_nav_shape and nav_shape == SCAN:
+        nav_shape = None
+    return ctx.make_acquisition(
+        conn=conn,
+        nav_shape=nav_shape,
+        pending_aq=pending,
+        frames_per_partition=FRAMES_PER_PARTITION,
+    )
+
+
+def run(ctx, ds, udf=None):
+    """Sums and images."""
+    udf = udf or ParallaxPhaseFlipUDF.from_parameters(**PARAMETERS, engine="numba")
+    images = ctx.run_udf(dataset=ds, udf=udf)
+    return {
+        **{name: udf.results.get_buffer(name).raw_data.copy() for name in "AS"},
+        **{name: images[name].data.copy() for name in ("reconstruction", "parallax")},
+    }
+
+
+def offline(frames):
+    """In one piece, where there is nothing to merge."""
+    with libertem.api.Context.make_with("inline") as ctx:
+        return run(ctx, ctx.load("memory", data=frames, sig_dims=2, num_partitions=1))
+
+
+def assert_same_bits(actual, expected):
+    assert actual.keys() == expected.keys()
+    for name, array in expected.items():
+        assert actual[name].dtype == array.dtype, name
+        np.testing.assert_array_equal(actual[name], array, err_msg=name)
+
+
+@pytest.mark.parametrize("mode", ["active", "passive"])
+@pytest.mark.parametrize("name", DETECTORS)
+def test_live_is_offline_to_the_last_bit(ctx, detector, frames, mode):
+    with detector.open(ctx) as conn:
+        assert_same_bits(run(ctx, acquire(ctx, conn, detector, mode)), offline(frames))
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_one_connection_serves_many_acquisitions(ctx, detector, frames):
+    """With one UDF, too: nothing of the scan before is left in it."""
+    expected = offline(frames)
+    udf = ParallaxPhaseFlipUDF.from_parameters(**PARAMETERS)
+    with detector.open(ctx) as conn:
+        for mode in ("active", "active", "passive", "passive", "active"):
+            assert_same_bits(run(ctx, acquire(ctx, conn, detector, mode), udf), expected)
+
+
+@pytest.mark.parametrize("mode", ["active", "passive"])
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_another_nav_shape_is_refused_and_the_next_acquisition_works(ctx, detector, frames, mode):
+    message = (
+        r"data set has shape \(9, 8, 48, 64\), the UDF was made for \(8, 9, 48, 64\): "
+        r"construct it with shape=dataset.shape"
+    )
+    with detector.open(ctx) as conn:
+        with pytest.raises(ValueError, match=message):
+            run(ctx, acquire(ctx, conn, detector, mode, nav_shape=(9, 8)))
+        if mode == "passive":
+            # The frames that nobody wanted are still coming in on the connection.
+            conn.close()
+            conn.__enter__()
+        assert_same_bits(run(ctx, acquire(ctx, conn, detector, mode)), offline(frames))
+
+
+def test_closing_a_context_ends_its_processes(tmp_path):
+    frames = make_frames("uint16", 4095)
+    before = children()
+    with (
+        merlin_detector(tmp_path, frames, 12) as detector,
+        LiveContext.make_with("pipelined", cpus=2) as ctx,
+        detector.open(ctx) as conn,
+    ):
+        run(ctx, acquire(ctx, conn, detector, "active"))
+        workers = children() - before
+    assert workers
+    _, alive = psutil.wait_procs(workers, timeout=TIMEOUT)
+    assert not alive
+
+
+@pytest.mark.parametrize("name", ["merlin-12", "dectris-bslz4-16"])
+def test_simulators_listen_on_loopback_only(detector):
+    this = psutil.Process()
+    listening = [
+        connection.laddr
+        for process in (this, *this.children(recursive=True))
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert listening
+    assert {address.ip for address in listening} == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize(
+    ("bits", "shape"),
+    [(1, (3, 4, 5, 64)), (1, (2, 3, 48, 192)), (6, (3, 4, 5, 8)), (6, (2, 3, 48, 72)),
+     (12, (3, 4, 5, 4)), (12, (2, 3, 48, 68))],
+)  # fmt: skip
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "int64", ">u2"])
+def test_mib_files_hold_the_frames(tmp_path, bits, shape, dtype):
+    top = 1 if dtype == "bool" else 2**bits - 1
+    top = min(top, 255) if dtype == "uint8" else top
+    frames = np.random.default_rng(1).integers(0, top, shape, endpoint=True).astype(dtype)
+    merlin.write_mib(tmp_path / "scan.hdr", frames[::-1, :, ::-1], bits)  # not contiguous
+    with libertem.api.Context.make_with("inline") as ctx:
+        # Memory-mapped, which is the default, LiberTEM 0.16 refuses many 1-bit scans.
+        ds = ctx.load("mib", path=str(tmp_path / "scan.hdr"), io_backend=BufferedBackend())
+        assert tuple(ds.shape) == shape
+        picked = ctx.run_udf(dataset=ds, udf=PickUDF(), roi=np.ones(shape[:2], bool))
+    actual = picked["intensity"].data.reshape(shape)
+    np.testing.assert_array_equal(actual, frames[::-1, :, ::-1])
+
+
+@pytest.mark.parametrize(
+    ("name", "frames", "bits", "message"),
+    [
+        ("a.mib", np.zeros((1, 1, 4, 64), int), 12, r"'.*a.mib': expected a name that ends with"),
+        ("a.hdr", np.zeros((1, 1, 4, 64), int), 24, "bits = 24: expected 1, 6 or 12"),
+        ("a.hdr", np.zeros((1, 4, 64), int), 12, r"shape \(1, 4, 64\): expected scan rows and"),
+        ("a.hdr", np.zeros((0, 1, 4, 64), int), 12, r"shape \(0, 1, 4, 64\): expected scan rows"),
+        ("a.hdr", np.zeros((1, 1, 4, 64)), 12, "dtype float64: expected counts"),
+        ("a.hdr", np.zeros((1, 1, 4, 96), int), 1, "4 rows and 96 columns: .* multiples of 64"),
+        ("a.hdr", np.zeros((1, 1, 4, 12), int), 6, "4 rows and 12 columns: .* multiples of 8"),
+        ("a.hdr", np.zeros((1, 1, 4, 6), int), 12, "4 rows and 6 columns: .* multiples of 4"),
+        ("a.hdr", np.zeros((1, 1, 10000, 4), "u1"), 12, "10000 rows and 4 columns: .* most 9999"),
+        ("a.hdr", np.full((1, 1, 4, 64), 2), 1, "counts from 2 to 2: counters of 1 bits .* to 1;"),
+        ("a.hdr", np.full((1, 1, 4, 64), 64), 6, "counts from 64 to 64: .* from 0 to 63; clip"),
+        ("a.hdr", np.full((1, 1, 4, 64), 4096), 12, "counts from 4096 to 4096: .* 0 to 4095; clip"),
+        ("a.hdr", np.full((1, 1, 4, 64), -1), 12, "counts from -1 to -1: .* 0 to 4095; clip"),
+    ],
+)
+def test_frames_that_do_not_fit_the_format_are_refused(tmp_path, name, frames, bits, message):
+    with pytest.raises(ValueError, match=message):
+        merlin.write_mib(tmp_path / name, frames, bits)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_dwell_time_is_kept(ctx, tmp_path):
+    """No frame comes before its time: a lower bound, which a slow machine does not break."""
+    frames = make_frames("uint16", 4095)
+    merlin.write_mib(tmp_path / "scan.hdr", frames)
+    hooks = merlin.soft_trigger
+    with (
+        merlin.simulator(tmp_path / "scan.hdr", dwelltime=5000) as simulator,
+        ctx.make_connection("merlin").open(**simulator._asdict()) as conn,
+    ):
+        aq = ctx.make_acquisition(conn=conn, nav_shape=SCAN, hooks=hooks(conn))
+        start = time.monotonic()
+        actual = run(ctx, aq)
+        assert time.monotonic() - start >= 0.005 * (SCAN[0] * SCAN[1] - 2)
+    assert_same_bits(actual, offline(frames))
+
+
+def test_the_simulator_is_silent_and_says_where_it_is(ctx, tmp_path, capfd):
+    frames = make_frames("uint8", 1)
+    with merlin_detector(tmp_path, frames, 1) as detector, detector.open(ctx) as conn:
+        run(ctx, acquire(ctx, conn, detector, "active"))
+    assert capfd.readouterr() == ("", "")
