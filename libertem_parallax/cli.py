@@ -1,4 +1,4 @@
-"""The command line ``libertem-parallax``: a demo, the reconstruction of a file, what works."""
+"""The command line ``libertem-parallax``: a demo, files, detectors, what works."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import textwrap
 import time
 import tomllib
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -55,7 +55,7 @@ _REQUIRED = ("scan_sampling", "energy", "semiangle_cutoff")
 _SAMPLINGS = ("angular_sampling", "reciprocal_sampling")
 _ENGINES = ("auto", "cuda", "numba", "numpy")
 
-_COMPILES = "Reconstructing (the first time, code is compiled, which takes some seconds)"
+_COMPILES = " (the first time, code is compiled, which takes some seconds)"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -121,6 +121,104 @@ def _parse_toml_value(text: str) -> Any:
         return text
 
 
+#: Options that describe an acquisition, and how to make its image.
+_ACQUISITION_OPTIONS = (
+    click.option(
+        "--params",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="TOML file with parameters. Its keys are the names of the options with _ for -: "
+        "scan_sampling = [3.5, 3.5]; aberrations are a table [aberration_coefs], what to tell "
+        "LiberTEM is a table [load]. Options override it.",
+    ),
+    click.option(
+        "--phase-flip/--no-phase-flip",
+        default=None,
+        help="Undo the contrast reversals by defocus.  [default: no]",
+    ),
+    click.option(
+        "--scan-sampling",
+        type=(float, float),
+        metavar="Y X",
+        help="Step of the scan along rows and columns in Å.  [required]",
+    ),
+    click.option("--energy", type=float, help="Energy of the electrons in eV.  [required]"),
+    click.option(
+        "--semiangle-cutoff",
+        type=float,
+        help="Semiangle of the bright field in mrad; pixels up to it are used.  [required]",
+    ),
+    click.option(
+        "--angular-sampling",
+        type=(float, float),
+        metavar="Y X",
+        help="Size of a detector pixel along rows and columns in mrad.  "
+        "[this or --reciprocal-sampling required]",
+    ),
+    click.option(
+        "--reciprocal-sampling",
+        type=(float, float),
+        metavar="Y X",
+        help="Size of a detector pixel along rows and columns in 1/Å.",
+    ),
+    click.option(
+        "--aberration",
+        "aberration_coefs",
+        multiple=True,
+        callback=_aberration_option,
+        metavar="NAME=VALUE",
+        help="Aberration coefficient in Å or azimuth in rad: C10, C12, phi12, ... phi56, or names "
+        "such as defocus (= -C10), astigmatism, coma, Cs. Repeat it for more.",
+    ),
+    click.option(
+        "--rotation-angle",
+        callback=_angle_option,
+        metavar="ANGLE",
+        help="Rotation of the detector against the scan in rad, or in degrees as in -15deg.  "
+        "[default: 0]",
+    ),
+    click.option(
+        "--upsampling-factor", type=int, help="Pixels of the image per scan step.  [default: 1]"
+    ),
+    click.option(
+        "--center",
+        type=(float, float),
+        metavar="ROW COLUMN",
+        help="Beam center in detector pixels as stored, counted from 0, fractions allowed.  "
+        "[default: the middle]",
+    ),
+    click.option(
+        "--detector-flip-cols/--no-detector-flip-cols",
+        default=None,
+        help="Read the frames' columns from right to left.  [default: no]",
+    ),
+    click.option(
+        "--bf-mask",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        metavar="FILE.npy",
+        help="Boolean array of the detector's shape: False for dead pixels and beam stops.",
+    ),
+    click.option(
+        "--suppress-nyquist-noise/--no-suppress-nyquist-noise",
+        "suppress_Nyquist_noise",
+        default=None,
+        help="Zero the Nyquist frequencies of the image, which hold only noise.  [default: yes]",
+    ),
+    click.option(
+        "--engine",
+        type=click.Choice(_ENGINES),
+        help="What adds the frames: a GPU, compiled code on the CPU, or slow code for comparison. "
+        "All give the same.  [default: auto: the GPU where one works, else the CPU]",
+    ),
+)
+
+
+def _acquisition_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that describe an acquisition."""
+    for option in reversed(_ACQUISITION_OPTIONS):
+        command = option(command)
+    return command
+
+
 _EXAMPLES = """\b
 Examples:
   libertem-parallax reconstruct scan.h5 --params scan.toml -o image.tif
@@ -132,13 +230,6 @@ Examples:
 @main.command(short_help="Reconstruct an image from a 4D-STEM data set.", epilog=_EXAMPLES)
 @click.argument("data", type=click.Path(exists=True, path_type=Path))
 @click.option(
-    "--params",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="TOML file with parameters. Its keys are the names of the options with _ for -: "
-    "scan_sampling = [3.5, 3.5]; aberrations are a table [aberration_coefs], what to tell "
-    "LiberTEM is a table [load]. Options override it.",
-)
-@click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
@@ -147,85 +238,7 @@ Examples:
     "(float32) or .png (8-bit gray, to look at).  "
     "[default: DATA's name with _parallax.tif, in the current folder]",
 )
-@click.option(
-    "--phase-flip/--no-phase-flip",
-    default=None,
-    help="Undo the contrast reversals by defocus.  [default: no]",
-)
-@click.option(
-    "--scan-sampling",
-    type=(float, float),
-    metavar="Y X",
-    help="Step of the scan along rows and columns in Å.  [required]",
-)
-@click.option("--energy", type=float, help="Energy of the electrons in eV.  [required]")
-@click.option(
-    "--semiangle-cutoff",
-    type=float,
-    help="Semiangle of the bright field in mrad; pixels up to it are used.  [required]",
-)
-@click.option(
-    "--angular-sampling",
-    type=(float, float),
-    metavar="Y X",
-    help="Size of a detector pixel along rows and columns in mrad.  "
-    "[this or --reciprocal-sampling required]",
-)
-@click.option(
-    "--reciprocal-sampling",
-    type=(float, float),
-    metavar="Y X",
-    help="Size of a detector pixel along rows and columns in 1/Å.",
-)
-@click.option(
-    "--aberration",
-    "aberration_coefs",
-    multiple=True,
-    callback=_aberration_option,
-    metavar="NAME=VALUE",
-    help="Aberration coefficient in Å or azimuth in rad: C10, C12, phi12, ... phi56, or names "
-    "such as defocus (= -C10), astigmatism, coma, Cs. Repeat it for more.",
-)
-@click.option(
-    "--rotation-angle",
-    callback=_angle_option,
-    metavar="ANGLE",
-    help="Rotation of the detector against the scan in rad, or in degrees as in -15deg.  "
-    "[default: 0]",
-)
-@click.option(
-    "--upsampling-factor", type=int, help="Pixels of the image per scan step.  [default: 1]"
-)
-@click.option(
-    "--center",
-    type=(float, float),
-    metavar="ROW COLUMN",
-    help="Beam center in detector pixels as stored, counted from 0, fractions allowed.  "
-    "[default: the middle]",
-)
-@click.option(
-    "--detector-flip-cols/--no-detector-flip-cols",
-    default=None,
-    help="Read the frames' columns from right to left.  [default: no]",
-)
-@click.option(
-    "--bf-mask",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    metavar="FILE.npy",
-    help="Boolean array of the detector's shape: False for dead pixels and beam stops.",
-)
-@click.option(
-    "--suppress-nyquist-noise/--no-suppress-nyquist-noise",
-    "suppress_Nyquist_noise",
-    default=None,
-    help="Zero the Nyquist frequencies of the image, which hold only noise.  [default: yes]",
-)
-@click.option(
-    "--engine",
-    type=click.Choice(_ENGINES),
-    help="What adds the frames: a GPU, compiled code on the CPU, or slow code for comparison. All "
-    "give the same.  [default: auto: the GPU where one works, else the CPU]",
-)
+@_acquisition_options
 @click.option(
     "--load",
     multiple=True,
@@ -257,7 +270,7 @@ def reconstruct(data: Path, params: Path | None, output: Path | None, **options:
     with Context.make_with("threads") as ctx:
         dataset = _load(ctx, data, load)
         udf = _make_udf({**parameters, "shape": dataset.shape}, phase_flip=phase_flip)
-        click.echo(_COMPILES, err=True)
+        click.echo(f"Reconstructing{_COMPILES}", err=True)
         results, speed = _run(ctx, dataset, udf)
     image = results["reconstruction"]
     plan = udf.params.geometry.plan
@@ -325,7 +338,7 @@ def demo(output: Path) -> None:
     with Context.make_with("threads") as ctx:
         dataset = ctx.load("hdf5", path=frames_path, ds_path="/frames")
         udf = _make_udf(parameters, phase_flip=False)
-        click.echo(_COMPILES, err=True)
+        click.echo(f"Reconstructing{_COMPILES}", err=True)
         parallax = _run(ctx, dataset, udf)[0]["reconstruction"]
         # The second run is the one to be timed: there is nothing to compile any more.
         udf = _make_udf(parameters, phase_flip=True)
@@ -353,19 +366,8 @@ def demo(output: Path) -> None:
         ],
     )
 
-    field = (n * size / 10 for n, size in zip(plan.scan_shape, scan_sampling, strict=True))
     _report(
-        ("Simulated", f"apoferritin-like shells in ice, {_by(f'{n:.1f}' for n in field)} nm"),
-        (
-            "",
-            f"{_by(plan.scan_shape)} scan, {_by(plan.detector_shape)} detector, "
-            f"binary counts, {dose:g} e/Å²",
-        ),
-        (
-            "",
-            f"{parameters['energy'] / 1e3:g} keV, {parameters['semiangle_cutoff']:g} mrad, "
-            f"defocus {-parameters['aberration_coefs']['C10'] / 1e4:g} µm",
-        ),
+        *_simulated(parameters, plan, dose),
         ("Reconstructed", speed),
         ("", f"parallax with and without phase flip, {_by(flipped.shape)} pixels"),
         (
@@ -380,6 +382,398 @@ def demo(output: Path) -> None:
     command = ["reconstruct", str(frames_path), "--params", str(params_path)]
     click.echo("\nTry next:")
     click.echo(f"  libertem-parallax {shlex.join(command)} -o image.tif --phase-flip")
+
+
+def _simulated(parameters: Mapping[str, Any], plan: Any, dose: float) -> list[tuple[str, str]]:
+    """Tell what was simulated, in rows for `_report`."""
+    steps = zip(plan.scan_shape, parameters["scan_sampling"], strict=True)
+    field = (n * size / 10 for n, size in steps)
+    return [
+        ("Simulated", f"apoferritin-like shells in ice, {_by(f'{n:.1f}' for n in field)} nm"),
+        (
+            "",
+            f"{_by(plan.scan_shape)} scan, {_by(plan.detector_shape)} detector, "
+            f"binary counts, {dose:g} e/Å²",
+        ),
+        (
+            "",
+            f"{parameters['energy'] / 1e3:g} keV, {parameters['semiangle_cutoff']:g} mrad, "
+            f"defocus {-parameters['aberration_coefs']['C10'] / 1e4:g} µm",
+        ),
+    ]
+
+
+_LIVE_EXAMPLES = """\b
+Examples:
+  libertem-parallax live --simulate merlin
+  libertem-parallax live merlin --host 192.168.0.2 --params scan.toml -o image.tif
+  libertem-parallax live dectris --host 192.168.0.3 --nav-shape 512 512 \\
+      --params scan.toml -o image.tif
+"""
+
+
+@main.command(short_help="Reconstruct while a detector records.", epilog=_LIVE_EXAMPLES)
+@click.argument("detector", required=False, type=click.Choice(["merlin", "dectris"]))
+@click.option(
+    "--simulate",
+    type=click.Choice(["merlin"]),
+    help="Simulate a specimen and run a detector's simulator on this machine, too. Data and "
+    "pictures go to the folder libertem-parallax-live.",
+)
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Where the detector's software runs."
+)
+@click.option("--port", type=int, help="Its control port.  [default: merlin 6341, dectris 80]")
+@click.option("--data-port", type=int, help="Its data port.  [default: merlin 6342, dectris 9999]")
+@click.option(
+    "--nav-shape",
+    type=(click.IntRange(min=1), click.IntRange(min=1)),
+    metavar="Y X",
+    help="Scan rows and columns.  [default: what the detector says, where it knows]",
+)
+@click.option(
+    "--start",
+    is_flag=True,
+    help="Start the acquisition that is set up in the detector's software, instead of waiting for "
+    "one: arm, and trigger a Merlin.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=60.0,
+    show_default=True,
+    help="Seconds to wait for an acquisition, and then for its first frame.",
+)
+@click.option(
+    "--silence",
+    type=click.FloatRange(min=0, min_open=True),
+    default=10.0,
+    show_default=True,
+    help="Seconds without any frame after which the acquisition counts as broken off.",
+)
+@click.option(
+    "--frames-per-partition",
+    type=click.IntRange(min=1),
+    help="Frames to be added at a time.  [default: 256]",
+)
+@click.option(
+    "--snapshot",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Show the growing image as the file DIR/live.png, written anew every --interval seconds, "
+    "and not in a window.  [default: where there is no display, next to the image]",
+)
+@click.option(
+    "--interval",
+    type=click.FloatRange(min=0),
+    default=2.0,
+    show_default=True,
+    help="Seconds between two pictures of the growing image.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="IMAGE",
+    help="Where to write the image: .tif (float32, with the pixel size for ImageJ), .npy "
+    "(float32) or .png (8-bit gray, to look at).  [default: live_parallax.tif]",
+)
+@_acquisition_options
+def live(
+    detector: str | None,
+    simulate: str | None,
+    host: str,
+    port: int | None,
+    data_port: int | None,
+    output: Path | None,
+    params: Path | None,
+    snapshot: Path | None,
+    **options: Any,
+) -> None:
+    """Reconstruct the parallax image while DETECTOR records, and show it growing.
+
+    Waits for an acquisition, or starts one with --start. After Ctrl-C, or when the detector fails,
+    what has arrived is written, and what is missing is told.
+
+    Parameters come from options, from a TOML file, or both.
+    """
+    try:
+        import libertem_live.api  # noqa: F401
+    except ImportError as error:
+        raise click.ClickException(
+            "LiberTEM-live is missing, which talks to detectors. Install it with: "
+            f"python -m pip install 'libertem-parallax[live]' ({error})"
+        ) from error
+    if (detector is None) == (simulate is None):
+        raise click.UsageError("give either a DETECTOR, merlin or dectris, or --simulate merlin.")
+    given = {} if params is None else _read_parameters(params)
+    recording = {name: options.pop(name) for name in _RECORDING}
+    if simulate is not None:
+        _live_simulated(given, options, output, snapshot, recording)
+        return
+    assert detector is not None
+    parameters = _merge(given, options)
+    _check_required(parameters)
+    output = output or Path("live_parallax.tif")
+    _check_output(output, [path for path in (params, parameters.get("bf_mask")) if path])
+
+    from .live import PORTS, Address
+
+    default_port, default_data_port = PORTS[detector]
+    address = Address(detector, host, port or default_port, data_port or default_data_port)
+    recorded = _record(address, parameters, output, snapshot, **recording)
+    _report(*recorded.rows)
+    recorded.end()
+
+
+#: Options of `live` for `_record`.
+_RECORDING = ("nav_shape", "start", "timeout", "silence", "frames_per_partition", "interval")
+
+
+class _Recorded(NamedTuple):
+    """What came of an acquisition."""
+
+    image: NDArray[Any]
+    udf: Any
+    rows: list[tuple[str, str]]  #: for `_report`
+    problem: str | None  #: why it is not complete
+    window: bool  #: whether a window shows the image
+
+    def end(self) -> None:
+        """Wait until the user has seen the image; fail where it is not complete."""
+        if self.problem is not None:
+            raise click.ClickException(self.problem)
+        if self.window:
+            from matplotlib import pyplot
+
+            click.echo("\nClose the window to end.")
+            pyplot.show()
+
+
+def _live_simulated(
+    given: dict[str, Any],
+    options: dict[str, Any],
+    output: Path | None,
+    snapshot: Path | None,
+    recording: dict[str, Any],
+) -> None:
+    import numpy as np
+    from tqdm import tqdm
+
+    from . import images
+    from .live import Address
+    from .merlin import simulator, write_mib
+    from .simulate import simulate
+
+    folder, dose, blur = Path("libertem-parallax-live"), 30.0, 6.0
+    hdr, params, growth = (folder / name for name in ("frames.hdr", "params.toml", "growth.png"))
+    output = output or folder / "image.tif"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _check_output(output, [])
+        simulation = simulate(
+            dose=dose, seed=1, progress=partial(tqdm, desc="Simulating", unit=" rows")
+        )
+        # 12 bits make the frames large enough to be delivered in many bunches of some MB.
+        write_mib(hdr, simulation.frames, bits=12)
+        params.write_text(_to_toml(simulation.parameters), encoding="utf-8")
+    except OSError as error:
+        raise click.ClickException(f"cannot write to {folder}: {error}") from error
+    ny, nx = simulation.frames.shape[:2]
+    parameters = _merge({**simulation.parameters, "phase_flip": True, **given}, options)
+    del parameters["shape"]
+    recording = {**recording, "start": True, "interval": min(recording["interval"], 0.5)}
+    pictures: list[tuple[int, NDArray[Any]]] = []
+    with simulator(hdr, dwelltime=1500) as where:
+        address = Address("merlin", where.api_host, where.api_port, where.data_port)
+        recorded = _record(
+            address,
+            parameters,
+            output,
+            snapshot,
+            on_picture=lambda *picture: pictures.append(picture),
+            **recording,
+        )
+    image, udf = recorded.image, recorded.udf
+    pixel_size, plan = _pixel_size(udf), udf.params.geometry.plan
+    chosen = np.unique(np.linspace(0, len(pictures) - 1, 4).round().astype(int))
+    images.overview(
+        growth,
+        [
+            (
+                f"{frames / (ny * nx):.0%} scanned",
+                f"blurred by {blur:g} Å",
+                _blur(picture, pixel_size, blur),
+                pixel_size,
+            )
+            for frames, picture in (pictures[i] for i in chosen)
+        ],
+    )
+    truth = _blur(_resample(simulation.truth, image.shape), pixel_size, blur)
+    _report(
+        *_simulated(parameters, plan, dose),
+        *recorded.rows,
+        (
+            "Correlation",
+            f"{_correlation(_blur(image, pixel_size, blur), truth):.2f} with the truth, both "
+            f"blurred by {blur:g} Å",
+        ),
+        ("As it grew", str(growth)),
+        ("Data", f"{hdr}, {params}"),
+    )
+    if recorded.problem is None:
+        command = ["reconstruct", str(hdr), "--params", str(params)]
+        flip = " --phase-flip" if parameters["phase_flip"] else ""
+        click.echo("\nThe same from the files:")
+        click.echo(f"  libertem-parallax {shlex.join(command)} -o image.tif{flip}")
+    recorded.end()
+
+
+def _record(
+    address: Any,
+    parameters: dict[str, Any],
+    output: Path,
+    snapshot: Path | None,
+    *,
+    nav_shape: tuple[int, int] | None,
+    start: bool,
+    timeout: float,
+    silence: float,
+    frames_per_partition: int | None,
+    interval: float,
+    on_picture: Callable[[int, NDArray[Any]], object] = lambda *_: None,
+) -> _Recorded:
+    """Reconstruct an acquisition and write the image, as far as it came."""
+    from libertem_live.api import LiveContext
+    from tqdm import tqdm
+
+    from . import images, live
+
+    parameters = {name: value for name, value in parameters.items() if name != "load"}
+    phase_flip = parameters.pop("phase_flip", False)
+    if "bf_mask" in parameters:
+        parameters["bf_mask"] = _read_mask(parameters["bf_mask"])
+    engine = parameters.get("engine", "auto")
+    first = last = problem = None
+    shown = -math.inf
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_messages_only())
+        gpu = _default_gpu() if engine == "auto" else None
+        stack.enter_context(_assigned(gpu))
+        # The one executor that keeps what it has when a detector fails.
+        ctx = stack.enter_context(LiveContext.make_with("inline"))
+        watch = stack.enter_context(live.Watch())
+        click.echo(f"Connecting to {address}", err=True)
+        conn = stack.enter_context(contextlib.closing(live.connect(ctx, address, watch)))
+        sig_shape, dtype = live.describe(ctx, conn, watch)
+
+        # Whatever takes time or may fail comes before the detector starts, as far as possible:
+        # where the scan's shape is not known yet, a small one gets everything compiled.
+        def make_udf(shape: tuple[int, ...]) -> Any:
+            udf = _udf_class(phase_flip).from_parameters(shape, **parameters)
+            live.warm_up(ctx, udf, dtype)
+            return udf
+
+        click.echo(f"Getting ready{_COMPILES}", err=True)
+        known = nav_shape is not None
+        with contextlib.nullcontext() if known else warnings.catch_warnings(action="ignore"):
+            udf = make_udf((nav_shape or (8, 8)) + sig_shape)
+        folder = snapshot or output.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        window = live.open_window(str(output)) if snapshot is None else None
+        if start:
+            live.start(conn, address.detector, watch)
+        else:
+            click.echo(
+                f"Waiting up to {timeout:g} s for an acquisition to be started (Ctrl-C ends)",
+                err=True,
+            )
+        acquisition = live.acquire(
+            ctx,
+            conn,
+            watch,
+            nav_shape,
+            timeout,
+            frames_per_partition or live.FRAMES_PER_PARTITION,
+        )
+        if nav_shape is None or tuple(acquisition.shape) != nav_shape + sig_shape:
+            udf = make_udf(tuple(acquisition.shape))
+        plan = udf.params.geometry.plan
+        total = math.prod(plan.scan_shape)
+        bar = stack.enter_context(tqdm(total=total, desc="Recording", unit=" frames"))
+
+        def arrived(frames: int) -> None:
+            nonlocal first
+            first = first or time.perf_counter()
+            bar.update(frames)
+
+        def show(results: Any) -> tuple[int, NDArray[Any]]:
+            image = results.buffers[0]["reconstruction"].data
+            scanned = results.damage.data
+            count = int(scanned.sum())
+            on_picture(count, image)
+            limits = images.gray_limits(image[live.upsample(scanned, plan.upsampling_factor)])
+            if window is not None:
+                window(image, limits)
+            else:
+                try:
+                    images.snapshot(folder / "live.png", image, limits)
+                except OSError as error:
+                    _warn(f"cannot write {folder / 'live.png'}: {error}")
+            return count, image
+
+        try:
+            for last in live.stream(
+                ctx,
+                conn,
+                acquisition,
+                udf,
+                watch,
+                timeout=timeout,
+                silence=silence,
+                on_frames=arrived,
+            ):
+                if time.perf_counter() - shown > interval:
+                    show(last)
+                    shown = time.perf_counter()
+        except live.DetectorError as error:
+            problem = str(error).removesuffix(".")
+        seconds = time.perf_counter() - (first or 0)
+    if last is None:
+        raise click.ClickException(
+            f"none of {total:,} frames is in the image, which was not written: {problem}."
+        )
+    count, image = show(last)
+    pixel_size = _pixel_size(udf)
+    try:
+        images.save(output, image, pixel_size)
+    except (OSError, ValueError) as error:
+        raise click.ClickException(f"cannot write {output}: {error}") from error
+    if count == total:
+        problem = None
+    else:
+        problem = (
+            f"{count:,} of {total:,} frames ({count / total:.1%}) are in the image: "
+            f"{problem}. It was written to {output}."
+        )
+    kind = "phase-flipped parallax" if phase_flip else "parallax"
+    rows = [
+        (
+            "Data",
+            f"{_by(plan.scan_shape)} scan, {_by(plan.detector_shape)} detector, {dtype}",
+        ),
+        ("Bright field", f"{len(plan.pixels)} detector pixels"),
+        (
+            "Image",
+            f"{kind}, {_by(image.shape)} pixels of "
+            f"{_by(f'{size / 10:.4g}' for size in pixel_size)} nm",
+        ),
+        ("Recorded", _speed(count, seconds) + _where(udf, gpu)),
+        ("Written to", str(output)),
+    ]
+    if window is None:
+        rows.append(("Snapshot", str(folder / "live.png")))
+    return _Recorded(image, udf, rows, problem, window is not None)
 
 
 @main.command(short_help="Show versions, and which engines and GPUs work.")
@@ -526,7 +920,7 @@ def _merge(parameters: Mapping[str, Any], options: Mapping[str, Any]) -> dict[st
         **{name: value for name, value in coefs.items() if ALIASES.get(name, name) not in anew},
         **options["aberration_coefs"],
     }
-    merged["load"] = {**parameters.get("load", {}), **options["load"]}
+    merged["load"] = {**parameters.get("load", {}), **options.get("load", {})}
     # One sampling describes the detector: an option replaces whichever the file has.
     if any(name in given for name in _SAMPLINGS):
         for name in set(_SAMPLINGS) - set(given):
@@ -646,17 +1040,18 @@ def _messages_only() -> Iterator[None]:
 
 
 def _make_udf(parameters: Mapping[str, Any], *, phase_flip: bool) -> Any:
+    with _messages_only():
+        return _udf_class(phase_flip).from_parameters(**parameters)
+
+
+def _udf_class(phase_flip: bool) -> Any:
     from .udf import ParallaxPhaseFlipUDF, ParallaxUDF
 
-    cls = ParallaxPhaseFlipUDF if phase_flip else ParallaxUDF
-    with _messages_only():
-        return cls.from_parameters(**parameters)
+    return ParallaxPhaseFlipUDF if phase_flip else ParallaxUDF
 
 
 def _run(ctx: Any, dataset: Any, udf: Any) -> tuple[dict[str, NDArray[Any]], str]:
     """Run with a progress bar; results by name, and how fast they were made."""
-    from .accumulate import fallen_back
-
     engine, plan = udf.params.engine, udf.params.geometry.plan
     with _messages_only():
         gpu = _default_gpu() if engine == "auto" else None
@@ -664,11 +1059,18 @@ def _run(ctx: Any, dataset: Any, udf: Any) -> tuple[dict[str, NDArray[Any]], str
             start = time.perf_counter()
             results = ctx.run_udf(dataset, udf, progress=True)
             seconds = time.perf_counter() - start
-    speed = _speed(plan.scan_shape, seconds)
+    speed = _speed(math.prod(plan.scan_shape), seconds)
+    return {name: buffer.data for name, buffer in results.items()}, speed + _where(udf, gpu)
+
+
+def _where(udf: Any, gpu: int | None) -> str:
+    """Tell where frames were added, with the GPU that was assigned if any."""
+    from .accumulate import fallen_back
+
     # Where the GPU failed, a part of the frames may have been added there.
-    if plan not in fallen_back:
-        speed += f", on the {'CPU' if gpu is None and engine != 'cuda' else 'GPU'}"
-    return {name: buffer.data for name, buffer in results.items()}, speed
+    if udf.params.geometry.plan in fallen_back:
+        return ""
+    return f", on the {'CPU' if gpu is None and udf.params.engine != 'cuda' else 'GPU'}"
 
 
 @contextlib.contextmanager
@@ -737,8 +1139,7 @@ def _by(values: Iterable[Any]) -> str:
     return " x ".join(str(value) for value in values)
 
 
-def _speed(scan_shape: tuple[int, int], seconds: float) -> str:
-    frames = math.prod(scan_shape)
+def _speed(frames: int, seconds: float) -> str:
     rate = float(f"{frames / seconds:.2g}")
     return f"{frames:,} frames in {seconds:.2g} s, {rate:,.0f} frames/s"
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["WRITERS", "overview", "save"]
+__all__ = ["WRITERS", "gray_limits", "overview", "save", "snapshot"]
 
 # Dots of a panel of the overview: a multiple of the demo's images, so that all of their pixels
 # come out at the same size.
@@ -33,11 +34,33 @@ def save(path: Path, image: NDArray[Any], pixel_size: tuple[float, float]) -> No
     pixel_size
         Height and width of a pixel in Å.
     """
-    # Whole or not at all: what fails leaves no broken file, and an older one as it was.
+    with _replacing(path) as file:
+        WRITERS[path.suffix.lower()](file, image, pixel_size)
+
+
+def snapshot(path: Path, image: NDArray[Any], limits: tuple[float, float]) -> None:
+    """Write an image that is not complete yet, to look at; viewers never see half a file.
+
+    Parameters
+    ----------
+    path
+        Of the .png file.
+    image
+        Rows and columns of real numbers.
+    limits
+        Values to be black and white.
+    """
+    with _replacing(path) as file:
+        _write_gray(file, image, limits)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Any]:
+    """Write a file whole or not at all: what fails leaves an older one as it was."""
     part = path.with_name(path.name + ".part")
     try:
         with part.open("wb") as file:
-            WRITERS[path.suffix.lower()](file, image, pixel_size)
+            yield file
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
@@ -63,9 +86,13 @@ def _save_npy(file: Any, image: NDArray[Any], pixel_size: tuple[float, float]) -
 
 def _save_png(file: Any, image: NDArray[Any], pixel_size: tuple[float, float]) -> None:  # noqa: ARG001
     """Pixel for pixel in 8-bit gray, for the eye: the scale of the numbers is lost."""
+    _write_gray(file, image, gray_limits(image))
+
+
+def _write_gray(file: Any, image: NDArray[Any], limits: tuple[float, float]) -> None:
     from PIL import Image
 
-    low, high = _gray_limits(image)
+    low, high = limits
     gray = np.rint(np.clip((image - low) / (high - low), 0, 1) * 255).astype(np.uint8)
     Image.fromarray(gray).save(file, format="PNG")
 
@@ -101,7 +128,7 @@ def overview(
         center = (left + _PANEL / 2) / width
         figure.text(center, 1 - 36 / height, title, size=19, ha="center")
         figure.text(center, 1 - 65 / height, note, size=14, color="0.35", ha="center")
-        low, high = _gray_limits(image)
+        low, high = gray_limits(image)
         rows, cols = (n * size / 10 for n, size in zip(image.shape, pixel_size, strict=True))
         axes.imshow(
             image,
@@ -146,7 +173,18 @@ def _round_length(limit: float) -> float:
     return max(n * magnitude for n in (1, 2, 5) if n * magnitude <= limit)
 
 
-def _gray_limits(image: NDArray[Any]) -> tuple[float, float]:
-    """Values to be black and white: a few extreme pixels must not take the contrast."""
+def gray_limits(image: NDArray[Any]) -> tuple[float, float]:
+    """Choose values to be black and white: a few extreme pixels must not take the contrast.
+
+    Parameters
+    ----------
+    image
+        Real numbers, of any shape.
+
+    Returns
+    -------
+    low, high : float
+        The values.
+    """
     low, high = np.percentile(image, (0.5, 99.5))
     return float(low), float(high if high > low else low + 1)

@@ -1,0 +1,537 @@
+"""The command line behind LiberTEM-live's own simulators, which work, fail, or are not there."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import tifffile
+from click.testing import CliRunner, Result
+from libertem.api import Context
+from numpy.typing import NDArray
+from PIL import Image
+
+from libertem_parallax import ParallaxPhaseFlipUDF, ParallaxUDF, live, simulate
+from libertem_parallax.cli import main
+
+pytest.importorskip("libertem_live", reason="LiberTEM-live is not installed")
+
+from libertem_live.detectors.merlin import sim
+from libertem_live.detectors.merlin.connection import MerlinDetectorConnection
+from libertem_live.detectors.merlin.control import MerlinControl
+
+from libertem_parallax.merlin import Simulator, simulator, write_mib
+
+# The simulator opens its file for each frame, and closes none.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+
+# Merlin's frames are received by 2 MB: 16 of these.
+SHAPE = (8, 12, 256, 256)
+FRAMES = 96
+ACQUISITION: dict[str, Any] = {
+    "scan_sampling": (4.0, 5.0),
+    "energy": 200e3,
+    "semiangle_cutoff": 4.0,
+    "angular_sampling": (0.5, 0.5),
+    "aberration_coefs": {"C10": -2000.0},
+    "upsampling_factor": 2,
+}
+OPTIONS = (
+    "--scan-sampling 4 5 --energy 200e3 --semiangle-cutoff 4 --angular-sampling 0.5 0.5 "
+    "--aberration C10=-2000 --upsampling-factor 2 --frames-per-partition 8 --interval 0 "
+)
+SECONDS = 60.0  # for what should take far less
+
+Run = Callable[[str], Result]
+
+
+@pytest.fixture(scope="module")
+def frames() -> NDArray[np.uint16]:
+    return np.random.default_rng(1).poisson(3, SHAPE).astype(np.uint16)
+
+
+@pytest.fixture(scope="module")
+def hdr(frames: NDArray[np.uint16], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("merlin") / "scan.hdr"
+    write_mib(path, frames, bits=12)
+    return path
+
+
+@pytest.fixture
+def merlin(hdr: Path) -> Iterator[Simulator]:
+    with simulator(hdr) as where:
+        yield where
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    """Run a command in a folder of its own; it leaves neither processes nor a handler."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    before = set(psutil.Process().children(recursive=True))
+    handler = signal.getsignal(signal.SIGINT)
+    yield lambda command: CliRunner().invoke(main, shlex.split(command))
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert set(psutil.Process().children(recursive=True)) <= before
+
+
+@pytest.fixture
+def operator(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Start an acquisition as soon as somebody waits for one; the commands can be changed."""
+    commands = ["STARTACQUISITION", "SOFTTRIGGER"]
+    wait = MerlinDetectorConnection.wait_for_acquisition
+
+    def start_and_wait(conn: MerlinDetectorConnection, timeout: float | None = None) -> Any:
+        command(conn._api_port, *commands)
+        return wait(conn, timeout)
+
+    monkeypatch.setattr(MerlinDetectorConnection, "wait_for_acquisition", start_and_wait)
+    return commands
+
+
+def command(port: int, *commands: str) -> None:
+    with MerlinControl("127.0.0.1", port) as control:
+        for name in commands:
+            control.cmd(name)
+
+
+class Gate:
+    """Lets the simulator send a part of the frames, and then what is to happen."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, then: str = "wait") -> None:
+        chunks = sim.DataSocketSimulator.get_chunks
+        self.opened = threading.Event()
+        self.count = 50
+        self.then = then
+
+        def gated(camera: Any) -> Iterator[Any]:
+            for number, chunk in enumerate(chunks(camera)):
+                if number == 2 * self.count and not self.opened.is_set():
+                    if self.then == "wait":
+                        while not self.opened.wait(0.05) and not camera.is_stopped():
+                            pass
+                    elif self.then == "disconnect":
+                        raise BrokenPipeError
+                    else:
+                        return
+                yield chunk
+
+        monkeypatch.setattr(sim.DataSocketSimulator, "get_chunks", gated)
+
+
+def arguments(merlin: Simulator, options: str = "") -> str:
+    ports = f"--port {merlin.api_port} --data-port {merlin.data_port}"
+    return f"live merlin {ports} {OPTIONS} -o image.tif {options}"
+
+
+def expected(
+    frames: NDArray[Any], count: int = FRAMES, cls: type[ParallaxUDF] = ParallaxUDF
+) -> NDArray[np.float32]:
+    """Image of the first frames, made offline."""
+    udf = cls.from_parameters(shape=SHAPE, **ACQUISITION)
+    roi = (np.arange(FRAMES) < count).reshape(SHAPE[:2])
+    with Context.make_with("inline") as ctx:
+        dataset = ctx.load("memory", data=frames, sig_dims=2)
+        image: NDArray[np.float32] = ctx.run_udf(dataset, udf, roi=roi)["reconstruction"].data
+    return image
+
+
+def check_complete(result: Result, frames: NDArray[Any]) -> None:
+    assert result.exit_code == 0, result.output
+    np.testing.assert_array_equal(tifffile.imread("image.tif"), expected(frames))
+
+
+def check_error(result: Result, *messages: str) -> None:
+    assert result.exit_code == 1, result.output
+    assert isinstance(result.exception, SystemExit)
+    for message in messages:
+        assert message in result.stderr
+
+
+def check_partial(result: Result, frames: NDArray[Any], *messages: str) -> int:
+    check_error(result, *messages, "It was written to image.tif")
+    number = re.search(r"(\d+) of 96 frames \((\S+)%\) are in the image", result.stderr)
+    assert number, result.stderr
+    count = int(number[1])
+    assert float(number[2]) == pytest.approx(100 * count / FRAMES, abs=0.05)
+    assert 0 < count <= 50
+    np.testing.assert_array_equal(tifffile.imread("image.tif"), expected(frames, count))
+    return count
+
+
+def when(event: Callable[[], Any], do: Callable[[], object]) -> threading.Thread:
+    """Wait for an event besides the main thread, and do something."""
+
+    def wait() -> None:
+        end = time.monotonic() + SECONDS
+        while not event() and time.monotonic() < end:
+            time.sleep(0.01)
+        do()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+def interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("start", [True, False])
+@pytest.mark.parametrize("nav_shape", [True, False])
+def test_the_image_is_that_of_the_file(
+    run: Run,
+    merlin: Simulator,
+    frames: NDArray[Any],
+    request: pytest.FixtureRequest,
+    start: bool,
+    nav_shape: bool,
+) -> None:
+    if not start:
+        request.getfixturevalue("operator")
+    shape = "--nav-shape 8 12 " if nav_shape else ""
+    result = run(arguments(merlin, shape + ("--start" if start else "")))
+    check_complete(result, frames)
+    assert ("Waiting up to 60 s" in result.stderr) != start
+    assert "100%" in result.stderr
+    assert "96/96" in result.stderr
+    assert "frames/s" in result.stderr
+    for text in ("8 x 12 scan, 256 x 256 detector, uint16", "96 frames in", "image.tif"):
+        assert text in result.stdout
+    with Image.open("live.png") as picture:
+        assert picture.size == (24, 16)
+
+
+def test_parameters_as_for_files(run: Run, merlin: Simulator, frames: NDArray[Any]) -> None:
+    mask = np.ones(SHAPE[2:], dtype=bool)
+    mask[128] = False
+    np.save("mask.npy", mask)
+    Path("scan.toml").write_text(
+        'phase_flip = true\nbf_mask = "mask.npy"\nenergy = 1e5\n[load]\ntype = "raw"\n',
+        encoding="utf-8",
+    )
+    result = run(arguments(merlin, "--start --params scan.toml"))
+    assert result.exit_code == 0, result.output
+    udf = ParallaxPhaseFlipUDF.from_parameters(shape=SHAPE, bf_mask=mask, **ACQUISITION)
+    with Context.make_with("inline") as ctx:
+        dataset = ctx.load("memory", data=frames, sig_dims=2)
+        image = ctx.run_udf(dataset, udf)["reconstruction"].data
+    np.testing.assert_array_equal(tifffile.imread("image.tif"), image)
+
+
+def test_it_can_be_seen_growing(
+    run: Run, merlin: Simulator, frames: NDArray[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch)
+    picture = Path("shots/live.png")
+    seen: list[NDArray[Any]] = []
+
+    def look() -> None:
+        with Image.open(picture) as image:
+            seen.append(np.asarray(image))
+        gate.opened.set()
+
+    looking = when(picture.exists, look)
+    result = run(arguments(merlin, "--start --snapshot shots"))
+    looking.join()
+    check_complete(result, frames)
+    with Image.open(picture) as image:
+        last = np.asarray(image)
+    assert last.shape == seen[0].shape == (16, 24)
+    assert (last != seen[0]).any()
+
+
+def test_interrupted(
+    run: Run, merlin: Simulator, frames: NDArray[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Gate(monkeypatch)
+    interrupting = when(Path("live.png").exists, interrupt)
+    result = run(arguments(merlin, "--start"))
+    interrupting.join()
+    check_partial(result, frames, "interrupted")
+
+
+def test_interrupted_while_frames_are_added(
+    run: Run, merlin: Simulator, frames: NDArray[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(udf: ParallaxUDF, dest: Any, src: Any) -> None:
+        dest.A[:] += src.A
+        if Path("live.png").exists():
+            interrupt()
+        dest.S[:] += src.S
+
+    Gate(monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(ParallaxUDF, "merge", interrupted)
+        result = run(arguments(merlin, "--start"))
+    assert check_partial(result, frames, "interrupted") == 16
+
+
+def test_interrupted_while_it_waits(run: Run, merlin: Simulator, operator: list[str]) -> None:
+    operator.clear()
+    wait = MerlinDetectorConnection.wait_for_acquisition
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            MerlinDetectorConnection,
+            "wait_for_acquisition",
+            lambda *args: (threading.Timer(0.2, interrupt).start(), wait(*args))[1],
+        )
+        check_error(run(arguments(merlin)), "interrupted")
+    assert not Path("image.tif").exists()
+
+
+@pytest.mark.parametrize(
+    ("then", "message"),
+    [
+        ("disconnect", "the connection to the detector failed"),
+        ("return", "the detector sent nothing for 0.5 s"),
+    ],
+)
+def test_the_detector_fails_and_works_again(
+    run: Run,
+    merlin: Simulator,
+    frames: NDArray[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    then: str,
+    message: str,
+) -> None:
+    gate = Gate(monkeypatch, then)
+    begin = time.monotonic()
+    check_partial(run(arguments(merlin, "--start --silence 0.5")), frames, message)
+    assert time.monotonic() - begin < SECONDS
+    gate.opened.set()
+    check_complete(run(arguments(merlin, "--start --silence 5")), frames)
+
+
+def test_the_detector_is_killed(run: Run, hdr: Path, frames: NDArray[Any]) -> None:
+    code = (
+        "import sys; from pathlib import Path; from libertem_parallax import merlin\n"
+        "with merlin.simulator(Path(sys.argv[1]), dwelltime=50_000) as where:\n"
+        "    print(where.api_port, where.data_port, flush=True); sys.stdin.read()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(hdr)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        try:
+            assert process.stdout
+            ports = [int(port) for port in process.stdout.readline().split()]
+            killing = when(Path("live.png").exists, process.kill)
+            result = run(arguments(Simulator("", ports[0], "", ports[1]), "--start"))
+            killing.join()
+        finally:
+            process.kill()
+    check_partial(result, frames, "the connection to the detector failed")
+
+
+@pytest.mark.parametrize("commands", [[], ["STARTACQUISITION"]])
+def test_nothing_comes(
+    run: Run, merlin: Simulator, frames: NDArray[Any], operator: list[str], commands: list[str]
+) -> None:
+    operator[:] = commands
+    result = run(arguments(merlin, "--timeout 0.5"))
+    check_error(result, "no acquisition was started within 0.5 s")
+    assert not Path("image.tif").exists()
+    if not commands:
+        operator[:] = ["STARTACQUISITION", "SOFTTRIGGER"]
+        check_complete(run(arguments(merlin)), frames)
+
+
+def test_no_frame_is_complete(run: Run, merlin: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    Gate(monkeypatch, "return").count = 20
+    result = run(arguments(merlin, "--start --silence 0.5 --frames-per-partition 48"))
+    check_error(result, "none of 96 frames", "not written", "sent nothing for 0.5 s")
+    assert not Path("image.tif").exists()
+
+
+@pytest.mark.parametrize("shape", ["6 6", "12 8"])
+@pytest.mark.parametrize("start", ["", "--start"])
+def test_another_scan_is_refused(
+    run: Run, merlin: Simulator, request: pytest.FixtureRequest, shape: str, start: str
+) -> None:
+    if not start:
+        request.getfixturevalue("operator")
+    result = run(arguments(merlin, f"--nav-shape {shape} {start}"))
+    check_error(result, "96 frames, a scan of 8 x 12", f"--nav-shape {shape.replace(' ', ' x ')}")
+    assert not Path("image.tif").exists()
+
+
+@pytest.fixture
+def silent() -> Iterator[int]:
+    """Give a port that somebody listens on who never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.fixture
+def closed() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+    return port
+
+
+@pytest.mark.parametrize("detector", ["merlin", "dectris"])
+def test_nobody_is_there(run: Run, closed: int, detector: str) -> None:
+    result = run(f"live {detector} --port {closed} {OPTIONS}")
+    check_error(result, f"no answer from {detector} at 127.0.0.1", str(closed), "Is the detector's")
+
+
+@pytest.mark.parametrize("wrong", ["control", "data"])
+def test_somebody_else_is_there(
+    run: Run,
+    merlin: Simulator,
+    silent: int,
+    closed: int,
+    monkeypatch: pytest.MonkeyPatch,
+    wrong: str,
+) -> None:
+    monkeypatch.setattr(live, "_ANSWER", 0.5)
+    if wrong == "control":
+        result = run(arguments(merlin, f"--port {silent}"))
+        check_error(result, "did not tell the shape of its frames within 0.5 s")
+    else:
+        result = run(arguments(merlin, f"--data-port {closed}"))
+        check_error(result, f"no answer from merlin at 127.0.0.1, ports {merlin.api_port}")
+
+
+@pytest.mark.parametrize(
+    ("options", "messages"),
+    [
+        ("--energy 300", ["energy = 300", "eV"]),
+        ("-o nowhere/image.tif", ["nowhere", "create it"]),
+        ("--snapshot scan.toml", ["scan.toml", "file"]),
+        ("--timeout 0", ["--timeout"]),
+    ],
+)
+def test_the_detector_is_not_started_in_vain(
+    run: Run,
+    merlin: Simulator,
+    monkeypatch: pytest.MonkeyPatch,
+    options: str,
+    messages: list[str],
+) -> None:
+    Path("scan.toml").touch()
+    monkeypatch.setattr(live, "start", lambda *_: pytest.fail("it was started"))
+    result = run(arguments(merlin, f"--start {options}"))
+    assert result.exit_code in (1, 2)
+    for message in messages:
+        assert message in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("live", "--simulate merlin"),
+        ("live merlin --simulate merlin", "either"),
+        ("live eiger", "'merlin', 'dectris'"),
+        ("live merlin", "--params"),
+    ],
+)
+def test_usage(run: Run, command: str, message: str) -> None:
+    result = run(command)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_without_libertem_live(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "libertem_live.api", None)
+    for command in ("live merlin", "live --simulate merlin"):
+        check_error(run(command), "pip install 'libertem-parallax[live]'")
+
+
+def test_a_window_where_there_is_a_display(
+    run: Run, merlin: Simulator, frames: NDArray[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib import pyplot
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    shown: list[Any] = []
+    monkeypatch.setattr(FigureCanvasAgg, "required_interactive_framework", "none")
+    monkeypatch.setattr(pyplot.Figure, "show", lambda *_: shown.append("figure"))
+    monkeypatch.setattr(pyplot, "show", lambda: shown.append(pyplot.gca().images[0].get_array()))
+    try:
+        check_complete(run(arguments(merlin, "--start")), frames)
+    finally:
+        pyplot.close("all")
+    assert shown[0] == "figure"
+    np.testing.assert_array_equal(shown[-1], expected(frames))
+    assert not Path("live.png").exists()
+
+
+def test_dectris(run: Run) -> None:
+    """The simulator's frames are all zero."""
+    pytest.importorskip("flask", reason="needed by the simulator of LiberTEM-live")
+    from libertem_live.detectors.dectris.sim import DectrisSim
+
+    detector = DectrisSim(port=0, zmqport=0, num_mock_frames=FRAMES, verbose=False)
+    detector.start()
+    try:
+        detector.wait_for_listen()
+        where = f"live dectris --port {detector.port} --data-port {detector.zmqport} {OPTIONS}"
+        check_error(run(f"{where} --start"), "96 frames, but not the shape", "--nav-shape")
+        result = run(f"{where} --start --nav-shape 8 12 -o image.tif")
+    finally:
+        detector.stop()
+    assert result.exit_code == 0, result.output
+    assert "8 x 12 scan, 512 x 512 detector" in result.stdout
+    assert tifffile.imread("image.tif").shape == (16, 24)
+
+
+def test_simulate(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simulate, "simulate", partial(simulate.simulate, scan_shape=(20, 24)))
+    result = run("live --simulate merlin")
+    assert result.exit_code == 0, result.output
+    assert "20 x 24 scan, 64 x 64 detector" in result.stdout
+    folder = Path("libertem-parallax-live")
+    for name in ("live.png", "growth.png"):
+        with Image.open(folder / name) as picture:
+            assert picture.width > 0
+    program, *proposed = shlex.split(result.stdout.splitlines()[-1])
+    assert program == "libertem-parallax"
+    assert run(shlex.join(proposed)).exit_code == 0
+    np.testing.assert_array_equal(
+        tifffile.imread("image.tif"), tifffile.imread(folder / "image.tif")
+    )
+
+
+def test_simulate_interrupted_in_a_process_of_its_own(tmp_path: Path) -> None:
+    code = (
+        "from functools import partial; from libertem_parallax import cli, simulate\n"
+        "simulate.simulate = partial(simulate.simulate, scan_shape=(24, 72))\n"
+        "cli.main()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "live", "--simulate", "merlin"],
+        cwd=tmp_path,
+        env={**os.environ, "MPLBACKEND": "agg", "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    folder = tmp_path / "libertem-parallax-live"
+    interrupting = when((folder / "live.png").exists, lambda: process.send_signal(signal.SIGINT))
+    stdout, stderr = process.communicate(timeout=2 * SECONDS)
+    interrupting.join()
+    assert process.returncode == 1, stderr
+    assert re.search(r"of 1,728 frames \(\S+%\) are in the image: interrupted", stderr)
+    assert "Traceback" not in stderr
+    assert tifffile.imread(folder / "image.tif").shape == (48, 144)
+    assert "Written to" in stdout
