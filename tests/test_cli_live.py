@@ -273,6 +273,7 @@ def test_interrupted_while_frames_are_added(
         if Path("live.png").exists():
             interrupt()
         dest.S[:] += src.S
+        dest.plan[:] = src.plan
 
     Gate(monkeypatch)
     with monkeypatch.context() as patch:
