@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
+import warnings
+from pathlib import Path
 
+import h5py
 import libertem.api
 import numpy as np
 import psutil
@@ -273,3 +277,58 @@ def test_the_simulator_is_silent_and_says_where_it_is(ctx, tmp_path, capfd):
     with merlin_detector(tmp_path, frames, 1) as detector, detector.open(ctx) as conn:
         run(ctx, acquire(ctx, conn, detector, "active"))
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_another_geometry_while_a_detector_sends(ctx, name, detector, frames):
+    """The image is that of the frames that were added after the change, and of no others."""
+    changed = {**PARAMETERS, "aberration_coefs": {"C10": -1500.0}}
+    geometry = ParallaxPhaseFlipUDF.from_parameters(**changed).params.geometry
+    udf = ParallaxPhaseFlipUDF.from_parameters(**PARAMETERS, engine="numba")
+    with detector.open(ctx) as conn:
+        results = ctx.run_udf_iter(dataset=acquire(ctx, conn, detector, "active"), udf=udf)
+        next(results)
+        results.update_parameters_experimental([{"geometry": geometry}])
+        for part in results:
+            image = part.buffers[0]["reconstruction"].data
+    added = udf.results.get_buffer("S").raw_data > 0
+    # Inline, all partitions but the first; others may have begun with some of them.
+    partitions = {"merlin-12": 3, "dectris-bslz4-16": 3, "memory-16": 5}[name]
+    if "Inline" in type(ctx.executor).__name__:
+        assert added.sum() == pytest.approx(72 * (partitions - 1) / partitions, abs=9)
+    assert added.sum() < 72
+    with libertem.api.Context.make_with("inline") as offline_ctx:
+        ds = offline_ctx.load("memory", data=frames, sig_dims=2)
+        expected = ParallaxPhaseFlipUDF.from_parameters(**changed, engine="numba")
+        roi = added.reshape(SCAN)
+        if roi.any():
+            images = offline_ctx.run_udf(dataset=ds, udf=expected, roi=roi)
+            np.testing.assert_array_equal(image, images["reconstruction"].data)
+            A = expected.results.get_buffer("A").raw_data
+            np.testing.assert_array_equal(udf.results.get_buffer("A").raw_data, A)
+        else:
+            assert not image.any()
+
+
+def test_the_example_of_the_readme(tmp_path, monkeypatch):
+    """For re-tuning: it runs as it stands, and gives the image of the late frames."""
+    text = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
+    [code] = [
+        block
+        for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+        if "update_parameters_experimental" in block
+    ]
+    monkeypatch.chdir(tmp_path)
+    Path("libertem-parallax-demo").mkdir()
+    frames = np.random.default_rng(0).poisson(1, (18, 20, 64, 64)).astype(np.uint8)
+    with h5py.File("libertem-parallax-demo/frames.h5", "w") as file:
+        file["frames"] = frames
+    names = {}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "shifts of up to", UserWarning)
+        exec(code, names)
+        with libertem.api.Context.make_with("inline") as ctx:
+            ds = ctx.load("memory", data=frames, sig_dims=2)
+            roi = np.arange(18)[:, None].repeat(20, axis=1) >= 6
+            expected = ctx.run_udf(dataset=ds, udf=names["make_udf"](ds, C10=-1.5e4), roi=roi)
+    np.testing.assert_array_equal(names["image"], expected["reconstruction"].data)
