@@ -89,9 +89,9 @@ def _frames(workload: Workload, plan: Plan, size: int) -> Any:
     assert table is not None
     positions = plan.scan_shape[0] * plan.scan_shape[1]
     count = min(max(size // (table.size * itemsize), plan.scan_shape[1]), positions)
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(0)  # no zeros, which the kernel does not send
     shape = (count, *plan.detector_shape)
-    return table, rng.integers(0, 3, shape, dtype=np.uint8).astype(workload.dtype)
+    return table, rng.integers(1, 3, shape, dtype=np.uint8).astype(workload.dtype)
 
 
 def kernel_rate(workload: Workload, plan: Plan, size: int, batch_bytes: int) -> tuple[float, float]:

@@ -441,7 +441,7 @@ def test_info_without_cupy(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("fault", "name", "status", "numba"),
     [
-        ("device", "cuda", "not available: GPU 0: no device", "works; would be used"),
+        ("device", "cuda", "not available: GPU 0: OSError: no device", "works; would be used"),
         ("compile", "cuda, GPU 0", "would be tried first, but fails: GPU 0, ", "works"),
         ("launch", "cuda, GPU 0", "would be tried first, but fails: GPU 0, ", "works"),
     ],

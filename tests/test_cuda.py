@@ -38,6 +38,7 @@ def assert_same(actual, expected):
 def test_the_device_may_take_its_time(standin, monkeypatch, work, order, dtype):
     """Far more batches than slots, in tiles that do not fit them."""
     monkeypatch.setattr(cuda, "SLOT_BYTES", 7 * 99 * np.dtype(dtype).itemsize)
+    monkeypatch.setattr(cuda, "SLOT_LIMIT", 0)
     monkeypatch.setattr(cuda, "ROW_BYTES", 0)
     cupy = standin(work=work, order=order)
     plan = make_plan((4, 41))
@@ -58,6 +59,7 @@ def test_the_device_may_take_its_time(standin, monkeypatch, work, order, dtype):
 def test_batches_overlap(standin, monkeypatch):
     """The host fills one slot while the device has not even begun with the others."""
     monkeypatch.setattr(cuda, "SLOT_BYTES", 99)
+    monkeypatch.setattr(cuda, "SLOT_LIMIT", 0)
     monkeypatch.setattr(cuda, "ROW_BYTES", 0)
     cupy = standin(work="late")
     plan = make_plan()
@@ -98,6 +100,7 @@ def test_small_tiles_go_together(standin, monkeypatch):
     cupy = standin()
     plan = Plan((8, 9), (8, 8), 1, np.array([[4, 3], [4, 4]]), np.zeros((2, 2), int))
     monkeypatch.setattr(cuda, "SLOT_BYTES", 2 * 20)
+    monkeypatch.setattr(cuda, "SLOT_LIMIT", 0)
     monkeypatch.setattr(cuda, "ROW_BYTES", 0)
     frames = make_frames(plan, "uint8")
     expected = run_engine(NUMBA, plan, frames)
@@ -118,6 +121,7 @@ def test_small_tiles_go_together(standin, monkeypatch):
 def test_frames_larger_than_a_slot(standin, monkeypatch):
     standin(work="late")
     monkeypatch.setattr(cuda, "SLOT_BYTES", 10)
+    monkeypatch.setattr(cuda, "SLOT_LIMIT", 0)
     monkeypatch.setattr(cuda, "ROW_BYTES", 0)
     plan = make_plan((2, 5))
     frames = make_frames(plan, "uint16")
@@ -137,6 +141,7 @@ def test_nothing_is_left_behind(standin):
     assert len(set(used[1:])) == 1
     assert used[0][0] == len(plan.pixels) * (4 + 8)
     assert len(cupy.compiled) == 1
+    gc.collect()
     before = len(cuda._tables)
     del plan
     gc.collect()
@@ -148,6 +153,7 @@ def test_nothing_is_left_behind(standin):
 def test_what_an_engine_leaves_undone_harms_nobody(standin, monkeypatch):
     """One that is let go in mid-scan leaves work and buffers to the device, which others get."""
     monkeypatch.setattr(cuda, "SLOT_BYTES", 99)
+    monkeypatch.setattr(cuda, "SLOT_LIMIT", 0)
     standin(work="random")
     plan = make_plan()
     frames = make_frames(plan, "uint8")
@@ -164,6 +170,7 @@ def test_what_an_engine_leaves_undone_harms_nobody(standin, monkeypatch):
 @needs_compiler
 def test_several_workers_on_several_devices(standin, monkeypatch):
     monkeypatch.setattr(cuda, "SLOT_BYTES", 1000)
+    monkeypatch.setattr(cuda, "SLOT_LIMIT", 0)
     cupy = standin(devices=2)
     plan = make_plan((4, 21))
     frames = make_frames(plan, "uint16")
@@ -188,6 +195,83 @@ def test_several_workers_on_several_devices(standin, monkeypatch):
         for one in made:
             assert_same(one, expected)
     assert sorted(device for device, _ in cupy.compiled) == [0, 1]
+
+
+@needs_compiler
+def test_memory_that_others_let_go_is_not_used_too_soon(standin):
+    """CuPy gives away what its default stream may still be at work on."""
+    cupy = standin(work="late")
+    plan = make_plan()
+    frames = make_frames(plan, "uint16")
+    A, S = empty(plan, "uint16")
+    default = cupy.cuda.get_current_stream()
+    constants = 4 * len(plan.pixels), 8 * len(plan.pixels)
+    for first, sizes in ((True, (A.nbytes, S.nbytes, 8 * 35)), (False, constants)):
+        for size in sizes:
+            other = cupy.empty(size, np.uint8)
+            other.data.memset_async(1, size, default)
+            del other
+        if first:
+            worker = CUDA(plan, "uint16", np.arange(35), A, S)
+        else:
+            worker.add(frames)
+        default.synchronize()
+    worker.finish()
+    assert_same((A, S), run_engine(NUMBA, plan, frames))
+
+
+@needs_compiler
+def test_an_exception_that_is_kept_harms_nobody(standin):
+    """Engine and plan then go together, some time later, with work still to be done."""
+    cupy = standin(work="late")
+
+    def scan():
+        plan = make_plan()
+        worker = CUDA(plan, "uint16", np.arange(35), *empty(plan, "uint16"))
+        frames = make_frames(plan, "uint16")
+        worker.add(frames[:, :, :6])
+        worker.add(frames[:, :, 6:], (0, 6))
+        worker.add(frames[:, :, :6])
+        raise OSError("the file ends here")
+
+    gc.collect()
+    gc.disable()
+    try:
+        scan()
+    except OSError as error:
+        kept = [error]
+        kept.append(kept)  # a cycle, so that all goes at once
+    finally:
+        gc.enable()
+    assert cupy.busy
+    del kept
+    gc.collect()
+    assert not cupy.busy
+    assert cupy.pools[0].in_use == 0
+
+
+@needs_compiler
+def test_large_boxes_still_fill_warps(standin):
+    """Slots grow until the frames of a launch are those of a warp."""
+    cupy = standin()
+    pixels = np.argwhere(np.ones((100, 100), bool))
+    plan = Plan((8, 16), (100, 256), 1, pixels, np.zeros_like(pixels))
+    worker = CUDA(plan, "uint32", np.arange(128), *empty(plan, "uint32"))
+    worker.add(np.ones((128, 100, 256), np.uint32))
+    worker.finish()
+    assert cupy.launches == 128 // cuda.FRAMES
+    assert (worker.S == 10_000).all()
+
+
+@needs_compiler
+def test_one_plan_for_two_dtypes(standin):
+    """Of which one's rows are short enough not to be cut."""
+    standin()
+    pixels = np.argwhere(np.ones((3, 4), bool)) + np.array([2, 30])
+    plan = Plan((8, 9), (9, 64), 1, pixels, np.arange(24).reshape(12, 2))
+    for dtype in ("uint8", "uint32", "uint16", "float64"):
+        frames = np.rint(make_frames(plan, dtype)).astype(dtype)
+        assert_same(run_engine(CUDA, plan, frames), run_engine(NUMBA, plan, frames))
 
 
 # What goes wrong
@@ -218,6 +302,14 @@ def error(name):
             r"NVRTC.*\[cuda12\]",
         ),
         ({"pinned": error("cudaErrorMemoryAllocation")}, 13000, "out of memory"),
+        ({"compile": CUDARuntimeError("CUDA_ERROR_OUT_OF_MEMORY: no")}, 13000, "out of memory"),
+        (
+            {"compile": CompileException("invalid value for --gpu-architecture (-arch)")},
+            13000,
+            r"too old for this CUDA: libertem-parallax\[cuda12\]",
+        ),
+        ({"compile": RuntimeError("Failed to find CUDA headers")}, 13000, r"NVRTC.*\[cuda12\]"),
+        ({"compile": OSError("No space left on device")}, 13000, r"OSError: No space left[^R]*$"),
         ({"device": error("cudaErrorUnknown")}, 13000, "cudaErrorUnknown: some words.*restart"),
     ],
 )
@@ -256,9 +348,7 @@ def test_cupy_is_broken(monkeypatch, tmp_path):
     (tmp_path / "cupy.py").write_text("raise ImportError('libcudart.so.13 is missing')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "cupy", raising=False)
-    with pytest.raises(
-        CudaError, match=r"cannot be imported: libcudart.so.13 is missing\. Install"
-    ):
+    with pytest.raises(CudaError, match=r"cannot be imported: ImportError: libcudart.so.13"):
         cuda.describe()
 
 
@@ -287,6 +377,7 @@ def test_a_mistake_in_the_kernel_is_shown(monkeypatch, standin, tmp_path):
 def test_a_failure_in_mid_scan_is_an_error(standin, monkeypatch, operation, after):
     """Whenever it is noticed; what was added so far is not taken for the sum."""
     monkeypatch.setattr(cuda, "SLOT_BYTES", 99)
+    monkeypatch.setattr(cuda, "SLOT_LIMIT", 0)
     cupy = standin(work="late")
     plan = make_plan()
     frames = make_frames(plan, "uint8")
@@ -304,6 +395,9 @@ def test_a_failure_in_mid_scan_is_an_error(standin, monkeypatch, operation, afte
     message = "GPU 0, adding frames .the image is not complete.: cudaErrorIllegalAddress"
     with pytest.raises(CudaError, match=message):
         go_on()
+    cupy.faults.clear()
+    with pytest.raises(CudaError, match=r"GPU 0 failed before; the image is not complete"):
+        worker.finish()
     assert not A.any()
     assert not S.any()
 
@@ -342,6 +436,7 @@ def test_without_a_gpu_the_cpu_is_used_and_one_warning_says_so(standin):
 
     with pytest.warns(RuntimeWarning, match=r"on the CPU.*no such GPU"):
         add(parts[0])
+    cupy.faults = {"device": AssertionError("nobody tries again")}
     for part in parts[1:]:
         add(part)
     assert_same((A, S), expected)
@@ -350,6 +445,20 @@ def test_without_a_gpu_the_cpu_is_used_and_one_warning_says_so(standin):
     other = make_plan()
     worker = make_engine("auto", other, "uint8", np.arange(35), *empty(other, "uint8"), 0)
     assert isinstance(worker, CUDA)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+def test_the_gpu_of_the_worker_is_used(standin, name):
+    cupy = standin(devices=3)
+    plan = make_plan()
+    frames = make_frames(plan, "uint8")
+    A, S = empty(plan, "uint8")
+    worker = make_engine(name, plan, "uint8", np.arange(35), A, S, 2)
+    worker.add(frames)
+    worker.finish()
+    assert {device for device, _ in cupy.compiled} == {2}
+    assert_same((A, S), run_engine(NUMBA, plan, frames))
 
 
 def test_who_asks_for_cuda_gets_cuda_or_an_error(standin):
@@ -395,6 +504,7 @@ def on_cpu(frames, **options):
 @pytest.mark.parametrize("tileshape", [None, (5, 24, 25), (4, 5, 6)])
 def test_udfs_use_the_gpu_of_their_worker(gpu_ctx, standin, monkeypatch, dtype, tileshape):
     monkeypatch.setattr(cuda, "SLOT_BYTES", 5000)
+    monkeypatch.setattr(cuda, "SLOT_LIMIT", 0)
     cupy = standin(work="random")
     frames = make_scan(PARAMETERS["shape"], dtype)
     if dtype == "float32":
@@ -409,6 +519,20 @@ def test_udfs_use_the_gpu_of_their_worker(gpu_ctx, standin, monkeypatch, dtype, 
     for channel, image in expected.items():
         np.testing.assert_array_equal(both[channel].data, image)
     assert_same(sums(udf), expected_sums)
+
+
+@needs_compiler
+def test_bad_pixels_are_named_in_any_batch(standin, monkeypatch):
+    standin()
+    monkeypatch.setattr(cuda, "SLOT_BYTES", 4 * 99 * 4)
+    monkeypatch.setattr(cuda, "SLOT_LIMIT", 0)
+    plan = make_plan()
+    frames = make_frames(plan, "float32")
+    row, col = plan.pixels[3]
+    frames[30, row, col] = np.nan
+    worker = CUDA(plan, "float32", np.arange(35), *empty(plan, "float32"))
+    with pytest.raises(ValueError, match=rf"\(4, 2\), detector pixel \({row}, {col}\) is nan"):
+        worker.add(frames)
 
 
 @needs_compiler
@@ -481,7 +605,10 @@ def test_executors_with_a_gpu(executor, workers, dtype, monkeypatch):
     with libertem.api.Context.make_with("inline") as ctx:
         udf = ParallaxUDF.from_parameters(**{**PARAMETERS, **shape, "engine": "numba"})
         expected = run(ctx, frames, udf), sums(udf)
-    with warnings.catch_warnings(), libertem.api.Context.make_with(executor, **workers) as ctx:
+    with (
+        warnings.catch_warnings(action="ignore"),
+        libertem.api.Context.make_with(executor, **workers) as ctx,
+    ):
         udf = ParallaxUDF.from_parameters(**{**PARAMETERS, **shape})
         image = run(ctx, frames, udf, num_partitions=7)["reconstruction"]
     np.testing.assert_array_equal(image, expected[0]["reconstruction"])

@@ -137,7 +137,8 @@ def compile_for_gpu(architecture, source=SOURCE):
     program = done(nvrtc.nvrtcCreateProgram(source.encode(), b"scatter.cu", 0, [], []))
     for expression in expressions:
         done(nvrtc.nvrtcAddNameExpression(program, expression))
-    options = [b"-std=c++17", b"-arch=sm_%d" % architecture, b"--ptxas-options=-v"]
+    # -ftz is what CuPy adds.
+    options = [b"-std=c++17", b"-ftz=true", b"-arch=sm_%d" % architecture, b"--ptxas-options=-v"]
     done(nvrtc.nvrtcCompileProgram(program, len(options), options))
     ptx = b" " * done(nvrtc.nvrtcGetPTXSize(program))
     done(nvrtc.nvrtcGetPTX(program, ptx))

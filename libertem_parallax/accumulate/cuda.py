@@ -27,16 +27,19 @@ from .plan import Plan
 
 __all__ = ["CudaEngine", "CudaError", "describe"]
 
-#: Pinned buffers that are filled in turn, and their size (or one frame's box, if that is larger).
+#: Pinned buffers that are filled in turn, and their size: more for boxes of which not `FRAMES` fit,
+#: but no more than the limit, or one box.
 SLOTS = 3
 SLOT_BYTES = 1 << 20
+SLOT_LIMIT = 1 << 26
 
 #: Rows of the detector that are no longer than this are not cut: memory is read by the cache line,
 #: and whole rows are copied in one piece.
 ROW_BYTES = 128
 
-#: Of the kernel: frames (one a thread of a warp), warps and pixels of a block.
+#: Of the kernel: frames (one a thread of a warp), warps and pixels of a block; frames of a launch.
 FRAMES, WARPS, PIXELS = 32, 8, 64
+MOST_FRAMES = 65535 * FRAMES
 
 _C_TYPES = {
     "int8": "signed char",
@@ -113,14 +116,16 @@ class CudaEngine(Engine):
         self._kernel = _kernel(device, self.dtype.name, A.dtype.name)
         rows, cols = plan.pixels.max(axis=0) - plan.pixels.min(axis=0) + 1
         frame_bytes = int(rows) * max(int(cols) * self.dtype.itemsize, ROW_BYTES)
+        slot_bytes = max(SLOT_BYTES, frame_bytes, min(FRAMES * frame_bytes, SLOT_LIMIT))
         y, x = np.divmod(index, plan.scan_shape[1])
         with _explained(", making ready for a part of the scan", device):
             cupy = _cupy()
             self._device = cupy.cuda.Device(device)
             with self._device:
-                self._slots = [_Slot(max(SLOT_BYTES, frame_bytes)) for _ in range(SLOTS)]
+                self._slots = [_Slot(slot_bytes) for _ in range(SLOTS)]
                 self._device_A = cupy.empty(A.size, A.dtype)
                 self._device_S = cupy.empty(S.size, S.dtype)
+                # Last, since it waits until the memory is free.
                 self._positions = _to_device(y * A.shape[3] + x)
                 stream = self._slots[0].stream
                 for sums in (self._device_A, self._device_S):
@@ -129,8 +134,11 @@ class CudaEngine(Engine):
                 stream.synchronize()
         self._turn = 0
         self._batch: _Batch | None = None
-        # CuPy reuses memory as soon as it is let go: not before the device has done with it.
-        buffers = (self._device_A, self._device_S, self._positions)
+        self._tables: dict[tuple[int, ...], _Table | None] = {}  # by part of the detector
+        self._failed = False
+        # CuPy reuses memory as soon as it is let go: not before the device has done with it. That
+        # holds for the tables, too, since the plan may go before the engine.
+        buffers = (self._device_A, self._device_S, self._positions, self._tables)
         self._abandon = weakref.finalize(self, _drain, self._device, self._slots, buffers)
         self._abandon.atexit = False
 
@@ -160,17 +168,18 @@ class CudaEngine(Engine):
         """Wait for the device and add its sums to `A` and `S`."""
         self._launch()
         with self._failing(), self._device:
-            cupy = _cupy()
             for slot in self._slots:
                 slot.stream.synchronize()
-            stream = self._slots[0].stream
+            # Through a slot, piece by piece, since pinned memory is scarce.
             for sums, device_sums in ((self.A, self._device_A), (self.S, self._device_S)):
-                if not sums.size:
-                    continue
-                staged = _pinned(cupy, sums.nbytes).view(sums.dtype).reshape(sums.shape)
-                device_sums.data.copy_to_host_async(staged.ctypes.data, sums.nbytes, stream)
-                stream.synchronize()
-                sums += staged
+                flat = sums.reshape(-1)
+                step = len(slot.host) // sums.itemsize
+                for start in range(0, flat.size, step):
+                    part = flat[start : start + step]
+                    piece = device_sums[start : start + step].data
+                    piece.copy_to_host_async(slot.host.ctypes.data, part.nbytes, slot.stream)
+                    slot.stream.synchronize()
+                    part += slot.host[: part.nbytes].view(part.dtype)
         self._abandon.detach()
         if self.S.dtype.kind == "f":
             self._refuse_overflow()
@@ -185,7 +194,7 @@ class CudaEngine(Engine):
         with self._failing():
             slot.stream.synchronize()  # its last batch may be under way
         size = table.size * self.dtype.itemsize
-        count = len(slot.host) // size
+        count = min(len(slot.host) // size, MOST_FRAMES)
         shape = (count, *(s.stop - s.start for s in (table.rows, table.cols)))
         frames = slot.host[: count * size].view(self.dtype).reshape(shape)
         self._batch = batch = _Batch(table, first, frames)
@@ -219,16 +228,29 @@ class CudaEngine(Engine):
 
     def _table(self, origin: tuple[int, int], shape: tuple[int, ...]) -> _Table | None:
         """Constants of one part of the detector; None without bright field."""
-        key = (self._device.id, self.dtype.itemsize, *origin, *shape)
-        # One thread makes them: if another replaced them, they would go while they are in use.
-        with _lock, self._failing(), self._device:
-            tables = _tables.setdefault(self.plan, {})
-            if key not in tables:
-                tables[key] = _make_table(self.plan, origin, shape, self.dtype.itemsize)
-            return tables[key]
+        place = (*origin, *shape)
+        if place not in self._tables:
+            key = (self._device.id, self.dtype.itemsize, *place)
+            # One thread makes them: if another replaced them, they would go while in use.
+            with _lock, self._failing(), self._device:
+                shared = _tables.setdefault(self.plan, {})
+                if key not in shared:
+                    shared[key] = _make_table(self.plan, origin, shape, self.dtype.itemsize)
+                self._tables[place] = shared[key]
+        return self._tables[place]
 
-    def _failing(self) -> contextlib.AbstractContextManager[None]:
-        return _explained(", adding frames (the image is not complete)", self._device.id)
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        """Explain errors; after one, nothing is done any more, as batches are missing."""
+        device = self._device.id
+        if self._failed:
+            raise CudaError(f"GPU {device} failed before; the image is not complete.")
+        try:
+            with _explained(", adding frames (the image is not complete)", device):
+                yield
+        except CudaError:
+            self._failed = True
+            raise
 
 
 class _Table(NamedTuple):
@@ -290,13 +312,18 @@ def _make_table(
 
 
 def _to_device(values: NDArray[Any]) -> Any:
-    """Copy to the current device, and wait until it is there."""
+    """Copy to the current device, and wait until it is there, and all memory so far is free.
+
+    The stream in whose order CuPy gives memory away may still be at work there for somebody else,
+    and other streams would not wait for it.
+    """
     cupy = _cupy()
     array = cupy.empty(values.shape, values.dtype)
     if values.size:
         staged = _pinned(cupy, values.nbytes)
         staged[:] = np.ascontiguousarray(values).view(np.uint8)
         stream = cupy.cuda.Stream(non_blocking=True)
+        cupy.cuda.get_current_stream().synchronize()
         array.data.copy_from_host_async(staged.ctypes.data, values.nbytes, stream)
         stream.synchronize()
     return array
@@ -361,11 +388,13 @@ def _cupy() -> Any:
     try:
         return importlib.import_module("cupy")
     except ModuleNotFoundError as error:
+        if error.name != "cupy":
+            raise CudaError(f"CuPy cannot be imported: {error}. {_INSTALL}.") from error
         raise CudaError(
             f"CuPy is not installed. {_INSTALL}; nvidia-smi shows which CUDA the driver is for."
         ) from error
     except Exception as error:
-        raise CudaError(f"CuPy cannot be imported: {error}. {_INSTALL}.") from error
+        raise CudaError(f"CuPy cannot be imported: {_say(error)}") from error
 
 
 @contextlib.contextmanager
@@ -396,16 +425,25 @@ def _reason(error: Exception) -> str:
         )
     if name in ("cudaErrorNoDevice", "cudaErrorInvalidDevice"):
         return f"there is no such GPU ({text.strip()}). Check nvidia-smi and CUDA_VISIBLE_DEVICES."
-    if isinstance(error, MemoryError) or name == "cudaErrorMemoryAllocation":
+    memory = ("cudaErrorMemoryAllocation", "CUDA_ERROR_OUT_OF_MEMORY")
+    if isinstance(error, MemoryError) or name in memory:
         return (
             f"out of memory ({error}). Close what else uses the GPU, have fewer workers share it, "
             "or lower upsampling_factor."
         )
+    if "--gpu-architecture" in str(error):
+        return f"this GPU is too old for this CUDA: libertem-parallax[cuda12] may do ({error})."
     if isinstance(error, cupy.cuda.compiler.CompileException):
         return f"the kernel does not compile: {error}"
-    if "nvrtc" in str(error).lower():
-        return f"NVRTC, which compiles kernels, does not work ({error}). {_INSTALL}."
-    return f"{error}. If this goes on, restart Python: after some errors a GPU needs that."
+    if "nvrtc" in str(error).lower() or "CUDA headers" in str(error):
+        return f"the compiler of kernels, NVRTC, does not work ({error}). {_INSTALL}."
+    if name.startswith(("cuda", "CUDA_ERROR")):
+        return f"{error}. If this goes on, restart Python: after some errors a GPU needs that."
+    return _say(error)
+
+
+def _say(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".rstrip(".: ") + "."
 
 
 def _version(number: int) -> str:

@@ -113,7 +113,6 @@ class CuPy:
 
         class Stream:
             def __init__(self, non_blocking=False):
-                assert non_blocking, "others wait for the default stream, which nobody uses"
                 self.device = top._device()
                 self.queue = []
 
@@ -148,6 +147,8 @@ class CuPy:
                 def launch(grid, block, args):
                     assert top._device() == device, "a function of another device's module"
                     top._fail("launch")
+                    limits = (2**31 - 1, 65535, 65535)
+                    assert all(0 < n <= most for n, most in zip(grid, limits, strict=False))
                     values = [a.address() if isinstance(a, _Array) else a for a in args]
                     top.launches += 1
                     top._queue(
@@ -157,11 +158,19 @@ class CuPy:
 
                 return launch
 
+        defaults = [Stream() for _ in range(devices)]
+        for device, stream in enumerate(defaults):
+            stream.device = device
+
+        def current_stream():
+            return (self._stack("streams") or [defaults[self._device()]])[-1]
+
         self.RawModule = RawModule
         self.cuda = SimpleNamespace(
             Device=Device,
             Stream=Stream,
             alloc_pinned_memory=self._alloc_pinned,
+            get_current_stream=current_stream,
             compiler=SimpleNamespace(CompileException=CompileException),
             runtime=SimpleNamespace(
                 driverGetVersion=lambda: self.driver,
@@ -219,7 +228,10 @@ class _Array:
         self._cupy, self._device, self._memory, self._offset = cupy, device, memory, offset
         self.dtype, self.size = dtype, size
         self.nbytes = size * dtype.itemsize
-        self.data = _Pointer(self)
+
+    @property
+    def data(self):
+        return _Pointer(self)
 
     def __len__(self):
         return self.size
@@ -239,7 +251,7 @@ class _Pointer:
     """What CuPy calls MemoryPointer."""
 
     def __init__(self, array):
-        self._array = weakref.proxy(array)
+        self._array = array
 
     def memset_async(self, value, size, stream):
         self._queue(stream, size, lambda here: ctypes.memset(here, value, size))
