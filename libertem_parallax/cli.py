@@ -454,7 +454,7 @@ Examples:
 @click.option(
     "--frames-per-partition",
     type=click.IntRange(min=1),
-    help="Frames to be added at a time.  [default: 256]",
+    help="Frames to be added at a time.  [default: 512]",
 )
 @click.option(
     "--snapshot",

@@ -37,8 +37,8 @@ __all__ = [
 #: Control and data ports by the detector's name, as the manufacturers set them.
 PORTS = {"merlin": (6341, 6342), "dectris": (80, 9999)}
 
-#: Frames between two updates of the image.
-FRAMES_PER_PARTITION = 256
+#: Frames between two updates of the image, by measurement: see benchmarks/README.md.
+FRAMES_PER_PARTITION = 512
 
 #: Seconds in which a detector answers to a question.
 _ANSWER = 5.0

@@ -251,9 +251,10 @@ def test_an_exception_that_is_kept_harms_nobody(standin):
 
 
 @needs_compiler
-def test_large_boxes_still_fill_warps(standin):
+def test_large_boxes_still_fill_warps(standin, monkeypatch):
     """Slots grow until the frames of a launch are those of a warp."""
     cupy = standin()
+    monkeypatch.setattr(cuda, "SLOT_BYTES", 1 << 20)
     pixels = np.argwhere(np.ones((100, 100), bool))
     plan = Plan((8, 16), (100, 256), 1, pixels, np.zeros_like(pixels))
     worker = CUDA(plan, "uint32", np.arange(128), *empty(plan, "uint32"))

@@ -30,7 +30,7 @@ __all__ = ["CudaEngine", "CudaError", "describe"]
 #: Pinned buffers that are filled in turn, and their size: more for boxes of which not `FRAMES` fit,
 #: but no more than the limit, or one box.
 SLOTS = 3
-SLOT_BYTES = 1 << 20
+SLOT_BYTES = 1 << 22
 SLOT_LIMIT = 1 << 26
 
 #: Rows of the detector that are no longer than this are not cut: memory is read by the cache line,
