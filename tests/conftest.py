@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import pytest
 from standin import compiler
 from standin.cupy import CuPy
 
 from libertem_parallax.accumulate import cuda
+
+#: GPU nodes need not have LiberTEM-live to run the tests that need a GPU.
+collect_ignore = [] if find_spec("libertem_live") else ["test_live.py", "test_cli_live.py"]
+
+
+def pytest_report_header():
+    """Say what is left out."""
+    return [f"{name} is left out: libertem-live is missing" for name in collect_ignore]
+
 
 needs_compiler = pytest.mark.skipif(
     not compiler.AVAILABLE, reason="g++ is missing, with which the CUDA kernels run on the CPU"
