@@ -33,9 +33,9 @@ SLOTS = 3
 SLOT_BYTES = 1 << 22
 SLOT_LIMIT = 1 << 26
 
-#: Rows of the detector that are no longer than this are not cut: memory is read by the cache line,
-#: and whole rows are copied in one piece.
-ROW_BYTES = 128
+#: Rows of the detector that are no longer than a cache line are not cut: they are read as a whole
+#: anyway, and copied in one piece.
+ROW_BYTES = 64
 
 #: Of the kernel: frames (one a thread of a warp), warps and pixels of a block; frames of a launch.
 FRAMES, WARPS, PIXELS = 32, 8, 64
