@@ -15,14 +15,14 @@ that overlap recent stores stall.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit, uint64, uintp
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from .engine import Engine
-from .plan import Plan
 
 __all__ = ["CompiledEngine"]
 
@@ -157,17 +157,10 @@ class _Tile(NamedTuple):
 class CompiledEngine(Engine):
     """`Engine` compiled by Numba, on one thread; releases the GIL."""
 
-    def __init__(
-        self,
-        plan: Plan,
-        dtype: DTypeLike,
-        index: NDArray[np.int64],
-        A: NDArray[Any],
-        S: NDArray[Any],
-    ) -> None:
-        super().__init__(plan, dtype, index, A, S)
-        # Detectors may send a few frames a tile: what depends on the tile's place only is kept.
-        self._tiles: dict[tuple[int, ...], _Tile] = {}
+    @cached_property
+    def _tiles(self) -> dict[tuple[int, ...], _Tile]:
+        """What depends on a tile's place only: detectors may send a few frames a tile."""
+        return {}
 
     def _add(self, frames: NDArray[Any], origin: tuple[int, int], first: int) -> None:
         size = frames.dtype.itemsize

@@ -319,11 +319,11 @@ def _to_device(values: NDArray[Any]) -> Any:
     """
     cupy = _cupy()
     array = cupy.empty(values.shape, values.dtype)
+    cupy.cuda.get_current_stream().synchronize()
     if values.size:
         staged = _pinned(cupy, values.nbytes)
         staged[:] = np.ascontiguousarray(values).view(np.uint8)
         stream = cupy.cuda.Stream(non_blocking=True)
-        cupy.cuda.get_current_stream().synchronize()
         array.data.copy_from_host_async(staged.ctypes.data, values.nbytes, stream)
         stream.synchronize()
     return array
