@@ -115,7 +115,7 @@ def kernel_rate(workload: Workload, plan: Plan, size: int, batch_bytes: int) -> 
     table, frames = _frames(workload, plan, size)
     box = np.ascontiguousarray(frames[:, table.rows, table.cols])
     accumulator = accumulator_dtype(box.dtype, len(plan.pixels))
-    kernel = cuda._kernel(0, box.dtype.name, accumulator.name)
+    kernel = cuda._kernel(0, "scatter", box.dtype, accumulator)
     y, x = np.divmod(np.arange(len(box)), plan.scan_shape[1])
     positions = cuda._to_device(y * plan.accumulator_shape[3] + x)
     A = cuda._to_device(np.zeros(np.prod(plan.accumulator_shape), accumulator))

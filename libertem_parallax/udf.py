@@ -166,7 +166,10 @@ class ParallaxUDF(UDF):
                 f"the data set has shape {shape}, the UDF was made for "
                 f"{plan.scan_shape + plan.detector_shape}: construct it with shape=dataset.shape."
             )
-        dtype = accumulator_dtype(self.meta.input_dtype, len(plan.pixels))
+        # The main node, where the backend is not known, adds up what comes from all workers.
+        dtype = accumulator_dtype(
+            self.meta.input_dtype, len(plan.pixels), self._events or self.meta.array_backend is None
+        )
         return {
             "A": self.buffer("single", plan.folded_shape, dtype, use="private"),
             "S": self.buffer("nav", dtype=dtype, use="private"),
@@ -177,8 +180,18 @@ class ParallaxUDF(UDF):
         }
 
     def get_backends(self) -> tuple[str, ...]:
-        """Take frames as NumPy arrays on all workers: those with a GPU upload what they need."""
-        return (self.BACKEND_CUDA, self.BACKEND_NUMPY)
+        """Take arrays on the host on all workers: events as they are, else dense frames.
+
+        Engines upload what they need themselves. So workers with a GPU name none of LiberTEM's
+        backends for GPUs; with them it would make dense frames of events, or floats of integers.
+        """
+        on_host = (self.BACKEND_SCIPY_CSR, self.BACKEND_SCIPY_CSR_ARRAY, self.BACKEND_NUMPY)
+        return on_host if get_use_cuda() is not None else (*on_host, self.BACKEND_CUDA)
+
+    @property
+    def _events(self) -> bool:
+        """Whether this worker gets events."""
+        return self.meta.array_backend in (self.BACKEND_SCIPY_CSR, self.BACKEND_SCIPY_CSR_ARRAY)
 
     def get_preferred_input_dtype(self) -> Any:
         """Take frames in the data set's own dtype: integer sums are exact and less is read."""
@@ -203,16 +216,21 @@ class ParallaxUDF(UDF):
             np.zeros(plan.accumulator_shape, S.dtype),
             S,
             get_use_cuda(),
+            events=self._events,
         )
 
-    def process_tile(self, tile: NDArray[Any]) -> None:
-        """Add a tile: any frames of the partition, any part of the detector.
+    def process_tile(self, tile: Any) -> None:
+        """Add a tile: any frames of the partition, any part of the detector; dense or events.
 
         LiberTEM's default preferences give whole partitions in place or tiles of decoded frames
         that fit the cache, whichever is faster: measured, see benchmarks/README.md.
         """
-        _, row, col = self.meta.slice.origin
-        self._engine.add(tile, (row, col), self.meta.slice.origin[0] - self._first)
+        origin, shape = self.meta.slice.origin, tuple(self.meta.slice.shape.sig)
+        first = origin[0] - self._first
+        if self._events:
+            self._engine.add_events(tile, shape, origin[1:], first)
+        else:
+            self._engine.add(tile, origin[1:], first)
 
     def postprocess(self) -> None:
         """Complete the partition's sums; without halo there is less to send."""

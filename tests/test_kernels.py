@@ -13,25 +13,39 @@ from conftest import needs_compiler
 from standin import compiler
 
 from libertem_parallax.accumulate import accumulator_dtype, cuda
+from libertem_parallax.accumulate.engine import value_range
 
 nvrtc = pytest.importorskip("cuda.bindings.nvrtc", reason="cuda-bindings is missing")
 
-SOURCE = cuda._source().read_text(encoding="utf-8")
-
 #: Every template instance in use: dtype of the frames, dtype of the sums.
-INSTANCES = [
-    *((dtype, "int32") for dtype in ("int8", "uint8", "int16", "uint16")),
+WIDE = [
     *((f"{sign}int{bits}", "int64") for bits in (8, 16, 32, 64) for sign in ("", "u")),
     ("float32", "float64"),
     ("float64", "float64"),
 ]
-EXPRESSIONS = tuple(cuda._expression(*instance) for instance in INSTANCES)
+INSTANCES = {
+    "scatter": [*((dtype, "int32") for dtype in ("int8", "uint8", "int16", "uint16")), *WIDE],
+    "events": WIDE,
+}
+SOURCES = {name: cuda._source(name).read_text(encoding="utf-8") for name in INSTANCES}
+EXPRESSIONS = {
+    name: tuple(cuda._expression(name, *map(np.dtype, instance)) for instance in instances)
+    for name, instances in INSTANCES.items()
+}
 ARCHITECTURES = [75, 80, 90, 100]
 SANITIZE = "KERNELS_SANITIZE" in os.environ
 
 
-def run(dtype, accumulator, n, count, order, source=SOURCE, seed=0):
-    """Launch the kernel; returns what it gave and what plain NumPy gives.
+def launch(name, dtype, accumulator, shape, arguments, order, seed, source=None):
+    """Run an instance of a kernel; arrays are given by their address."""
+    kernels = compiler.compile_kernels(source or SOURCES[name], EXPRESSIONS[name], SANITIZE)
+    kernel = kernels[INSTANCES[name].index((dtype, accumulator))]
+    arguments = [a.ctypes.data if isinstance(a, np.ndarray) else a for a in arguments]
+    compiler.launch(kernel, *shape, arguments, order, seed)
+
+
+def run(dtype, accumulator, n, count, order, source=None, seed=0):
+    """Launch the kernel for frames; returns what it gave and what plain NumPy gives.
 
     Every array is just as large as the kernel may believe; the lowest and the highest target of the
     first and the last frame are the first and the last element of A.
@@ -62,17 +76,53 @@ def run(dtype, accumulator, n, count, order, source=SOURCE, seed=0):
         np.add.at(expected_A, target + positions, frames[:, pixel].astype(accumulator))
     expected_S += frames[:, pixels].sum(axis=1, dtype=accumulator)
 
-    arrays = [frames, positions, pixels, targets, A, S]
-    compiler.launch(
-        compiler.compile_kernels(source, EXPRESSIONS, SANITIZE)[
-            INSTANCES.index((dtype, accumulator))
-        ],
-        *cuda._launch_shape(n, count),
-        [*(a.ctypes.data for a in arrays), *np.array([n, size, count], np.int32)],
-        order,
-        seed,
-    )
+    arguments = [frames, positions, pixels, targets, A, S, *np.array([n, size, count], np.int32)]
+    shape = cuda._launch_shape(n, count)
+    launch("scatter", dtype, accumulator, shape, arguments, order, seed, source)
     return (A, S), (expected_A, expected_S)
+
+
+def run_events(dtype, accumulator, counts, order, source=None, seed=0, first=3, bad=()):
+    """Launch the kernel for events; returns what it gave, and its trouble, and what it should.
+
+    Frame t has ``counts[t]`` events; those of `bad` are of frames and their columns or values.
+    Arrays are just as large as the kernel may believe, as for frames.
+    """
+    rng = np.random.default_rng(seed)
+    n, size = len(counts), 50
+    bounds = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    low, high = value_range(dtype)
+    if np.dtype(dtype).kind == "f":
+        values = rng.integers(-1000, 1000, bounds[-1]).astype(dtype)
+    else:
+        values = rng.integers(low, high, bounds[-1], dtype, endpoint=True)
+    columns = rng.integers(0, size, bounds[-1]).astype(np.int32)  # of any order, many twice
+    lookup = np.where(rng.random(size) < 0.7, rng.integers(0, 41, size), -1)
+    lookup[[0, 1, 2]] = 40, 0, -1
+    positions = np.sort(rng.choice(3 * n, n, replace=False)).astype(np.int64)
+    positions -= positions[0]
+    A = rng.integers(-5, 5, int(40 + positions.max()) + 1).astype(accumulator)
+    S = rng.integers(-5, 5, n).astype(accumulator)
+    trouble = np.zeros(2, np.int32)
+    keep = np.ones(len(values), bool)
+    for frame, what, value in bad:
+        event = bounds[frame] + counts[frame] // 2
+        columns[event] = 0
+        {"column": columns, "value": values}[what][event] = value
+        keep[event] = False
+    frames = np.repeat(np.arange(n), counts)
+    targets = lookup[np.where(keep, columns, 2)]
+    keep = targets >= 0
+    expected_A, expected_S = A.copy(), S.copy()
+    summands = values[keep].astype(accumulator)
+    np.add.at(expected_A, targets[keep] + positions[frames[keep]], summands)
+    np.add.at(expected_S, frames[keep], summands)
+
+    sizes = np.array([n, size, first], np.int32)
+    arguments = [values, columns, bounds, positions, lookup, A, S, trouble, *sizes, low, high]
+    shape = cuda._events_launch_shape(n)
+    launch("events", dtype, accumulator, shape, arguments, order, seed, source)
+    return (A, S, trouble), (expected_A, expected_S)
 
 
 @needs_compiler
@@ -80,20 +130,62 @@ def run(dtype, accumulator, n, count, order, source=SOURCE, seed=0):
 @pytest.mark.parametrize(
     ("n", "count"), [(1, 1), (32, 64), (31, 65), (33, 63), (70, 200), (1, 130), (129, 1)]
 )
-@pytest.mark.parametrize(("dtype", "accumulator"), INSTANCES)
+@pytest.mark.parametrize(("dtype", "accumulator"), INSTANCES["scatter"])
 def test_on_the_cpu(dtype, accumulator, n, count, order):
     actual, expected = run(dtype, accumulator, n, count, order)
     np.testing.assert_array_equal(actual[0], expected[0])
     np.testing.assert_array_equal(actual[1], expected[1])
 
 
+#: Events of the frames: one, none, about as many as a warp has lanes, more frames than a block.
+COUNTS = [[1], [0], [31, 0, 32, 33, 200, 1, 0, 5], [7, 64] * 9]
+
+
+@needs_compiler
+@pytest.mark.parametrize("order", sorted(compiler.ORDERS))
+@pytest.mark.parametrize("counts", COUNTS, ids=len)
+@pytest.mark.parametrize(("dtype", "accumulator"), INSTANCES["events"])
+def test_events_on_the_cpu(dtype, accumulator, counts, order):
+    actual, expected = run_events(dtype, accumulator, counts, order)
+    np.testing.assert_array_equal(actual[0], expected[0])
+    np.testing.assert_array_equal(actual[1], expected[1])
+    assert not actual[2].any()
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("dtype", "what", "value"),
+    [
+        ("uint8", "column", -1),
+        ("uint8", "column", 50),
+        ("uint8", "column", -(2**31)),
+        ("uint8", "column", 2**31 - 1),
+        ("int64", "value", 2**31),
+        ("int64", "value", -(2**31) - 1),
+        ("uint64", "value", 2**32),
+        ("float32", "value", np.nan),
+        ("float64", "value", np.inf),
+        ("float64", "value", -np.inf),
+    ],
+)
+def test_bad_events_on_the_cpu(dtype, what, value):
+    """They are left out, and the last of them is reported."""
+    accumulator = "float64" if dtype.startswith("f") else "int64"
+    bad = [(4, what, value), (9, what, value)]
+    actual, expected = run_events(dtype, accumulator, [40] * 20, "shuffled", bad=bad, first=3)
+    np.testing.assert_array_equal(actual[0], expected[0])
+    np.testing.assert_array_equal(actual[1], expected[1])
+    assert actual[2].tolist() == ([13, 0] if what == "column" else [0, 13])
+
+
 @pytest.mark.skipif(SANITIZE, reason="this is the run that is asked for")
 @needs_compiler
 def test_on_the_cpu_within_bounds():
     """Once more under AddressSanitizer, in a process of its own as it must be loaded first."""
-    done = sanitized("test_on_the_cpu")
+    done = sanitized("on_the_cpu")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{len(INSTANCES) * 21} passed" in done.stdout
+    passed = len(INSTANCES["scatter"]) * 21 + len(INSTANCES["events"]) * 12 + 10
+    assert f"{passed} passed" in done.stdout
 
 
 def sanitized(test, **environment):
@@ -119,7 +211,7 @@ def sanitized(test, **environment):
     )
 
 
-def compile_for_gpu(architecture, source=SOURCE):
+def compile_for_gpu(name, architecture, source=None):
     """Compile all instances with NVRTC; returns the compiler's report and PTX."""
 
     def done(result):
@@ -133,8 +225,9 @@ def compile_for_gpu(architecture, source=SOURCE):
         nvrtc.nvrtcGetProgramLog(program, text)
         return text
 
-    expressions = [expression.encode() for expression in EXPRESSIONS]
-    program = done(nvrtc.nvrtcCreateProgram(source.encode(), b"scatter.cu", 0, [], []))
+    expressions = [expression.encode() for expression in EXPRESSIONS[name]]
+    source = (source or SOURCES[name]).encode()
+    program = done(nvrtc.nvrtcCreateProgram(source, f"{name}.cu".encode(), 0, [], []))
     for expression in expressions:
         done(nvrtc.nvrtcAddNameExpression(program, expression))
     # -ftz is what CuPy adds.
@@ -146,34 +239,45 @@ def compile_for_gpu(architecture, source=SOURCE):
     return log().decode(), ptx.decode(), names
 
 
-def check_ptx(ptx, names):
+def check_ptx(name, ptx, names):
     """Every write to device memory is an addition that others cannot interrupt."""
     bodies = dict(re.findall(r"\.entry (\w+)\((.*?)\n\}", ptx, flags=re.DOTALL))
-    for (dtype, accumulator), name in zip(INSTANCES, names, strict=True):
+    trouble = ".max.s32" if name == "events" else None
+    for (dtype, accumulator), mangled in zip(INSTANCES[name], names, strict=True):
         kind = {"int32": "u32", "int64": "u64", "float64": "f64"}[accumulator]
-        atomics = re.findall(r"\b(?:red|atom)[\w.]*\.global[\w.]*", bodies[name])
+        atomics = re.findall(r"\b(?:red|atom)[\w.]*\.global[\w.]*", bodies[mangled])
+        if trouble:
+            atomics = [a for a in atomics if not a.endswith(trouble)]
         # One for A, one for S.
         assert len(atomics) >= 2, (dtype, accumulator, atomics)
         assert all(a.endswith(f".add.{kind}") for a in atomics), atomics
-        assert not re.search(r"\bst\.(?!shared)", bodies[name]), (dtype, accumulator)
+        assert not re.search(r"\bst\.(?!shared)", bodies[mangled]), (dtype, accumulator)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_for_gpus(architecture):
-    log, ptx, names = compile_for_gpu(architecture)
+@pytest.mark.parametrize("name", sorted(INSTANCES))
+def test_for_gpus(name, architecture):
+    log, ptx, names = compile_for_gpu(name, architecture)
     spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+)", log)
-    assert spills == [("0", "0", "0")] * len(INSTANCES), log
-    check_ptx(ptx, names)
+    assert spills == [("0", "0", "0")] * len(INSTANCES[name]), log
+    check_ptx(name, ptx, names)
 
 
 #: Mistakes that these tests must find.
-BARRIER, ATOMIC = "__syncthreads();", "add(begin + targets[first_pixel + p], value);"
+BARRIER = "__syncthreads();"
+ATOMICS = {
+    "scatter": (
+        "add(begin + targets[first_pixel + p], value);",
+        "begin[targets[first_pixel + p]] += value;",
+    ),
+    "events": ("add(S + t, sum);", "S[t] += sum;"),
+}
 
 
 @needs_compiler
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_missing_barrier_is_found(which):
-    parts = SOURCE.split(BARRIER)
+    parts = SOURCES["scatter"].split(BARRIER)
     assert len(parts) == 3
     parts[which] += parts.pop(which + 1)
     source = BARRIER.join(parts)
@@ -184,17 +288,30 @@ def test_a_missing_barrier_is_found(which):
     assert any(wrong)
 
 
-def test_a_missing_atomic_is_found():
-    assert SOURCE.count(ATOMIC) == 1
-    source = SOURCE.replace(ATOMIC, "begin[targets[first_pixel + p]] += value;")
-    _, ptx, names = compile_for_gpu(90, source)
+@needs_compiler
+def test_a_missing_barrier_is_found_for_events():
+    source = SOURCES["events"].replace(BARRIER, "")
+    wrong = []
+    for order in compiler.ORDERS:
+        actual, expected = run_events("uint8", "int64", [40] * 20, order, source)
+        wrong.append(not np.array_equal(actual[1], expected[1]))
+    assert any(wrong)
+
+
+@pytest.mark.parametrize("name", sorted(INSTANCES))
+def test_a_missing_atomic_is_found(name):
+    atomic, plain = ATOMICS[name]
+    assert SOURCES[name].count(atomic) == 1
+    source = SOURCES[name].replace(atomic, plain)
+    _, ptx, names = compile_for_gpu(name, 90, source)
     with pytest.raises(AssertionError):
-        check_ptx(ptx, names)
+        check_ptx(name, ptx, names)
 
 
 def test_instances_are_those_that_accumulators_ask_for():
-    kinds = sorted({dtype for dtype, _ in INSTANCES})
+    kinds = sorted({dtype for dtype, _ in INSTANCES["scatter"]})
     assert sorted(cuda._C_TYPES) == kinds
     for dtype in kinds:
         for pixels in (1, 2**30):
-            assert (dtype, accumulator_dtype(dtype, pixels).name) in INSTANCES
+            assert (dtype, accumulator_dtype(dtype, pixels).name) in INSTANCES["scatter"]
+        assert (dtype, accumulator_dtype(dtype, 1, events=True).name) in INSTANCES["events"]

@@ -50,6 +50,8 @@ def make_engine(
     A: NDArray[Any],
     S: NDArray[Any],
     device: int | None = None,
+    *,
+    events: bool = False,
 ) -> Engine:
     """Make an engine by name, or the best one that works.
 
@@ -61,6 +63,8 @@ def make_engine(
         See `Engine`.
     device
         Number of the GPU to use; None where there is none.
+    events
+        See `Engine`.
 
     Returns
     -------
@@ -81,7 +85,7 @@ def make_engine(
     """
     if name == "cuda" or (name == "auto" and device is not None and plan not in fallen_back):
         try:
-            return CudaEngine(plan, dtype, index, A, S, device or 0)
+            return CudaEngine(plan, dtype, index, A, S, device or 0, events=events)
         except CudaError as error:
             if name == "cuda":
                 raise
@@ -94,4 +98,5 @@ def make_engine(
                     RuntimeWarning,
                     stacklevel=2,
                 )
-    return ENGINES["numba" if name == "auto" else name](plan, dtype, index, A, S)
+    engine = ENGINES["numba" if name == "auto" else name]
+    return engine(plan, dtype, index, A, S, events=events)

@@ -22,7 +22,7 @@ import numpy as np
 from numba import njit, uint64, uintp
 from numpy.typing import NDArray
 
-from .engine import Engine
+from .engine import Engine, value_range
 
 __all__ = ["CompiledEngine"]
 
@@ -143,6 +143,47 @@ def _accumulate(
         start += n
 
 
+@_keep_on_disk
+def _accumulate_events(
+    values: Any,  # (E,)
+    columns: Any,  # (E,) pixels in the tile
+    bounds: Any,  # (T + 1,) int64: events of each frame
+    index: Any,  # (T,) int64 scan positions
+    nx: int,  # scan columns
+    stride: int,  # accumulator columns
+    lookup: Any,  # (pixels in the tile,) where in A each goes; negative if nowhere
+    low: Any,  # lowest and highest value that can be added
+    high: Any,
+    A: Any,  # flat
+    S: Any,  # (T,)
+) -> tuple[int, int]:
+    """Add events; return the first frame with one off the tile, and the first with a bad value."""
+    of = A.dtype.type
+    for t in range(len(index)):
+        position = index[t] // nx * stride + index[t] % nx
+        total = of(0)
+        for e in range(uintp(bounds[t]), uintp(bounds[t + 1])):
+            column = uintp(columns[e])  # negative ones become large
+            if column >= uintp(len(lookup)):
+                return t, -1
+            target = lookup[column]
+            if target >= 0:
+                value = values[e]
+                if not low <= value <= high:
+                    return -1, t
+                A[uintp(target + position)] += of(value)
+                total += of(value)
+        S[t] += total
+    return -1, -1
+
+
+def _locked(values: NDArray[Any]) -> NDArray[Any]:
+    """View that is read-only, as memory maps are: Numba compiles anew for these, so all are."""
+    view = values.view()
+    view.flags.writeable = False
+    return view
+
+
 class _Tile(NamedTuple):
     """What the kernel needs to know of one part of the detector, and its buffer."""
 
@@ -157,6 +198,33 @@ class _Tile(NamedTuple):
 class CompiledEngine(Engine):
     """`Engine` compiled by Numba, on one thread; releases the GIL."""
 
+    def _add_events(
+        self,
+        values: NDArray[Any],
+        columns: NDArray[Any],
+        bounds: NDArray[np.int64],
+        shape: tuple[int, int],
+        origin: tuple[int, int],
+        first: int,
+    ) -> None:
+        frames = slice(first, first + len(bounds) - 1)
+        outside, bad = _accumulate_events(
+            _locked(values),
+            _locked(columns),
+            bounds,
+            self.index[frames],
+            self.plan.scan_shape[1],
+            self.A.shape[3],
+            _locked(self._lookup(shape, origin)),
+            *value_range(self.dtype),
+            self.A.reshape(-1),
+            self.S[frames],
+        )
+        if outside >= 0:
+            self._refuse_outside(first + outside)
+        if bad >= 0:
+            self._refuse_value(first + bad)
+
     @cached_property
     def _tiles(self) -> dict[tuple[int, ...], _Tile]:
         """What depends on a tile's place only: detectors may send a few frames a tile."""
@@ -167,9 +235,7 @@ class CompiledEngine(Engine):
         place = (*origin, *frames.shape[1:])
         if place not in self._tiles:
             self._tiles[place] = self._make_tile(origin, frames.shape[1:], frames.dtype)
-        # Numba compiles anew for read-only arrays (memory maps); so all are.
-        frames = frames.view()
-        frames.flags.writeable = False
+        frames = _locked(frames)
         _accumulate(
             frames,
             frames.view(f"u{size}"),

@@ -1,9 +1,9 @@
 """CUDA: the default on GPUs.
 
-The host cuts the box around the bright field out of the frames, into one of `SLOTS` pinned
-buffers; when that is full, its stream copies it to the device and starts the kernel, while the host
-fills the next one. So cropping, copying and adding overlap, and no more than the box crosses the
-bus. The accumulator stays on the device until `CudaEngine.finish`.
+The host cuts the box around the bright field out of the frames into one of `SLOTS` pinned buffers,
+or copies events into it; when that is full, its stream copies it to the device and starts the
+kernel, while the host fills the next one. So cropping, copying and adding overlap, and no more than
+the box crosses the bus. The accumulator stays on the device until `CudaEngine.finish`.
 
 All that is done with CuPy is memory, streams and launches; none of its own kernels is needed, so it
 does not compile any.
@@ -15,14 +15,14 @@ import contextlib
 import importlib
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from .engine import Engine
+from .engine import Engine, value_range
 from .plan import Plan
 
 __all__ = ["CudaEngine", "CudaError", "describe"]
@@ -40,6 +40,9 @@ ROW_BYTES = 64
 #: Of the kernel: frames (one a thread of a warp), warps and pixels of a block; frames of a launch.
 FRAMES, WARPS, PIXELS = 32, 8, 64
 MOST_FRAMES = 65535 * FRAMES
+
+#: Part of a buffer that is for events; the rest is for where those of each frame begin.
+EVENTS_SHARE = 0.75
 
 _C_TYPES = {
     "int8": "signed char",
@@ -92,7 +95,7 @@ class CudaEngine(Engine):
 
     Parameters
     ----------
-    plan, dtype, index, A, S
+    plan, dtype, index, A, S, events
         See `Engine`. `A` and `S` are added to in `finish`.
     device
         Number of the GPU.
@@ -111,12 +114,17 @@ class CudaEngine(Engine):
         A: NDArray[Any],
         S: NDArray[Any],
         device: int = 0,
+        *,
+        events: bool = False,
     ) -> None:
-        super().__init__(plan, dtype, index, A, S)
-        self._kernel = _kernel(device, self.dtype.name, A.dtype.name)
+        super().__init__(plan, dtype, index, A, S, events=events)
+        self._events = events
+        self._kernel = _kernel(device, "events" if events else "scatter", self.dtype, A.dtype)
         rows, cols = plan.pixels.max(axis=0) - plan.pixels.min(axis=0) + 1
         frame_bytes = int(rows) * max(int(cols) * self.dtype.itemsize, ROW_BYTES)
-        slot_bytes = max(SLOT_BYTES, frame_bytes, min(FRAMES * frame_bytes, SLOT_LIMIT))
+        slot_bytes = SLOT_BYTES
+        if not events:
+            slot_bytes = max(SLOT_BYTES, frame_bytes, min(FRAMES * frame_bytes, SLOT_LIMIT))
         y, x = np.divmod(index, plan.scan_shape[1])
         with _explained(", making ready for a part of the scan", device):
             cupy = _cupy()
@@ -125,20 +133,27 @@ class CudaEngine(Engine):
                 self._slots = [_Slot(slot_bytes) for _ in range(SLOTS)]
                 self._device_A = cupy.empty(A.size, A.dtype)
                 self._device_S = cupy.empty(S.size, S.dtype)
+                self._trouble = cupy.empty(2, np.int32)
                 # Last, since it waits until the memory is free.
                 self._positions = _to_device(y * A.shape[3] + x)
                 stream = self._slots[0].stream
-                for sums in (self._device_A, self._device_S):
+                for sums in (self._device_A, self._device_S, self._trouble):
                     if sums.size:
                         sums.data.memset_async(0, sums.nbytes, stream)
                 stream.synchronize()
         self._turn = 0
-        self._batch: _Batch | None = None
-        self._tables: dict[tuple[int, ...], _Table | None] = {}  # by part of the detector
+        self._batch: _Batch | _EventBatch | None = None
+        self._tables: dict[tuple[int, ...], Any] = {}  # by part of the detector
         self._failed = False
         # CuPy reuses memory as soon as it is let go: not before the device has done with it. That
         # holds for the tables, too, since the plan may go before the engine.
-        buffers = (self._device_A, self._device_S, self._positions, self._tables)
+        buffers = (
+            self._device_A,
+            self._device_S,
+            self._positions,
+            self._trouble,
+            self._tables,
+        )
         self._abandon = weakref.finalize(self, _drain, self._device, self._slots, buffers)
         self._abandon.atexit = False
 
@@ -164,6 +179,41 @@ class CudaEngine(Engine):
             if batch.count == len(batch.frames):
                 self._launch()
 
+    def _add_events(
+        self,
+        values: NDArray[Any],
+        columns: NDArray[Any],
+        bounds: NDArray[np.int64],
+        shape: tuple[int, int],
+        origin: tuple[int, int],
+        first: int,
+    ) -> None:
+        pixels = shape[0] * shape[1]
+        if columns.dtype != np.int32:  # what does not fit the kernel's would not be recognised
+            outside = (columns < 0) | (columns >= pixels)
+            outside[: bounds[0]] = outside[bounds[-1] :] = False
+            if outside.any():
+                frame = int(np.searchsorted(bounds, np.argmax(outside), "right")) - 1
+                self._refuse_outside(first + frame)
+        lookup = self._shared(
+            origin, shape, lambda: _to_device(self._lookup(shape, origin).astype(np.int64))
+        )
+        frame, event = 0, int(bounds[0])
+        while frame < len(bounds) - 1:
+            batch = self._batch
+            if (
+                not isinstance(batch, _EventBatch)
+                or batch.lookup is not lookup
+                or batch.first + batch.count != first + frame
+            ):
+                batch = self._batch = _EventBatch(
+                    lookup, pixels, first + frame, self._next_slot(), self.dtype
+                )
+            end, stop = batch.append(values, columns, bounds, frame, event)
+            if end == frame:
+                self._launch()  # it is full
+            frame, event = end, stop
+
     def finish(self) -> None:
         """Wait for the device and add its sums to `A` and `S`."""
         self._launch()
@@ -180,25 +230,36 @@ class CudaEngine(Engine):
                     piece.copy_to_host_async(slot.host.ctypes.data, part.nbytes, slot.stream)
                     slot.stream.synchronize()
                     part += slot.host[: part.nbytes].view(part.dtype)
+            self._trouble.data.copy_to_host_async(slot.host.ctypes.data, 8, slot.stream)
+            slot.stream.synchronize()
+            outside, bad = slot.host[:8].view(np.int32)
         self._abandon.detach()
+        if outside:
+            self._refuse_outside(outside - 1)
+        if bad:
+            self._refuse_value(bad - 1)
         if self.S.dtype.kind == "f":
             self._refuse_overflow()
 
     def _open(self, table: _Table, first: int) -> _Batch:
         """Batch to which a tile's frames from `first` on can be appended."""
         batch = self._batch
-        if batch and batch.table is table and batch.first + batch.count == first:
+        if (
+            isinstance(batch, _Batch)
+            and batch.table is table
+            and batch.first + batch.count == first
+        ):
             return batch
+        self._batch = batch = _Batch(table, first, self._next_slot(), self.dtype)
+        return batch
+
+    def _next_slot(self) -> _Slot:
+        """Slot for a new batch, after that of the last one was sent."""
         self._launch()
         slot = self._slots[self._turn]
         with self._failing():
             slot.stream.synchronize()  # its last batch may be under way
-        size = table.size * self.dtype.itemsize
-        count = min(len(slot.host) // size, MOST_FRAMES)
-        shape = (count, *(s.stop - s.start for s in (table.rows, table.cols)))
-        frames = slot.host[: count * size].view(self.dtype).reshape(shape)
-        self._batch = batch = _Batch(table, first, frames)
-        return batch
+        return slot
 
     def _launch(self) -> None:
         """Copy the batch to the device and add it, without waiting."""
@@ -207,35 +268,58 @@ class CudaEngine(Engine):
             return
         slot = self._slots[self._turn]
         self._turn = (self._turn + 1) % SLOTS
-        table, n, m = batch.table, batch.count, len(batch.table.pixels)
+        first = batch.first
         with self._failing(), self._device, slot.stream:
-            size = n * table.size * self.dtype.itemsize
-            slot.device.data.copy_from_host_async(slot.host.ctypes.data, size, slot.stream)
-            self._kernel(
-                *_launch_shape(n, m),
-                (
-                    slot.device,
-                    self._positions[batch.first :],
+            on_device = [slot.copy(part) for part in batch.parts()]
+            if isinstance(batch, _Batch):
+                table, n, m = batch.table, batch.count, len(batch.table.pixels)
+                shape = _launch_shape(n, m)
+                arguments: tuple[Any, ...] = (
+                    *on_device,
+                    self._positions[first:],
                     table.pixels,
                     table.targets,
                     self._device_A,
-                    self._device_S[batch.first :],
+                    self._device_S[first:],
                     np.int32(n),
                     np.int32(table.size),
                     np.int32(m),
-                ),
-            )
+                )
+            else:
+                shape = _events_launch_shape(batch.count)
+                arguments = (
+                    *on_device,
+                    self._positions[first:],
+                    batch.lookup,
+                    self._device_A,
+                    self._device_S[first:],
+                    self._trouble,
+                    np.int32(batch.count),
+                    np.int32(batch.pixels),
+                    np.int32(first),
+                    *value_range(self.dtype),
+                )
+            self._kernel(*shape, arguments)
 
     def _table(self, origin: tuple[int, int], shape: tuple[int, ...]) -> _Table | None:
         """Constants of one part of the detector; None without bright field."""
+        table: _Table | None = self._shared(
+            origin, shape, lambda: _make_table(self.plan, origin, shape, self.dtype.itemsize)
+        )
+        return table
+
+    def _shared(
+        self, origin: tuple[int, int], shape: tuple[int, ...], make: Callable[[], Any]
+    ) -> Any:
+        """Constants of one part of the detector, made once for a plan."""
         place = (*origin, *shape)
         if place not in self._tables:
-            key = (self._device.id, self.dtype.itemsize, *place)
+            key = (self._device.id, self._events, self.dtype.itemsize, *place)
             # One thread makes them: if another replaced them, they would go while in use.
             with _lock, self._failing(), self._device:
                 shared = _tables.setdefault(self.plan, {})
                 if key not in shared:
-                    shared[key] = _make_table(self.plan, origin, shape, self.dtype.itemsize)
+                    shared[key] = make()
                 self._tables[place] = shared[key]
         return self._tables[place]
 
@@ -266,11 +350,69 @@ class _Table(NamedTuple):
 class _Batch:
     """Frames that go to the device together."""
 
-    def __init__(self, table: _Table, first: int, frames: NDArray[Any]) -> None:
+    def __init__(self, table: _Table, first: int, slot: _Slot, dtype: np.dtype[Any]) -> None:
         self.table = table
         self.first = first  # position in the engine's index
-        self.frames = frames  # (room, rows, cols) pinned
         self.count = 0  # frames that are there
+        size = table.size * dtype.itemsize
+        room = min(len(slot.host) // size, MOST_FRAMES)
+        box = (s.stop - s.start for s in (table.rows, table.cols))
+        self.frames = slot.host[: room * size].view(dtype).reshape(room, *box)
+
+    def parts(self) -> list[NDArray[Any]]:
+        """List what is to be sent."""
+        return [self.frames[: self.count]]
+
+
+class _EventBatch:
+    """Events that go to the device together."""
+
+    def __init__(
+        self, lookup: Any, pixels: int, first: int, slot: _Slot, dtype: np.dtype[Any]
+    ) -> None:
+        self.lookup = lookup  # on the device
+        self.pixels = pixels  # of the tile
+        self.first = first  # position in the engine's index
+        self.count = 0  # frames that are there
+        self.events = 0
+        room = int(EVENTS_SHARE * len(slot.host)) // (dtype.itemsize + 4) // 8 * 8
+        cuts = np.cumsum([room * dtype.itemsize, room * 4])
+        values, columns, bounds = np.split(slot.host[: len(slot.host) // 8 * 8], cuts)
+        self.values = values.view(dtype)
+        self.columns = columns.view(np.int32)
+        self.bounds = bounds.view(np.int64)
+        self.bounds[0] = 0
+
+    def append(
+        self,
+        values: NDArray[Any],
+        columns: NDArray[Any],
+        bounds: NDArray[np.int64],
+        frame: int,
+        event: int,
+    ) -> tuple[int, int]:
+        """Take what fits of a tile, from an event of a frame on; return where to go on."""
+        room = len(self.values) - self.events
+        end = int(np.searchsorted(bounds, event + room, "right")) - 1
+        end = min(end, len(bounds) - 1, frame + len(self.bounds) - 1 - self.count)
+        if end == frame and not self.count:
+            end = frame + 1  # a frame that fills the batch: a piece of it
+        stop = min(int(bounds[end]), event + room)
+        n, frames = stop - event, slice(self.count + 1, self.count + 1 + end - frame)
+        self.values[self.events : self.events + n] = values[event:stop]
+        self.columns[self.events : self.events + n] = columns[event:stop]
+        self.bounds[frames] = np.minimum(bounds[frame + 1 : end + 1], stop) - event + self.events
+        self.count += end - frame
+        self.events += n
+        return (end if stop == bounds[end] else end - 1), stop
+
+    def parts(self) -> list[NDArray[Any]]:
+        """List what is to be sent."""
+        return [
+            self.values[: self.events],
+            self.columns[: self.events],
+            self.bounds[: self.count + 1],
+        ]
 
 
 class _Slot:
@@ -282,11 +424,16 @@ class _Slot:
         self.host = _pinned(cupy, size)
         self.device = cupy.empty(size, np.uint8)
 
+    def copy(self, part: NDArray[Any]) -> Any:
+        """Start to copy a part of the buffer on the host; returns that on the device."""
+        there = self.device[part.ctypes.data - self.host.ctypes.data :]
+        if part.size:
+            there.data.copy_from_host_async(part.ctypes.data, part.nbytes, self.stream)
+        return there
+
 
 # Constants of the plans in use, by device and part of the detector.
-_tables: weakref.WeakKeyDictionary[Plan, dict[tuple[int, ...], _Table | None]] = (
-    weakref.WeakKeyDictionary()
-)
+_tables: weakref.WeakKeyDictionary[Plan, dict[tuple[int, ...], Any]] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
 
 
@@ -341,39 +488,44 @@ def _drain(device: Any, slots: list[_Slot], buffers: Any) -> None:  # noqa: ARG0
             slot.stream.synchronize()
 
 
-def _source() -> Path:
-    """Find the kernel's file: in the installed package, or in the checkout."""
+def _source(name: str) -> Path:
+    """Find a kernel's file: in the installed package, or in the checkout."""
     package = Path(__file__).parents[1]
-    path = Path("kernels", "scatter.cu")
+    path = Path("kernels", f"{name}.cu")
     for folder in (package, package.parent):
         if (folder / path).is_file():
             return folder / path
     raise CudaError(f"{package / path} is missing: install the package anew.")
 
 
-def _expression(dtype: str, accumulator: str) -> str:
-    """Name the kernel for a dtype of the frames, and of the sums."""
-    types = f"{_C_TYPES[dtype]}, {_C_TYPES[accumulator]}"
-    return f"scatter<{types}, {FRAMES}, {WARPS}, {PIXELS}>"
+def _expression(name: str, dtype: np.dtype[Any], accumulator: np.dtype[Any]) -> str:
+    """Name a kernel for a dtype of the frames, and of the sums."""
+    types = f"{_C_TYPES[dtype.name]}, {_C_TYPES[accumulator.name]}"
+    return f"{name}<{types}, {FRAMES}, {WARPS}{f', {PIXELS}' if name == 'scatter' else ''}>"
 
 
-def _launch_shape(frames: int, pixels: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Grid and block of a launch."""
+def _launch_shape(frames: int, pixels: int) -> tuple[tuple[int, ...], tuple[int, int]]:
+    """Grid and block of a launch for frames."""
     return (-(-pixels // PIXELS), -(-frames // FRAMES)), (FRAMES, WARPS)
 
 
-_kernels: dict[tuple[int, str, str], Any] = {}
+def _events_launch_shape(frames: int) -> tuple[tuple[int, ...], tuple[int, int]]:
+    """Grid and block of a launch for events."""
+    return (-(-frames // WARPS),), (FRAMES, WARPS)
 
 
-def _kernel(device: int, dtype: str, accumulator: str) -> Any:
-    """Compile the kernel, or take it from this process's or CuPy's cache."""
-    key = (device, dtype, accumulator)
+_kernels: dict[tuple[int, str], Any] = {}
+
+
+def _kernel(device: int, name: str, dtype: np.dtype[Any], accumulator: np.dtype[Any]) -> Any:
+    """Compile a kernel, or take it from this process's or CuPy's cache."""
+    expression = _expression(name, dtype, accumulator)
+    key = (device, expression)
     with _lock:
         if key not in _kernels:
             describe(device)  # or say what it lacks
             cupy = _cupy()
-            path = _source()
-            expression = _expression(dtype, accumulator)
+            path = _source(name)
             with _explained(f", {path}", device), cupy.cuda.Device(device):
                 module = cupy.RawModule(
                     code=path.read_text(encoding="utf-8"),

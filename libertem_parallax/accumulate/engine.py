@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from .plan import Plan
 
-__all__ = ["Engine", "accumulator_dtype", "native_dtype"]
+__all__ = ["Engine", "accumulator_dtype", "native_dtype", "value_range"]
 
 
-def accumulator_dtype(dtype: DTypeLike, pixels: int) -> np.dtype[Any]:
+def accumulator_dtype(dtype: DTypeLike, pixels: int, events: bool = False) -> np.dtype[Any]:
     """Dtype in which the counts of all frames are summed without loss.
 
     Parameters
@@ -23,12 +23,14 @@ def accumulator_dtype(dtype: DTypeLike, pixels: int) -> np.dtype[Any]:
     pixels
         Number of bright-field pixels, ``M``. A position of the image receives at most one value of
         each.
+    events
+        Whether frames come as events, of which any number may hit a pixel.
 
     Returns
     -------
     numpy.dtype
-        int32 where ``M`` times the largest value of the dtype fits, int64 for other integers,
-        float64 for floating point numbers.
+        int32 where ``M`` times the largest value of the dtype fits, int64 for other integers and
+        for events, float64 for floating point numbers.
 
     Raises
     ------
@@ -44,7 +46,7 @@ def accumulator_dtype(dtype: DTypeLike, pixels: int) -> np.dtype[Any]:
             "64 bits. Convert the data first."
         )
     largest = 1 if dtype.kind == "b" else -int(np.iinfo(dtype).min) or int(np.iinfo(dtype).max)
-    fits = pixels * largest <= np.iinfo(np.int32).max
+    fits = pixels * largest <= np.iinfo(np.int32).max and not events
     return np.dtype(np.int32 if fits else np.int64)
 
 
@@ -65,11 +67,34 @@ def native_dtype(dtype: DTypeLike) -> np.dtype[Any]:
     return np.dtype({"?": "uint8", "e": "float32"}.get(dtype.char, dtype.newbyteorder("=")))
 
 
+def value_range(dtype: DTypeLike) -> tuple[Any, Any]:
+    """Lowest and highest value that an event may have, so that sums are exact and finite.
+
+    Parameters
+    ----------
+    dtype
+        Of the values, native: see `native_dtype`.
+
+    Returns
+    -------
+    tuple
+        Two scalars of the dtype: all that there is, but of integers of 64 bits only what fits 32,
+        as the sum of 2³¹ of them fits 64.
+    """
+    dtype = np.dtype(dtype)
+    if dtype.kind == "f":
+        limits: Any = np.finfo(dtype)
+    else:
+        limits = np.iinfo(dtype if dtype.itemsize < 8 else f"{dtype.kind}4")
+    return dtype.type(limits.min), dtype.type(limits.max)
+
+
 class Engine(ABC):
     """Adds frames to an accumulator.
 
     One engine serves one stretch of the scan (a LiberTEM partition) in one thread: construct it,
-    `add` whatever tiles come in whatever order, `finish`. Then::
+    `add` whatever tiles come in whatever order, `finish`; or `add_events` where frames are lists of
+    events. Then::
 
         A[target of m + y * A.shape[3] + x] += frame (y, x) at pixel m
         S[f]                                += sum over m of frame index[f] at pixel m
@@ -90,6 +115,8 @@ class Engine(ABC):
         integers.
     S : (F,)
         Bright-field sums of the frames, of the same dtype; added to.
+    events
+        Whether frames come as events.
 
     Raises
     ------
@@ -106,12 +133,15 @@ class Engine(ABC):
         index: NDArray[np.int64],
         A: NDArray[Any],
         S: NDArray[Any],
+        *,
+        events: bool = False,
     ) -> None:
         dtype = np.dtype(dtype)
-        needed = accumulator_dtype(dtype, len(plan.pixels))
+        needed = accumulator_dtype(dtype, len(plan.pixels), events)
         if not np.can_cast(needed, A.dtype) or needed.kind != A.dtype.kind:
             raise ValueError(
-                f"frames of dtype {dtype} need an accumulator of {needed}, got {A.dtype}."
+                f"{'events' if events else 'frames'} of dtype {dtype} need an accumulator of "
+                f"{needed}, got {A.dtype}."
             )
         if A.shape != plan.accumulator_shape or not A.flags.c_contiguous:
             raise ValueError(
@@ -149,7 +179,7 @@ class Engine(ABC):
             If the tile reaches beyond the frames or the detector or has another dtype, or a pixel
             in use is not finite or too large for exact sums (64-bit integers only).
         """
-        self._check(frames, origin, first)
+        self._check(frames.shape, frames.dtype, origin, first)
         if frames.dtype.kind == "b":
             frames = frames.view(self.dtype)
         frames = np.asarray(frames, self.dtype)
@@ -165,24 +195,100 @@ class Engine(ABC):
     def _add(self, frames: NDArray[Any], origin: tuple[int, int], first: int) -> None:
         """Add a tile that has been checked, of the engine's `native_dtype`."""
 
+    def add_events(
+        self,
+        events: Any,
+        shape: tuple[int, int] | None = None,
+        origin: tuple[int, int] = (0, 0),
+        first: int = 0,
+    ) -> None:
+        """Add a tile of frames that are lists of events.
+
+        Parameters
+        ----------
+        events : (T, h * w)
+            Any part of the detector of `T` successive frames in compressed sparse rows (CSR), as
+            SciPy makes them: ``data``, ``indices`` (``row * w + column``) and ``indptr``. Events of
+            a frame may come in any order, and several of them from one pixel.
+        shape
+            Rows and columns ``(h, w)`` of the part. Default: the whole detector.
+        origin
+            Row and column of the detector at which the part begins.
+        first
+            Position in `index` of the first frame.
+
+        Raises
+        ------
+        ValueError
+            If the tile reaches beyond the frames or the detector or has another dtype, an event
+            lies outside the part, or one in use is out of the `value_range`; from `finish` where
+            that is found out later.
+        """
+        shape = self.plan.detector_shape if shape is None else shape
+        values = np.asarray(events.data)
+        columns = np.asarray(events.indices)
+        bounds = np.asarray(events.indptr, np.int64)
+        self._check((len(bounds) - 1, *shape), values.dtype, origin, first)
+        if (
+            values.shape != columns.shape
+            or columns.dtype.kind not in "iu"
+            or bounds[0] < 0
+            or bounds[-1] > len(values)
+            or (np.diff(bounds) < 0).any()
+        ):
+            raise ValueError(
+                f"events with {len(values)} values, {len(columns)} indices of dtype "
+                f"{columns.dtype} and indptr from {bounds[0]} to {bounds[-1]}: expected as many "
+                "indices as values, of integers, and indptr to ascend within them."
+            )
+        self._add_events(
+            values.astype(self.dtype, copy=False),
+            columns.astype(columns.dtype.newbyteorder("="), copy=False),
+            bounds,
+            shape,
+            origin,
+            first,
+        )
+        if self.S.dtype.kind == "f":
+            self._refuse_overflow()
+
+    @abstractmethod
+    def _add_events(
+        self,
+        values: NDArray[Any],  # (E,) of the engine's `native_dtype`
+        columns: NDArray[Any],  # (E,) integers, unchecked
+        bounds: NDArray[np.int64],  # (T + 1,)
+        shape: tuple[int, int],
+        origin: tuple[int, int],
+        first: int,
+    ) -> None:
+        """Add a tile of events."""
+
+    def _lookup(self, shape: tuple[int, int], origin: tuple[int, int]) -> NDArray[Any]:
+        """`Plan.lookup` of a part of the detector, flat."""
+        rows, cols = (slice(o, o + n) for o, n in zip(origin, shape, strict=True))
+        return np.ascontiguousarray(self.plan.lookup[rows, cols]).reshape(-1)
+
     def finish(self) -> None:  # noqa: B027 - engines that add in place are done already
         """Complete `A` and `S`; nothing is added afterwards."""
 
-    def _check(self, frames: NDArray[Any], origin: tuple[int, int], first: int) -> None:
+    def _check(
+        self, shape: tuple[int, ...], dtype: np.dtype[Any], origin: tuple[int, int], first: int
+    ) -> None:
         rows, cols = self.plan.detector_shape
         if (
-            frames.ndim != 3
+            len(shape) != 3
             or min(*origin, first) < 0
-            or origin[0] + frames.shape[1] > rows
-            or origin[1] + frames.shape[2] > cols
-            or first + len(frames) > len(self.index)
+            or origin[0] + shape[1] > rows
+            or origin[1] + shape[2] > cols
+            or first + shape[0] > len(self.index)
         ):
             raise ValueError(
-                f"tile of shape {frames.shape} at frame {first}, detector pixel {origin}: expected "
+                f"tile of shape {shape} at frame {first}, detector pixel {origin}: expected "
                 f"(frames, rows, columns) within {len(self.index)} frames of {rows} x {cols}."
             )
-        if native_dtype(frames.dtype) != self.dtype:
-            raise ValueError(f"tile of dtype {frames.dtype}: expected {self.dtype}.")
+        if native_dtype(dtype) != self.dtype:
+            raise ValueError(f"tile of dtype {dtype}: expected {self.dtype}.")
 
     def _check_range(self, frames: NDArray[Any], origin: tuple[int, int], first: int) -> None:
         largest = np.iinfo(np.int64).max // len(self.plan.pixels)
@@ -213,6 +319,23 @@ class Engine(ABC):
                 f"{self._place(origin, first, t, rows[m], cols[m])} is {values[t, m]}: expected "
                 "finite values. Exclude the pixel with `bf_mask` or repair the data."
             )
+
+    def _refuse_outside(self, frame: int) -> NoReturn:
+        """Say that a frame has an event off the detector."""
+        raise ValueError(
+            f"frame at scan position {self._position(frame)} has an event off the detector, "
+            f"{self.plan.detector_shape}, or the part of it that the tile is of: check the "
+            "detector's shape, or repair the data."
+        )
+
+    def _refuse_value(self, frame: int) -> NoReturn:
+        """Say that a frame has an event of a value that cannot be added."""
+        low, high = value_range(self.dtype)
+        raise ValueError(
+            f"frame at scan position {self._position(frame)} has an event in the bright field "
+            f"whose value is not from {low} to {high}. Exclude the pixel with `bf_mask` or repair "
+            "the data."
+        )
 
     def _refuse_overflow(self) -> None:
         """Raise if the values were finite, but a sum of them is not."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .engine import Engine
+from .engine import Engine, value_range
 
 __all__ = ["PlainEngine"]
 
@@ -27,3 +27,30 @@ class PlainEngine(Engine):
                 values = frames[:, row, col].astype(A.dtype)
                 A[target + positions] += values
                 S += values
+
+    def _add_events(
+        self,
+        values: NDArray[Any],
+        columns: NDArray[Any],
+        bounds: NDArray[np.int64],
+        shape: tuple[int, int],
+        origin: tuple[int, int],
+        first: int,
+    ) -> None:
+        lookup = self._lookup(shape, origin)
+        frames = first + np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))
+        values, columns = (part[bounds[0] : bounds[-1]] for part in (values, columns))
+        outside = (columns < 0) | (columns >= len(lookup))
+        if outside.any():
+            self._refuse_outside(frames[np.argmax(outside)])
+        targets = lookup[columns]
+        used = targets >= 0
+        frames, values, targets = frames[used], values[used], targets[used]
+        low, high = value_range(self.dtype)
+        bad = ~((low <= values) & (values <= high))
+        if bad.any():
+            self._refuse_value(frames[np.argmax(bad)])
+        y, x = np.divmod(self.index[frames], self.plan.scan_shape[1])
+        with np.errstate(over="ignore"):  # is reported with the frame
+            np.add.at(self.A.reshape(-1), targets + y * self.A.shape[3] + x, values)
+            np.add.at(self.S, frames, values)

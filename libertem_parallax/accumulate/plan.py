@@ -104,6 +104,19 @@ class Plan:
         targets: NDArray[np.int64] = np.ravel_multi_index(tuple(where.T), self.accumulator_shape)
         return targets
 
+    @cached_property
+    def lookup(self) -> NDArray[np.int32] | NDArray[np.int64]:
+        """Entry of `targets` for every pixel of the detector, -1 for those not in use.
+
+        Of the detector's shape; of 32 bits where these suffice, since it should fit the cache.
+        """
+        size = int(np.prod(self.accumulator_shape))
+        lookup = np.full(
+            self.detector_shape, -1, np.int32 if size <= np.iinfo(np.int32).max else np.int64
+        )
+        lookup[tuple(self.pixels.T)] = self.targets
+        return lookup
+
     @property
     def histogram(self) -> NDArray[np.int64]:
         """Number of pixels by shift, in sub-grids without halo, (u, u, Ny, Nx)."""

@@ -171,6 +171,13 @@ inline void __syncthreads()
     standin::barrier();
 }
 
+inline int atomicMax(int *highest, int value)
+{
+    const int before = *highest;
+    *highest = max(before, value);
+    return before;
+}
+
 template <typename T> T atomicAdd(T *sum, T value)
 {
     // What CUDA offers, and no more.
