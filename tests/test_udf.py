@@ -146,7 +146,7 @@ def test_equals_the_definition_for_all_dtypes(inline, dtype, engine_name):
 
 @pytest.mark.parametrize(
     ("dtype", "accumulator"),
-    [("uint8", "int32"), ("uint16", "int32"), ("uint32", "int64"), ("int64", "int64"),
+    [("uint8", "int64"), ("uint16", "int64"), ("uint32", "int64"), ("int64", "int64"),
      ("float32", "float64")],
 )  # fmt: skip
 def test_frames_come_in_their_own_dtype_and_are_summed_exactly(inline, dtype, accumulator):
