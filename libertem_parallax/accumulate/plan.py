@@ -81,16 +81,18 @@ class Plan:
                 steps[:, axis] %= n
         return steps
 
-    @property
-    def _halo(self) -> tuple[int, int]:
-        y, x = np.ptp(self._steps, axis=0)
+    @cached_property
+    def _lowest(self) -> tuple[int, int]:
+        """Least of the steps along both axes."""
+        y, x = self._steps.min(axis=0)
         return int(y), int(x)
 
-    @property
+    @cached_property
     def accumulator_shape(self) -> tuple[int, int, int, int]:
         """Shape of the accumulator: sub-grid row and column, scan row and column with halo."""
-        u, (ny, nx), (halo_y, halo_x) = self.upsampling_factor, self.scan_shape, self._halo
-        return u, u, ny + halo_y, nx + halo_x
+        u, (ny, nx), lowest = self.upsampling_factor, self.scan_shape, self._lowest
+        halo_y, halo_x = self._steps.max(axis=0) - lowest
+        return u, u, ny + int(halo_y), nx + int(halo_x)
 
     @cached_property
     def targets(self) -> NDArray[np.int64]:
@@ -98,9 +100,7 @@ class Plan:
 
         For the frame at scan position ``(y, x)``, ``y * accumulator_shape[3] + x`` is to be added.
         """
-        where = np.hstack(
-            [self.shifts % self.upsampling_factor, self._steps - self._steps.min(axis=0)]
-        )
+        where = np.hstack([self.shifts % self.upsampling_factor, self._steps - self._lowest])
         targets: NDArray[np.int64] = np.ravel_multi_index(tuple(where.T), self.accumulator_shape)
         return targets
 
@@ -158,9 +158,9 @@ class Plan:
         """
         ny, nx = self.scan_shape
         folded = np.zeros(self.folded_shape, dtype=A.dtype) if out is None else out
-        lowest_y, lowest_x = self._steps.min(axis=0)
-        for rows, wrapped_rows in _wrap(A.shape[2], int(lowest_y), ny):
-            for cols, wrapped_cols in _wrap(A.shape[3], int(lowest_x), nx):
+        lowest_y, lowest_x = self._lowest
+        for rows, wrapped_rows in _wrap(A.shape[2], lowest_y, ny):
+            for cols, wrapped_cols in _wrap(A.shape[3], lowest_x, nx):
                 folded[:, :, wrapped_rows, wrapped_cols] += A[:, :, rows, cols]
         return folded
 
