@@ -17,6 +17,7 @@ from typing import Any
 
 import click
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from libertem_parallax.accumulate import CudaError
@@ -24,24 +25,35 @@ from libertem_parallax.accumulate.cuda import describe
 
 from . import report
 from .report import Row
-from .workloads import CURVES, WORKLOADS, Workload
+from .workloads import CURVES, WORKLOADS, Workload, write
 
 _HERE = Path(__file__).resolve().parent
 
-PATHS = ("floor", "numba", "numba phase flip", "numpy", "SumUDF")
-GPU = ("cuda", "cuda phase flip")
-UPSTREAM = ("upstream", "upstream phase flip")
+PATHS = ("floor", "numba", "numba, phase flip", "numba, engine alone", "numpy", "SumUDF")
+GPU = ("bus floor", "device floor", "cuda", "cuda, phase flip", "cuda, engine alone")
+#: In environments of their own.
+PEERS = {
+    "upstream": ("upstream", "upstream, phase flip"),
+    "quantEM": ("quantEM", "quantEM, phase flip"),
+}
+#: They take minutes on all but the smallest workload.
+SLOW = {"upstream, phase flip", *PEERS["quantEM"]}
+
+#: A path that has run for so many seconds on a workload, and twice, does not run again.
+_PATIENCE = 8.0
+
+#: Of the largest value: by how much images may differ, which are float32.
+_TOLERANCE = 1e-5
 
 
 class Worker:
     """A path in its own process; see `benchmarks.worker`."""
 
-    def __init__(self, path: str, python: str) -> None:
+    def __init__(self, path: str, python: str = sys.executable) -> None:
         self.path = path
         environment = dict(os.environ)
-        if path in UPSTREAM:
-            environment.pop("PYTHONPATH", None)
-        else:
+        environment.pop("PYTHONPATH", None)
+        if python == sys.executable:
             environment["PYTHONPATH"] = str(_HERE.parent)
         self._process = subprocess.Popen(
             [python, str(_HERE / "worker.py"), path],
@@ -72,56 +84,69 @@ class Worker:
 
 
 @contextlib.contextmanager
-def _workers(paths: Sequence[str], upstream: str | None) -> Iterator[list[Worker]]:
+def _workers(pythons: dict[str, str]) -> Iterator[list[Worker]]:
+    """Start a process for every path."""
     with contextlib.ExitStack() as stack:
         workers = []
-        for path in paths:
-            python = upstream if upstream and path in UPSTREAM else sys.executable
+        for path, python in pythons.items():
             workers.append(Worker(path, python))
             stack.callback(workers[-1].close)
         yield workers
 
 
-def _frames(workload: Workload, folder: Path) -> Path:
-    """File with few electrons per pixel, as at low dose; the last one is used again if it fits."""
-    name = "x".join(map(str, workload.shape)) + f"_{workload.dtype}.npy"
-    if not (folder / name).exists():
-        for other in folder.iterdir():
-            other.unlink()
-        rng = np.random.default_rng(0)
-        frames = rng.integers(0, 3, workload.shape, dtype=np.uint8)
-        np.save(folder / name, frames.astype(workload.dtype))
-    return folder / name
+def _difference(path: str, image: NDArray[Any], expected: NDArray[Any]) -> float:
+    """Largest difference from the right image, over its largest value."""
+    if path.startswith("quantEM"):  # which has units of its own
+        image = image * (np.vdot(image, expected) / np.vdot(image, image))
+    return float(np.abs(image - expected).max() / np.abs(expected).max())
 
 
 def measure(workload: Workload, workers: Sequence[Worker], rounds: int, folder: Path) -> list[Row]:
-    """Time every path in every round, taking turns; a path with a wrong image gets no time."""
-    question = {**dataclasses.asdict(workload), "file": str(_frames(workload, folder))}
-    images = {}
-    pixels = 0
+    """Time every path in every round, taking turns; a path with a wrong image gets no time.
+
+    Parameters
+    ----------
+    workload
+        What to run.
+    workers
+        One for every path; ``numba`` among them, which is what the others have to equal.
+    rounds
+        Runs of every path; slow ones run less often.
+    folder
+        For the frames.
+
+    Returns
+    -------
+    list of Row
+        In the order of `workers`.
+    """
+    question = {**dataclasses.asdict(workload), "file": str(write(workload, folder))}
+    answers, images = {}, {}
     for worker in workers:
-        answer = worker.ask(json.dumps(question))
-        pixels = answer["pixels"] or pixels
+        answers[worker.path] = answer = worker.ask(json.dumps(question))
         if answer["image"]:
             images[worker.path] = np.load(answer["image"])
             Path(answer["image"]).unlink()
+    seconds: dict[str, list[float]] = {worker.path: [] for worker in workers}
+    correlations: dict[str, float] = {}
     timed = []
     for worker in workers:
         path = worker.path
-        if path in images and path != "SumUDF":
-            image = images[path]
-            expected = images["numba phase flip" if path.endswith("phase flip") else "numba"]
-            if np.abs(image - expected).max() > 1e-5 * np.abs(expected).max():
-                correlation = np.corrcoef(image.ravel(), expected.ravel())[0, 1]
-                click.echo(f"{path}: wrong, correlation {correlation:.3f}; not timed")
-                continue
-        timed.append(worker)
-    seconds: dict[str, list[float]] = {worker.path: [] for worker in timed}
-    for _ in range(rounds):
+        if path in images:
+            right = images["numba, phase flip" if path.endswith("phase flip") else "numba"]
+            correlations[path] = float(np.corrcoef(images[path].ravel(), right.ravel())[0, 1])
+        if path not in images or _difference(path, images[path], right) <= _TOLERANCE:
+            timed.append(worker)
+    for number in range(rounds):
         for worker in timed:
-            seconds[worker.path].append(worker.ask("run"))
+            if number < 2 or sum(seconds[worker.path]) < _PATIENCE:
+                seconds[worker.path].append(worker.ask("run"))
     frames = workload.shape[0] * workload.shape[1]
-    return [Row(workload.name, path, frames, pixels, times) for path, times in seconds.items()]
+    pixels, electrons = answers["numba"]["pixels"], answers["numba"]["electrons"]
+    return [
+        Row(workload.name, path, frames, pixels, electrons, times, correlations.get(path))
+        for path, times in seconds.items()
+    ]
 
 
 def _read(file: Path) -> list[Row]:
@@ -142,6 +167,11 @@ def _read(file: Path) -> list[Row]:
     help="Interpreter of an environment with libertem-parallax 0.1.2, to compare with.",
 )
 @click.option(
+    "--quantem",
+    metavar="PYTHON",
+    help="Interpreter of an environment with quantem, to compare with its Montage.",
+)
+@click.option(
     "--output",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
@@ -152,45 +182,61 @@ def _read(file: Path) -> list[Row]:
     "old",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="OLD.json",
-    help="Say what became slower than in that results.json; exit with 1 if anything did.",
+    help="Say what became slower or wrong since that results.json; exit with 1 if anything did.",
 )
 def main(
-    rounds: int, quick: bool, upstream: str | None, output: Path | None, old: Path | None
+    rounds: int,
+    quick: bool,
+    upstream: str | None,
+    quantem: str | None,
+    output: Path | None,
+    old: Path | None,
 ) -> None:
     """Measure frames per second of every path, each a real Context.run_udf on one core.
 
-    Where there is a GPU, CUDA is one of the paths.
+    Where there is a GPU, CUDA is one of the paths. Two kinds of rows are no run_udf: "engine alone"
+    adds the same frames without LiberTEM and without the last step; a "floor" makes no image, but
+    does what cannot be done without: "floor" reads every cache line of the bright field once, "bus
+    floor" sends the box around it to the GPU, "device floor" adds as often on the GPU.
 
-    All paths read the same file, which is in memory after the first run, and take turns. "floor"
-    is not a reconstruction: it reads every cache line of the bright field once, nothing else.
+    All paths read the same file, which is in memory after the first run, and take turns; their
+    images are compared first. Updates are bright-field pixels that were added, electrons the counts
+    in them. Spread is the interquartile range over the median; "x floor" says how many times faster
+    than the floor, and so on.
     """
     before = None if old is None else _read(old)
     if output is None:
         output = Path(tempfile.mkdtemp(prefix="libertem-parallax-benchmarks-"))
     output.mkdir(parents=True, exist_ok=True)
-    paths = PATHS + (UPSTREAM if upstream else ())
+    pythons = dict.fromkeys(PATHS, sys.executable)
     try:
         gpu = describe()
     except CudaError as error:
         gpu = None
-        click.echo(f"cuda: skipped. {error}\n")
+        click.echo(f"cuda: skipped. {error}")
     else:
-        paths += GPU
+        pythons |= dict.fromkeys(GPU, sys.executable)
+    for peer, python in (("upstream", upstream), ("quantEM", quantem)):
+        if python:
+            pythons |= dict.fromkeys(PEERS[peer], python)
+        else:
+            click.echo(f"{peer}: skipped. --{peer.lower()} says in which environment it is.")
+    click.echo()
     rows: list[Row] = []
-    curves: dict[str, list[tuple[float, list[Row]]]] = {}
-    with tempfile.TemporaryDirectory() as name, _workers(paths, upstream) as workers:
+    curves: dict[str, list[tuple[float | str, list[Row]]]] = {}
+    with tempfile.TemporaryDirectory() as name, _workers(pythons) as workers:
         folder = Path(name)
-        for number, workload in enumerate(WORKLOADS[:1] if quick else WORKLOADS):
-            # Upstream's phase flip takes minutes on all but the smallest.
-            some = [w for w in workers if number == 0 or w.path != "upstream phase flip"]
+        chosen = WORKLOADS[:1] if quick else WORKLOADS
+        for number, workload in enumerate(tqdm(chosen, desc="Tables", disable=quick)):
+            some = [w for w in workers if number == 0 or w.path not in SLOW]
             found = measure(workload, some, 3 if quick else rounds, folder)
-            click.echo("\n".join(report.table(found)))
+            tqdm.write("\n".join(report.table(found)), file=sys.stdout)
             rows += found
         some = [w for w in workers if w.path in ("floor", "numba", "cuda")]
         points = [(title, x, w) for title, curve in CURVES.items() for x, w in curve]
         for title, x, workload in tqdm([] if quick else points, desc="Curves", disable=quick):
             # The floor is that of one core reading one after the other.
-            which = some if workload.executor == "inline" else some[1:]
+            which = [w for w in some if w.path != "floor" or workload.executor == "inline"]
             curves.setdefault(title, []).append((x, measure(workload, which, 5, folder)))
     results = {
         "versions": {
@@ -211,7 +257,7 @@ def main(
         click.echo(f"           {output / 'curves.png'}")
     if before is not None:
         slower = report.compare(before, rows)
-        click.echo("\n".join(slower) or "Nothing became slower.")
+        click.echo("\n".join(slower) or "Nothing became slower or wrong.")
         sys.exit(bool(slower))
 
 
