@@ -10,8 +10,9 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,18 @@ from .workloads import CURVES, WORKLOADS, Workload, write
 
 _HERE = Path(__file__).resolve().parent
 
-PATHS = ("floor", "numba", "numba, phase flip", "numba, engine alone", "numpy", "SumUDF")
+PATHS = (
+    "floor",
+    "floor, file mapped",
+    "NoOpUDF",
+    "SumUDF",
+    "numba",
+    "numba, phase flip",
+    "numba, engine alone",
+    "numpy",
+)
 GPU = ("bus floor", "device floor", "cuda", "cuda, phase flip", "cuda, engine alone")
-#: In environments of their own.
+#: Paths of other packages, in environments of their own.
 PEERS = {
     "upstream": ("upstream", "upstream, phase flip"),
     "quantEM": ("quantEM", "quantEM, phase flip"),
@@ -47,32 +57,31 @@ _TOLERANCE = 1e-5
 
 
 class Worker:
-    """A path in its own process; see `benchmarks.worker`."""
+    """A process that runs the paths of one environment; see `benchmarks.worker`."""
 
-    def __init__(self, path: str, python: str = sys.executable) -> None:
-        self.path = path
+    def __init__(self, python: str = sys.executable) -> None:
         environment = dict(os.environ)
         environment.pop("PYTHONPATH", None)
         if python == sys.executable:
             environment["PYTHONPATH"] = str(_HERE.parent)
         self._process = subprocess.Popen(
-            [python, str(_HERE / "worker.py"), path],
+            [python, str(_HERE / "worker.py")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             env=environment,
         )
 
-    def ask(self, line: str) -> Any:
-        """Send a line and wait for the answer."""
+    def ask(self, question: str | dict[str, Any]) -> Any:
+        """Send a question and wait for the answer."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(f"{line}\n")
+        self._process.stdin.write(f"{json.dumps(question)}\n")
         self._process.stdin.flush()
         for answer in self._process.stdout:
             if answer.startswith("="):
                 return json.loads(answer[1:])
-        raise click.ClickException(f"the process for {self.path!r} ended; see above.")
+        raise click.ClickException("a process that runs paths ended; see above.")
 
     def close(self) -> None:
         """End the process."""
@@ -83,17 +92,6 @@ class Worker:
         self._process.stdout.close()
 
 
-@contextlib.contextmanager
-def _workers(pythons: dict[str, str]) -> Iterator[list[Worker]]:
-    """Start a process for every path."""
-    with contextlib.ExitStack() as stack:
-        workers = []
-        for path, python in pythons.items():
-            workers.append(Worker(path, python))
-            stack.callback(workers[-1].close)
-        yield workers
-
-
 def _difference(path: str, image: NDArray[Any], expected: NDArray[Any]) -> float:
     """Largest difference from the right image, over its largest value."""
     if path.startswith("quantEM"):  # which has units of its own
@@ -101,7 +99,9 @@ def _difference(path: str, image: NDArray[Any], expected: NDArray[Any]) -> float
     return float(np.abs(image - expected).max() / np.abs(expected).max())
 
 
-def measure(workload: Workload, workers: Sequence[Worker], rounds: int, folder: Path) -> list[Row]:
+def measure(
+    workload: Workload, workers: Mapping[str, Worker], rounds: int, folder: Path
+) -> list[Row]:
     """Time every path in every round, taking turns; a path with a wrong image gets no time.
 
     Parameters
@@ -109,7 +109,7 @@ def measure(workload: Workload, workers: Sequence[Worker], rounds: int, folder: 
     workload
         What to run.
     workers
-        One for every path; ``numba`` among them, which is what the others have to equal.
+        By path; ``numba`` among them, which is what the others have to equal.
     rounds
         Runs of every path; slow ones run less often.
     folder
@@ -122,25 +122,24 @@ def measure(workload: Workload, workers: Sequence[Worker], rounds: int, folder: 
     """
     question = {**dataclasses.asdict(workload), "file": str(write(workload, folder))}
     answers, images = {}, {}
-    for worker in workers:
-        answers[worker.path] = answer = worker.ask(json.dumps(question))
+    for path, worker in workers.items():
+        answers[path] = answer = worker.ask({**question, "path": path})
         if answer["image"]:
-            images[worker.path] = np.load(answer["image"])
+            images[path] = np.load(answer["image"])
             Path(answer["image"]).unlink()
-    seconds: dict[str, list[float]] = {worker.path: [] for worker in workers}
     correlations: dict[str, float] = {}
     timed = []
-    for worker in workers:
-        path = worker.path
+    for path in workers:
         if path in images:
             right = images["numba, phase flip" if path.endswith("phase flip") else "numba"]
             correlations[path] = float(np.corrcoef(images[path].ravel(), right.ravel())[0, 1])
         if path not in images or _difference(path, images[path], right) <= _TOLERANCE:
-            timed.append(worker)
+            timed.append(path)
+    seconds: dict[str, list[float]] = {path: [] for path in workers}
     for number in range(rounds):
-        for worker in timed:
-            if number < 2 or sum(seconds[worker.path]) < _PATIENCE:
-                seconds[worker.path].append(worker.ask("run"))
+        for path in timed:
+            if number < 2 or sum(seconds[path]) < _PATIENCE:
+                seconds[path].append(workers[path].ask(path))
     frames = workload.shape[0] * workload.shape[1]
     pixels, electrons = answers["numba"]["pixels"], answers["numba"]["electrons"]
     return [
@@ -169,7 +168,8 @@ def _read(file: Path) -> list[Row]:
 @click.option(
     "--quantem",
     metavar="PYTHON",
-    help="Interpreter of an environment with quantem, to compare with its Montage.",
+    help="Interpreter of an environment with quantem, whose Montage to compare with.  [default: "
+    "this one, if it has it]",
 )
 @click.option(
     "--output",
@@ -194,10 +194,11 @@ def main(
 ) -> None:
     """Measure frames per second of every path, each a real Context.run_udf on one core.
 
-    Where there is a GPU, CUDA is one of the paths. Two kinds of rows are no run_udf: "engine alone"
-    adds the same frames without LiberTEM and without the last step; a "floor" makes no image, but
-    does what cannot be done without: "floor" reads every cache line of the bright field once, "bus
-    floor" sends the box around it to the GPU, "device floor" adds as often on the GPU.
+    Where there is a GPU, CUDA is one of the paths. Some rows are there to compare with: NoOpUDF and
+    SumUDF are LiberTEM's; "engine alone" adds the same frames without LiberTEM and without the last
+    step. Those that end in "floor" do what no path can do without: "floor" reads every cache line
+    of the bright field once ("file mapped": after mapping the file into memory, as every run does),
+    "bus floor" sends the box around it to the GPU, "device floor" adds as often on the GPU.
 
     All paths read the same file, which is in memory after the first run, and take turns; their
     images are compared first. Updates are bright-field pixels that were added, electrons the counts
@@ -208,36 +209,43 @@ def main(
     if output is None:
         output = Path(tempfile.mkdtemp(prefix="libertem-parallax-benchmarks-"))
     output.mkdir(parents=True, exist_ok=True)
-    pythons = dict.fromkeys(PATHS, sys.executable)
+    paths: dict[str, tuple[str, ...]] = {sys.executable: PATHS}
     try:
         gpu = describe()
     except CudaError as error:
         gpu = None
         click.echo(f"cuda: skipped. {error}")
     else:
-        pythons |= dict.fromkeys(GPU, sys.executable)
+        paths[sys.executable] += GPU
+    if quantem is None and find_spec("quantem"):
+        quantem = sys.executable
     for peer, python in (("upstream", upstream), ("quantEM", quantem)):
         if python:
-            pythons |= dict.fromkeys(PEERS[peer], python)
+            paths[python] = paths.get(python, ()) + PEERS[peer]
         else:
             click.echo(f"{peer}: skipped. --{peer.lower()} says in which environment it is.")
     click.echo()
     rows: list[Row] = []
     curves: dict[str, list[tuple[float | str, list[Row]]]] = {}
-    with tempfile.TemporaryDirectory() as name, _workers(pythons) as workers:
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder = Path(name)
+        workers: dict[str, Worker] = {}
+        for python, its_paths in paths.items():
+            worker = Worker(python)
+            stack.callback(worker.close)
+            workers |= dict.fromkeys(its_paths, worker)
         chosen = WORKLOADS[:1] if quick else WORKLOADS
         for number, workload in enumerate(tqdm(chosen, desc="Tables", disable=quick)):
-            some = [w for w in workers if number == 0 or w.path not in SLOW]
+            some = {p: w for p, w in workers.items() if number == 0 or p not in SLOW}
             found = measure(workload, some, 3 if quick else rounds, folder)
             tqdm.write("\n".join(report.table(found)), file=sys.stdout)
             rows += found
-        some = [w for w in workers if w.path in ("floor", "numba", "cuda")]
         points = [(title, x, w) for title, curve in CURVES.items() for x, w in curve]
         for title, x, workload in tqdm([] if quick else points, desc="Curves", disable=quick):
             # The floor is that of one core reading one after the other.
-            which = [w for w in some if w.path != "floor" or workload.executor == "inline"]
-            curves.setdefault(title, []).append((x, measure(workload, which, 5, folder)))
+            names = ("floor", "numba", "cuda") if workload.executor == "inline" else ("numba",)
+            some = {p: workers[p] for p in names if p in workers}
+            curves.setdefault(title, []).append((x, measure(workload, some, 5, folder)))
     results = {
         "versions": {
             "python": platform.python_version(),

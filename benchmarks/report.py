@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from libertem_parallax.accumulate import ENGINES
+
 __all__ = ["Row", "compare", "plot", "table"]
 
 #: Slower by less than this is noise, however steady the rounds were; by more than this is not,
@@ -61,8 +63,13 @@ class Row:
 
     @property
     def adds(self) -> bool:
-        """Whether it adds the bright field's pixels, and nothing else."""
-        return not self.path.endswith(("floor", "SumUDF"))
+        """Whether it makes the image, or the sums for it."""
+        return "floor" not in self.path and not self.path.endswith("UDF")
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is of this package, so that it can become better or worse."""
+        return self.path.split(",")[0] in ENGINES
 
     def ratio(self, other: Row) -> float:
         """How many times faster than another path; median of paired rounds.
@@ -102,7 +109,7 @@ def table(rows: list[Row]) -> Iterator[str]:
 
 
 def compare(old: list[Row], new: list[Row]) -> list[str]:
-    """Lines about what became slower beyond noise, or wrong.
+    """Lines about what of this package became slower beyond noise, or wrong.
 
     Rates are taken relative to the floor of the same run, where there is one, so that a slower
     machine is no slower code.
@@ -112,7 +119,7 @@ def compare(old: list[Row], new: list[Row]) -> list[str]:
     slower = []
     for (workload, path), row in after.items():
         was = before.get((workload, path))
-        if was is None or not was.seconds or path.endswith("floor"):
+        if was is None or not was.seconds or not row.ours:
             continue
         if not row.seconds:
             slower.append(f"{workload}, {path}: wrong, correlation {row.correlation:.2f}")

@@ -1,15 +1,15 @@
-"""One path in a process of its own: gets a workload ready, then runs it whenever it is told to.
+"""Paths of one environment: gets a workload ready, then runs it whenever it is told to.
 
 It needs NumPy and what it measures, so that it also runs in the environments of peers, one of which
-has the same name as this package. Commands are lines of standard input, answers are JSON on lines
-of standard output that start with ``=``:
+has the same name as this package. Commands are JSON on lines of standard input, answers are JSON on
+lines of standard output that start with ``=``:
 
-``{...}``
-    JSON of `benchmarks.workloads.Workload` and ``file``, a file with its frames; answered with
+``{"path": ..., "file": ..., ...}``
+    Path, file with the frames, and the rest of `benchmarks.workloads.Workload`; answered with
     ``image``, the name of a .npy file with the image, which is the asker's to remove, ``pixels``,
     the number of bright-field pixels, and ``electrons``, the counts in all of them; null where
     there is none.
-``run``
+``"path"``
     Answered with the seconds of one run.
 """
 
@@ -26,10 +26,11 @@ import numpy as np
 
 def make_udf(path: str, workload: dict[str, Any]) -> Any:
     """Make the UDF of a path."""
-    if path == "SumUDF":
+    if path.endswith("UDF"):
+        from libertem.udf.base import NoOpUDF
         from libertem.udf.sum import SumUDF
 
-        return SumUDF()
+        return {"SumUDF": SumUDF, "NoOpUDF": NoOpUDF}[path]()
     import libertem_parallax
 
     cls = (
@@ -52,33 +53,44 @@ def make_context(executor: str, workers: int) -> Any:
 
 
 def make_run(udf: Any, workload: dict[str, Any]) -> Callable[[], Any]:
-    """Make ``Context.run_udf``; returns the image, or whatever the UDF's first result is."""
+    """Make ``Context.run_udf``; it returns the first result, the image if there is one."""
     ctx = make_context(workload["executor"], workload["workers"])
     partitions = (
         {} if workload["partitions"] is None else {"num_partitions": workload["partitions"]}
     )
     ds = ctx.load(workload["storage"], path=workload["file"], **partitions)
-    return lambda: next(iter(ctx.run_udf(dataset=ds, udf=udf).values())).data
+
+    def run() -> Any:
+        return next((buffer.data for buffer in ctx.run_udf(dataset=ds, udf=udf).values()), None)
+
+    return run
 
 
-def make_floor(plan: Any, workload: dict[str, Any]) -> Callable[[], Any]:
-    """Make a pass over the data that reads every bright-field cache line once, and no more."""
+def make_floor(path: str, plan: Any, workload: dict[str, Any]) -> Callable[[], Any]:
+    """Make a pass over the data that reads every bright-field cache line once, and no more.
+
+    The path ``floor, file mapped`` also maps the file into memory, as LiberTEM does in every run.
+    """
     import numba
 
-    frames = np.load(workload["file"], mmap_mode="r")
-    flat = frames.reshape(frames.shape[0] * frames.shape[1], -1)
-    lines = (plan.pixels[:, 0] * frames.shape[3] + plan.pixels[:, 1]) * frames.itemsize // 64
-    first = np.unique(lines) * 64 // frames.itemsize
+    def load() -> Any:
+        return np.load(workload["file"], mmap_mode="r").reshape(-1, np.prod(plan.detector_shape))
+
+    frames = load()
+    in_row = plan.pixels[:, 0] * plan.detector_shape[1] + plan.pixels[:, 1]
+    first = np.unique(in_row * frames.itemsize // 64) * 64 // frames.itemsize
 
     @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
-    def touch(flat: Any, first: Any) -> Any:
-        total = flat[0, 0]
-        for t in range(flat.shape[0]):
+    def touch(frames: Any, first: Any) -> Any:
+        total = frames.dtype.type(0)
+        for t in range(frames.shape[0]):
             for i in range(first.size):
-                total += flat[t, first[i]]
+                total += frames[t, first[i]]
         return total
 
-    return lambda: touch(flat, first)
+    if path == "floor":
+        return lambda: touch(frames, first)
+    return lambda: touch(load(), first)
 
 
 def make_gpu_floor(path: str, plan: Any, workload: dict[str, Any]) -> Callable[[], Any]:
@@ -185,11 +197,10 @@ def prepare(
     if path.startswith("quantEM"):
         run = make_quantem(path, workload)
         return run, run(), None, None
-    if path.endswith("floor"):
+    if "floor" in path:
         plan = make_udf("numba", workload).params.geometry.plan
-        run = (
-            make_floor(plan, workload) if path == "floor" else make_gpu_floor(path, plan, workload)
-        )
+        make = make_floor if path.startswith("floor") else make_gpu_floor
+        run = make(path, plan, workload)
         run()
         return run, None, None, None
     if path.endswith("engine alone"):
@@ -204,7 +215,7 @@ def prepare(
     udf = make_udf(path, workload)
     run = make_run(udf, workload)
     image = run()
-    if path == "SumUDF":
+    if path.endswith("UDF"):
         return run, None, None, None
     if path.startswith("upstream"):
         return run, image, None, None
@@ -212,17 +223,23 @@ def prepare(
     return run, image, len(udf.params.geometry.plan.pixels), electrons
 
 
-def main(path: str) -> None:
+def main() -> None:
     """Obey until standard input ends."""
-    run: Any = None
+    runs: dict[str, Callable[[], Any]] = {}
+    last = None
     for line in sys.stdin:
+        question = json.loads(line)
         answer: Any
-        if line.strip() == "run":
+        if isinstance(question, str):
             start = time.perf_counter()
-            run()
+            runs[question]()
             answer = time.perf_counter() - start
         else:
-            run, image, pixels, electrons = prepare(path, json.loads(line))
+            path = question.pop("path")
+            if question["file"] != last:
+                runs.clear()  # and with them files that are gone, but mapped
+                last = question["file"]
+            runs[path], image, pixels, electrons = prepare(path, question)
             answer = {"image": None, "pixels": pixels, "electrons": electrons}
             if image is not None:
                 with tempfile.NamedTemporaryFile(suffix=".npy", delete=False) as file:
@@ -233,4 +250,4 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

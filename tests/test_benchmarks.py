@@ -100,23 +100,23 @@ def test_a_workload_replaces_the_last_ones_file(tmp_path) -> None:
 
 
 class Misled(command.Worker):
-    """A path that is given another defocus than it should."""
+    """Gives another defocus than it should to one of its paths."""
 
-    def ask(self, line):
-        if line != "run":
-            question = json.loads(line)
-            question["parameters"]["aberration_coefs"]["C10"] *= 1.5
-            line = json.dumps(question)
-        return super().ask(line)
+    def ask(self, question):
+        if isinstance(question, dict) and question["path"] == "numpy":
+            coefs = {"C10": 1.5 * question["parameters"]["aberration_coefs"]["C10"]}
+            parameters = {**question["parameters"], "aberration_coefs": coefs}
+            question = {**question, "parameters": parameters}
+        return super().ask(question)
 
 
 def test_a_wrong_image_gets_no_time(tmp_path) -> None:
-    workers = [command.Worker("numba"), Misled("numpy"), command.Worker("numba, engine alone")]
+    misled = Misled()
+    workers = dict.fromkeys(("numba", "numpy", "numba, engine alone"), misled)
     try:
         numba, numpy, alone = command.measure(SMALL, workers, 2, tmp_path)
     finally:
-        for process in workers:
-            process.close()
+        misled.close()
     assert (len(numba.seconds), numpy.seconds, len(alone.seconds)) == (2, [], 2)
     assert numba.correlation == pytest.approx(1)
     assert alone.correlation == pytest.approx(1)
@@ -137,15 +137,14 @@ def test_the_exit_status_says_whether_anything_became_slower(
 ) -> None:
     """Than in times that no machine needs."""
     monkeypatch.setattr(command, "WORKLOADS", (SMALL,))
-    monkeypatch.setattr(command, "PATHS", ("numba",))
     old = tmp_path / "old.json"
     old.write_text(json.dumps({"rows": [asdict(Row("small", "numba", 360, 529, 1.0, [seconds]))]}))
     options = ["--quick", "--output", str(tmp_path), "--compare", str(old)]
     result = CliRunner().invoke(command.main, options)
     assert says in result.output
     assert result.exit_code == status
-    [row] = json.loads((tmp_path / "results.json").read_text())["rows"]
-    assert (row["path"], len(row["seconds"])) == ("numba", 3)
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert {row["path"]: len(row["seconds"]) for row in rows} == dict.fromkeys(command.PATHS, 3)
 
 
 def test_results_go_outside_of_the_checkout(tmp_path, monkeypatch) -> None:
@@ -155,7 +154,6 @@ def test_results_go_outside_of_the_checkout(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
     monkeypatch.chdir(here)
     monkeypatch.setattr(command, "WORKLOADS", ())
-    monkeypatch.setattr(command, "PATHS", ())
     result = CliRunner().invoke(command.main, ["--quick"])
     [file] = temporary.glob("*/results.json")
     assert f"Written to {file}" in result.output
@@ -188,6 +186,26 @@ def test_gpu_table_has_all_figures(standin, monkeypatch) -> None:
     lines = list(gpu.table(1 << 16))
     figures = [len(re.findall(r" [\d,.]+(?= G|%| frames)", line)) for line in lines]
     assert figures[1:] == [2, 3, 0, 0, 0, 3, 3, 3, 1, 1]
+
+
+@pytest.mark.parametrize("path", ["floor", "floor, file mapped"])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_the_floor_reads_every_cache_line_of_the_bright_field(tmp_path, path, dtype) -> None:
+    workload = replace(SMALL, dtype=dtype)
+    file = write(workload, tmp_path)
+    run, *_ = worker.prepare(path, {**asdict(workload), "file": str(file)})
+    bright_field = (np.hypot(*(np.indices((64, 64)) - 32)) * 0.307617 <= 4).reshape(-1)
+    in_line = 64 // np.dtype(dtype).itemsize
+    lines = np.load(file).astype(int).reshape(-1, bright_field.size // in_line, in_line)
+    assert run() == lines[:, bright_field.reshape(-1, in_line).any(axis=1), 0].sum()
+
+
+@pytest.mark.parametrize("path", ["NoOpUDF", "SumUDF"])
+def test_what_is_compared_with_runs(tmp_path, path) -> None:
+    question = {**asdict(SMALL), "file": str(write(SMALL, tmp_path))}
+    run, *nothing = worker.prepare(path, question)
+    run()
+    assert nothing == [None, None, None]
 
 
 @needs_compiler
