@@ -143,8 +143,10 @@ def plot(file: Path, curves: dict[str, list[tuple[float | str, list[Row]]]]) -> 
     columns = 4
     rows = -(-len(curves) // columns)
     figure = Figure(figsize=(4 * columns, 3.6 * rows), layout="constrained")
-    for number, (title, points) in enumerate(curves.items()):
-        axes = figure.add_subplot(rows, columns, number + 1)
+    panels = figure.subplots(rows, columns, sharey=True, squeeze=False).reshape(-1)
+    for axes in panels[len(curves) :]:
+        axes.remove()
+    for number, (axes, (title, points)) in enumerate(zip(panels, curves.items(), strict=False)):
         for path in sorted({row.path for _, found in points for row in found}, reverse=True):
             chosen = [(x, row) for x, found in points for row in found if row.path == path]
             axes.plot([x for x, _ in chosen], [row.rate for _, row in chosen], "o-", label=path)

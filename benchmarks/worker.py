@@ -13,7 +13,6 @@ lines of standard output that start with ``=``:
     Answered with the seconds of one run.
 """
 
-import functools
 import json
 import sys
 import tempfile
@@ -43,13 +42,21 @@ def make_udf(path: str, workload: dict[str, Any]) -> Any:
     return cls.from_parameters(shape=workload["shape"], **workload["parameters"], **engine)
 
 
-@functools.cache
+_contexts: dict[tuple[str, int], Any] = {}
+
+
 def make_context(executor: str, workers: int) -> Any:
-    """Start an executor; kept until the process ends."""
+    """Start an executor, or give the last one again; there is one at a time."""
     import libertem.api
 
-    cpus = {} if executor == "inline" else {"cpus": workers}
-    return libertem.api.Context.make_with(executor, **cpus)
+    key = (executor, workers)
+    if key not in _contexts:
+        for ctx in _contexts.values():
+            ctx.close()
+        _contexts.clear()
+        cpus = {} if executor == "inline" else {"cpus": workers}
+        _contexts[key] = libertem.api.Context.make_with(executor, **cpus)
+    return _contexts[key]
 
 
 def make_run(udf: Any, workload: dict[str, Any]) -> Callable[[], Any]:

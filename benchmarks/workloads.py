@@ -101,7 +101,9 @@ def _radius(pixels: float) -> dict[str, Any]:
     return _PARAMETERS | {"semiangle_cutoff": (pixels + 0.1) * 0.307617}
 
 
+#: From the smallest to larger ones.
 WORKLOADS = (
+    Workload("24 x 24 scan, 64 x 64 uint8", (24, 24, 64, 64)),
     Workload("72 x 72 scan, 64 x 64 uint8", (72, 72, 64, 64)),
     Workload("256 x 256 scan, 64 x 64 uint8", (256, 256, 64, 64)),
     Workload("512 x 512 scan, 64 x 64 uint8", (512, 512, 64, 64)),
