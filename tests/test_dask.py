@@ -117,5 +117,7 @@ def test_two_workers_give_the_same_bits_as_one(scheduler, tmp_path) -> None:
         expected, _ = run(ctx)
     for a, b in zip(actual, expected, strict=True):
         np.testing.assert_array_equal(a, b)
+    A, S = actual[:2]
+    assert A.sum() == S.sum() > 0  # everything was added, and once
     assert len(computing) == 2
     assert took_part == computing
