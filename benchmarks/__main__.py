@@ -10,13 +10,15 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from libertem_parallax.accumulate import CudaError
@@ -24,43 +26,65 @@ from libertem_parallax.accumulate.cuda import describe
 
 from . import report
 from .report import Row
-from .workloads import CURVES, WORKLOADS, Workload
+from .workloads import CURVES, WORKLOADS, Workload, write
 
 _HERE = Path(__file__).resolve().parent
 
-PATHS = ("floor", "numba", "numba phase flip", "numpy", "SumUDF")
-GPU = ("cuda", "cuda phase flip")
-UPSTREAM = ("upstream", "upstream phase flip")
+PATHS = (
+    "floor",
+    "floor, file mapped",
+    "NoOpUDF",
+    "SumUDF",
+    "numba",
+    "numba, phase flip",
+    "numba, engine alone",
+    "numpy",
+)
+GPU = ("bus floor", "device floor", "cuda", "cuda, phase flip", "cuda, engine alone")
+#: Paths of other packages, in environments of their own.
+PEERS = {
+    "upstream": ("upstream", "upstream, phase flip"),
+    "quantEM": ("quantEM", "quantEM, phase flip"),
+}
+#: Scan positions above which these would take minutes.
+_MOST_FRAMES = {
+    "upstream, phase flip": 24 * 24,
+    **dict.fromkeys(PEERS["quantEM"], 72 * 72),
+}
+
+#: A path that has run for so many seconds on a workload, and twice, does not run again.
+_PATIENCE = 6.0
+
+#: Of the largest value: by how much images may differ, which are float32.
+_TOLERANCE = 1e-5
 
 
 class Worker:
-    """A path in its own process; see `benchmarks.worker`."""
+    """A process that runs the paths of one environment; see `benchmarks.worker`."""
 
-    def __init__(self, path: str, python: str) -> None:
-        self.path = path
+    def __init__(self, python: str = sys.executable) -> None:
         environment = dict(os.environ)
-        if path in UPSTREAM:
-            environment.pop("PYTHONPATH", None)
-        else:
+        environment.pop("PYTHONPATH", None)
+        if python == sys.executable:
             environment["PYTHONPATH"] = str(_HERE.parent)
         self._process = subprocess.Popen(
-            [python, str(_HERE / "worker.py"), path],
+            [python, str(_HERE / "worker.py")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             env=environment,
         )
 
-    def ask(self, line: str) -> Any:
-        """Send a line and wait for the answer."""
+    def ask(self, question: str | dict[str, Any]) -> Any:
+        """Send a question and wait for the answer."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(f"{line}\n")
+        self._process.stdin.write(f"{json.dumps(question)}\n")
         self._process.stdin.flush()
         for answer in self._process.stdout:
             if answer.startswith("="):
                 return json.loads(answer[1:])
-        raise click.ClickException(f"the process for {self.path!r} ended; see above.")
+        raise click.ClickException("a process that runs paths ended; see above.")
 
     def close(self) -> None:
         """End the process."""
@@ -71,57 +95,60 @@ class Worker:
         self._process.stdout.close()
 
 
-@contextlib.contextmanager
-def _workers(paths: Sequence[str], upstream: str | None) -> Iterator[list[Worker]]:
-    with contextlib.ExitStack() as stack:
-        workers = []
-        for path in paths:
-            python = upstream if upstream and path in UPSTREAM else sys.executable
-            workers.append(Worker(path, python))
-            stack.callback(workers[-1].close)
-        yield workers
+def _difference(path: str, image: NDArray[Any], expected: NDArray[Any]) -> float:
+    """Largest difference from the right image, over its largest value."""
+    if path.startswith("quantEM"):  # which has units of its own
+        image = image * (np.vdot(image, expected) / np.vdot(image, image))
+    return float(np.abs(image - expected).max() / np.abs(expected).max())
 
 
-def _frames(workload: Workload, folder: Path) -> Path:
-    """File with few electrons per pixel, as at low dose; the last one is used again if it fits."""
-    name = "x".join(map(str, workload.shape)) + f"_{workload.dtype}.npy"
-    if not (folder / name).exists():
-        for other in folder.iterdir():
-            other.unlink()
-        rng = np.random.default_rng(0)
-        frames = rng.integers(0, 3, workload.shape, dtype=np.uint8)
-        np.save(folder / name, frames.astype(workload.dtype))
-    return folder / name
+def measure(
+    workload: Workload, workers: Mapping[str, Worker], rounds: int, folder: Path
+) -> list[Row]:
+    """Time every path in every round, taking turns; a path with a wrong image gets no time.
 
+    Parameters
+    ----------
+    workload
+        What to run.
+    workers
+        By path; ``numba`` among them, which is what the others have to equal.
+    rounds
+        Runs of every path; slow ones run less often.
+    folder
+        For the frames.
 
-def measure(workload: Workload, workers: Sequence[Worker], rounds: int, folder: Path) -> list[Row]:
-    """Time every path in every round, taking turns; a path with a wrong image gets no time."""
-    question = {**dataclasses.asdict(workload), "file": str(_frames(workload, folder))}
-    images = {}
-    pixels = 0
-    for worker in workers:
-        answer = worker.ask(json.dumps(question))
-        pixels = answer["pixels"] or pixels
+    Returns
+    -------
+    list of Row
+        In the order of `workers`.
+    """
+    question = {**dataclasses.asdict(workload), "file": str(write(workload, folder))}
+    answers, images = {}, {}
+    for path, worker in workers.items():
+        answers[path] = answer = worker.ask({**question, "path": path})
         if answer["image"]:
-            images[worker.path] = np.load(answer["image"])
+            images[path] = np.load(answer["image"])
             Path(answer["image"]).unlink()
+    correlations: dict[str, float] = {}
     timed = []
-    for worker in workers:
-        path = worker.path
-        if path in images and path != "SumUDF":
-            image = images[path]
-            expected = images["numba phase flip" if path.endswith("phase flip") else "numba"]
-            if np.abs(image - expected).max() > 1e-5 * np.abs(expected).max():
-                correlation = np.corrcoef(image.ravel(), expected.ravel())[0, 1]
-                click.echo(f"{path}: wrong, correlation {correlation:.3f}; not timed")
-                continue
-        timed.append(worker)
-    seconds: dict[str, list[float]] = {worker.path: [] for worker in timed}
-    for _ in range(rounds):
-        for worker in timed:
-            seconds[worker.path].append(worker.ask("run"))
+    for path in workers:
+        if path in images:
+            right = images["numba, phase flip" if path.endswith("phase flip") else "numba"]
+            correlations[path] = float(np.corrcoef(images[path].ravel(), right.ravel())[0, 1])
+        if path not in images or _difference(path, images[path], right) <= _TOLERANCE:
+            timed.append(path)
+    seconds: dict[str, list[float]] = {path: [] for path in workers}
+    for number in range(rounds):
+        for path in timed:
+            if number < 2 or sum(seconds[path]) < _PATIENCE:
+                seconds[path].append(workers[path].ask(path))
     frames = workload.shape[0] * workload.shape[1]
-    return [Row(workload.name, path, frames, pixels, times) for path, times in seconds.items()]
+    pixels, electrons = answers["numba"]["pixels"], answers["numba"]["electrons"]
+    return [
+        Row(workload.name, path, frames, pixels, electrons, times, correlations.get(path))
+        for path, times in seconds.items()
+    ]
 
 
 def _read(file: Path) -> list[Row]:
@@ -135,11 +162,19 @@ def _read(file: Path) -> list[Row]:
 
 @click.command()
 @click.option("--rounds", default=7, show_default=True, help="Runs of every path.")
-@click.option("--quick", is_flag=True, help="The smallest workload only, three rounds, no curves.")
+@click.option(
+    "--quick", is_flag=True, help="The two smallest workloads only, three rounds, no curves."
+)
 @click.option(
     "--upstream",
     metavar="PYTHON",
     help="Interpreter of an environment with libertem-parallax 0.1.2, to compare with.",
+)
+@click.option(
+    "--quantem",
+    metavar="PYTHON",
+    help="Interpreter of an environment with quantem, whose Montage to compare with.  [default: "
+    "this one, if it has it]",
 )
 @click.option(
     "--output",
@@ -152,46 +187,70 @@ def _read(file: Path) -> list[Row]:
     "old",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="OLD.json",
-    help="Say what became slower than in that results.json; exit with 1 if anything did.",
+    help="Say what became slower or wrong since that results.json; exit with 1 if anything did.",
 )
 def main(
-    rounds: int, quick: bool, upstream: str | None, output: Path | None, old: Path | None
+    rounds: int,
+    quick: bool,
+    upstream: str | None,
+    quantem: str | None,
+    output: Path | None,
+    old: Path | None,
 ) -> None:
     """Measure frames per second of every path, each a real Context.run_udf on one core.
 
-    Where there is a GPU, CUDA is one of the paths.
+    Where there is a GPU, CUDA is one of the paths. Some rows are there to compare with: NoOpUDF and
+    SumUDF are LiberTEM's; "engine alone" adds the same frames without LiberTEM and without the last
+    step. Those that end in "floor" do what no path can do without: "floor" reads every cache line
+    of the bright field once ("file mapped": after mapping the file into memory, as every run does),
+    "bus floor" sends the box around it to the GPU, "device floor" adds as often on the GPU.
 
-    All paths read the same file, which is in memory after the first run, and take turns. "floor"
-    is not a reconstruction: it reads every cache line of the bright field once, nothing else.
+    All paths read the same file, which is in memory after the first run, and take turns; their
+    images are compared first. Updates are bright-field pixels that were added, electrons the counts
+    in them. Spread is the interquartile range over the median; "x floor" says how many times faster
+    than the floor, and so on.
     """
     before = None if old is None else _read(old)
     if output is None:
         output = Path(tempfile.mkdtemp(prefix="libertem-parallax-benchmarks-"))
     output.mkdir(parents=True, exist_ok=True)
-    paths = PATHS + (UPSTREAM if upstream else ())
+    paths: dict[str, tuple[str, ...]] = {sys.executable: PATHS}
     try:
         gpu = describe()
     except CudaError as error:
         gpu = None
-        click.echo(f"cuda: skipped. {error}\n")
+        click.echo(f"cuda: skipped. {error}")
     else:
-        paths += GPU
+        paths[sys.executable] += GPU
+    if quantem is None and find_spec("quantem"):
+        quantem = sys.executable
+    for peer, python in (("upstream", upstream), ("quantEM", quantem)):
+        if python:
+            paths[python] = paths.get(python, ()) + PEERS[peer]
+        else:
+            click.echo(f"{peer}: skipped. --{peer.lower()} says in which environment it is.")
+    click.echo()
     rows: list[Row] = []
-    curves: dict[str, list[tuple[float, list[Row]]]] = {}
-    with tempfile.TemporaryDirectory() as name, _workers(paths, upstream) as workers:
+    curves: dict[str, list[tuple[float | str, list[Row]]]] = {}
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder = Path(name)
-        for number, workload in enumerate(WORKLOADS[:1] if quick else WORKLOADS):
-            # Upstream's phase flip takes minutes on all but the smallest.
-            some = [w for w in workers if number == 0 or w.path != "upstream phase flip"]
+        workers: dict[str, Worker] = {}
+        for python, its_paths in paths.items():
+            worker = Worker(python)
+            stack.callback(worker.close)
+            workers |= dict.fromkeys(its_paths, worker)
+        for workload in tqdm(WORKLOADS[:2] if quick else WORKLOADS, desc="Tables", disable=quick):
+            frames = workload.shape[0] * workload.shape[1]
+            some = {p: w for p, w in workers.items() if frames <= _MOST_FRAMES.get(p, frames)}
             found = measure(workload, some, 3 if quick else rounds, folder)
-            click.echo("\n".join(report.table(found)))
+            tqdm.write("\n".join(report.table(found)), file=sys.stdout)
             rows += found
-        some = [w for w in workers if w.path in ("floor", "numba", "cuda")]
         points = [(title, x, w) for title, curve in CURVES.items() for x, w in curve]
         for title, x, workload in tqdm([] if quick else points, desc="Curves", disable=quick):
             # The floor is that of one core reading one after the other.
-            which = some if workload.executor == "inline" else some[1:]
-            curves.setdefault(title, []).append((x, measure(workload, which, 5, folder)))
+            names = ("floor", "numba", "cuda") if workload.executor == "inline" else ("numba",)
+            some = {p: workers[p] for p in names if p in workers}
+            curves.setdefault(title, []).append((x, measure(workload, some, 5, folder)))
     results = {
         "versions": {
             "python": platform.python_version(),
@@ -211,7 +270,7 @@ def main(
         click.echo(f"           {output / 'curves.png'}")
     if before is not None:
         slower = report.compare(before, rows)
-        click.echo("\n".join(slower) or "Nothing became slower.")
+        click.echo("\n".join(slower) or "Nothing became slower or wrong.")
         sys.exit(bool(slower))
 
 

@@ -21,6 +21,9 @@ from .workloads import WORKLOADS, Workload
 
 _ROUNDS = 9
 
+#: Bytes of one copy to the device.
+_CHUNK = 1 << 26
+
 
 def _seconds(work: Callable[[], None]) -> float:
     """Median time of a piece of work that waits for the device itself."""
@@ -31,6 +34,51 @@ def _seconds(work: Callable[[], None]) -> float:
         work()
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds)
+
+
+def make_upload(size: int) -> Callable[[], None]:
+    """Make an upload of so many bytes from pinned memory; calls wait for its end."""
+    cupy = cuda._cupy()
+    stream = cupy.cuda.Stream(non_blocking=True)
+    step = min(size, _CHUNK)
+    host = cuda._pinned(cupy, step)
+    host[:] = 1
+    device = cupy.empty(step, np.uint8)
+
+    def upload() -> None:
+        for first in range(0, size, step):
+            device.data.copy_from_host_async(host.ctypes.data, min(step, size - first), stream)
+        stream.synchronize()
+
+    return upload
+
+
+def make_additions(dtype: str, count: int) -> tuple[Callable[[], None], int]:
+    """Make additions to global memory, at least `count`; calls wait for their end.
+
+    Returns
+    -------
+    tuple
+        What to call, and the number of additions.
+    """
+    cupy = cuda._cupy()
+    stream = cupy.cuda.Stream(non_blocking=True)
+    size, rounds = 1 << 20, 64
+    blocks = -(-count // (256 * rounds))
+    text = Path(__file__).with_name("floors.cu").read_text(encoding="utf-8")
+    # atomicAdd knows no signed 64-bit integers; see kernels/scatter.cu.
+    c_type = "unsigned long long" if dtype == "int64" else cuda._C_TYPES[dtype]
+    name = f"additions<{c_type}>"
+    module = cupy.RawModule(code=text, options=("-std=c++17",), name_expressions=(name,))
+    kernel = module.get_function(name)
+    A = cuda._to_device(np.zeros(size, dtype))
+
+    def add() -> None:
+        with stream:
+            kernel((blocks,), (32, 8), (A, np.uint32(size), np.int32(rounds)))
+        stream.synchronize()
+
+    return add, blocks * 256 * rounds
 
 
 def floors(size: int) -> tuple[float, float, dict[str, float]]:
@@ -49,37 +97,17 @@ def floors(size: int) -> tuple[float, float, dict[str, float]]:
     """
     cupy = cuda._cupy()
     stream = cupy.cuda.Stream(non_blocking=True)
-    host = cuda._pinned(cupy, size)
-    host[:] = 1
     one, other = (cupy.empty(size, np.uint8) for _ in range(2))
-
-    def upload() -> None:
-        one.data.copy_from_host_async(host.ctypes.data, size, stream)
-        stream.synchronize()
 
     def copy() -> None:
         other.data.copy_from_device_async(one.data, size, stream)
         stream.synchronize()
 
     additions = {}
-    count, rounds, blocks = 1 << 20, 64, max(1, size >> 16)
-    text = Path(__file__).with_name("floors.cu").read_text(encoding="utf-8")
     for dtype in ("int32", "int64", "float64"):
-        # atomicAdd knows no signed 64-bit integers; see kernels/scatter.cu.
-        c_type = "unsigned long long" if dtype == "int64" else cuda._C_TYPES[dtype]
-        name = f"additions<{c_type}>"
-        module = cupy.RawModule(code=text, options=("-std=c++17",), name_expressions=(name,))
-        kernel = module.get_function(name)
-        A = cuda._to_device(np.zeros(count, dtype))
-        arguments = (A, np.uint32(count), np.int32(rounds))
-
-        def add(kernel: Any = kernel, arguments: tuple[Any, ...] = arguments) -> None:
-            with stream:
-                kernel((blocks,), (32, 8), arguments)
-            stream.synchronize()
-
-        additions[dtype] = blocks * 256 * rounds / _seconds(add)
-    return size / _seconds(upload), 2 * size / _seconds(copy), additions
+        add, count = make_additions(dtype, size // 4)
+        additions[dtype] = count / _seconds(add)
+    return size / _seconds(make_upload(size)), 2 * size / _seconds(copy), additions
 
 
 def _frames(workload: Workload, plan: Plan, size: int) -> Any:

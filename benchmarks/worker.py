@@ -1,34 +1,36 @@
-"""One path in a process of its own: gets a workload ready, then runs it whenever it is told to.
+"""Paths of one environment: gets a workload ready, then runs it whenever it is told to.
 
-It needs LiberTEM, NumPy and the package that it measures, so that it also runs in the environment
-of upstream 0.1.2, which has the same name as this package. Commands are lines of standard input,
-answers are JSON on lines of standard output that start with ``=``:
+It needs NumPy and what it measures, so that it also runs in the environments of peers, one of which
+has the same name as this package. Commands are JSON on lines of standard input, answers are JSON on
+lines of standard output that start with ``=``:
 
-``{...}``
-    JSON of `benchmarks.workloads.Workload` and ``file``, a .npy file with its frames; answered with
-    ``image``, the name of a .npy file with the image, which is the asker's to remove, and
-    ``pixels``, the number of bright-field pixels; null where there is none.
-``run``
-    Answered with the seconds of one ``Context.run_udf``.
+``{"path": ..., "file": ..., ...}``
+    Path, file with the frames, and the rest of `benchmarks.workloads.Workload`; answered with
+    ``image``, the name of a .npy file with the image, which is the asker's to remove, ``pixels``,
+    the number of bright-field pixels, and ``electrons``, the counts in all of them; null where
+    there is none.
+``"path"``
+    Answered with the seconds of one run.
 """
 
-import functools
 import json
 import sys
 import tempfile
 import time
+import warnings
+from collections.abc import Callable
 from typing import Any
 
-import libertem.api
 import numpy as np
 
 
 def make_udf(path: str, workload: dict[str, Any]) -> Any:
     """Make the UDF of a path."""
-    if path == "SumUDF":
+    if path.endswith("UDF"):
+        from libertem.udf.base import NoOpUDF
         from libertem.udf.sum import SumUDF
 
-        return SumUDF()
+        return {"SumUDF": SumUDF, "NoOpUDF": NoOpUDF}[path]()
     import libertem_parallax
 
     cls = (
@@ -36,75 +38,226 @@ def make_udf(path: str, workload: dict[str, Any]) -> Any:
         if path.endswith("phase flip")
         else libertem_parallax.ParallaxUDF
     )
-    engine: dict[str, Any] = {} if path.startswith("upstream") else {"engine": path.split()[0]}
+    name = path.split(",")[0]
+    engine: dict[str, Any] = {} if name == "upstream" else {"engine": name}
     return cls.from_parameters(shape=workload["shape"], **workload["parameters"], **engine)
 
 
-def make_touch(frames: Any, udf: Any) -> Any:
-    """Make a pass over the data that reads every bright-field cache line once, and no more."""
-    import numba
-
-    pixels = udf.params.geometry.plan.pixels
-    flat = frames.reshape(frames.shape[0] * frames.shape[1], -1)
-    lines = (pixels[:, 0] * frames.shape[3] + pixels[:, 1]) * frames.itemsize // 64
-    first = np.unique(lines) * 64 // frames.itemsize
-
-    @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
-    def touch(flat: Any, first: Any) -> Any:
-        total = flat[0, 0]
-        for t in range(flat.shape[0]):
-            for i in range(first.size):
-                total += flat[t, first[i]]
-        return total
-
-    return lambda: touch(flat, first)
+_contexts: dict[tuple[str, int], Any] = {}
 
 
-@functools.cache
 def make_context(executor: str, workers: int) -> Any:
-    """Start an executor; kept until the process ends."""
-    cpus = {} if executor == "inline" else {"cpus": workers}
-    return libertem.api.Context.make_with(executor, **cpus)
+    """Start an executor, or give the last one again; there is one at a time."""
+    import libertem.api
+
+    key = (executor, workers)
+    if key not in _contexts:
+        for ctx in _contexts.values():
+            ctx.close()
+        _contexts.clear()
+        cpus = {} if executor == "inline" else {"cpus": workers}
+        _contexts[key] = libertem.api.Context.make_with(executor, **cpus)
+    return _contexts[key]
 
 
-def prepare(path: str, workload: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Load the data and run once; returns what to run, and the answer."""
-    if path == "floor":
-        frames = np.load(workload["file"], mmap_mode="r")
-        touch = make_touch(frames, make_udf("numba", workload))
-        touch()
-        return touch, {"image": None, "pixels": None}
-    udf = make_udf(path, workload)
+def make_run(udf: Any, workload: dict[str, Any]) -> Callable[[], Any]:
+    """Make ``Context.run_udf``; it returns the first result, the image if there is one."""
     ctx = make_context(workload["executor"], workload["workers"])
     partitions = (
         {} if workload["partitions"] is None else {"num_partitions": workload["partitions"]}
     )
-    ds = ctx.load("npy", path=workload["file"], **partitions)
+    ds = ctx.load(workload["storage"], path=workload["file"], **partitions)
 
     def run() -> Any:
-        return ctx.run_udf(dataset=ds, udf=udf)
+        return next((buffer.data for buffer in ctx.run_udf(dataset=ds, udf=udf).values()), None)
 
-    with tempfile.NamedTemporaryFile(suffix=".npy", delete=False) as file:
-        np.save(file, next(iter(run().values())).data)
-    ours = path.startswith(("num", "cuda"))
-    pixels = len(udf.params.geometry.plan.pixels) if ours else None
-    return run, {"image": file.name, "pixels": pixels}
+    return run
 
 
-def main(path: str) -> None:
+def make_floor(path: str, plan: Any, workload: dict[str, Any]) -> Callable[[], Any]:
+    """Make a pass over the data that reads every bright-field cache line once, and no more.
+
+    The path ``floor, file mapped`` also maps the file into memory, as LiberTEM does in every run.
+    """
+    import numba
+
+    def load() -> Any:
+        return np.load(workload["file"], mmap_mode="r").reshape(-1, np.prod(plan.detector_shape))
+
+    frames = load()
+    in_row = plan.pixels[:, 0] * plan.detector_shape[1] + plan.pixels[:, 1]
+    first = np.unique(in_row * frames.itemsize // 64) * 64 // frames.itemsize
+
+    @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
+    def touch(frames: Any, first: Any) -> Any:
+        total = frames.dtype.type(0)
+        for t in range(frames.shape[0]):
+            for i in range(first.size):
+                total += frames[t, first[i]]
+        return total
+
+    if path == "floor":
+        return lambda: touch(frames, first)
+    return lambda: touch(load(), first)
+
+
+def make_gpu_floor(path: str, plan: Any, workload: dict[str, Any]) -> Callable[[], Any]:
+    """Make what a GPU has to do at least: get the bright field's box, or add its pixels."""
+    from benchmarks import gpu
+    from libertem_parallax.accumulate import accumulator_dtype
+
+    count = workload["shape"][0] * workload["shape"][1]
+    if path == "bus floor":
+        box = np.prod(np.ptp(plan.pixels, axis=0) + 1)
+        return gpu.make_upload(count * int(box) * np.dtype(workload["dtype"]).itemsize)
+    dtype = accumulator_dtype(workload["dtype"], len(plan.pixels))
+    return gpu.make_additions(dtype.name, count * len(plan.pixels))[0]
+
+
+def make_engine_run(path: str, udf: Any, workload: dict[str, Any]) -> Callable[[], Any]:
+    """Make a run of the engine without LiberTEM; returns its sums."""
+    from libertem_parallax.accumulate import ENGINES, accumulator_dtype
+
+    plan = udf.params.geometry.plan
+    frames = np.load(workload["file"], mmap_mode="r")
+    frames = np.asarray(frames.reshape(-1, *plan.detector_shape))
+    dtype = accumulator_dtype(frames.dtype, len(plan.pixels))
+
+    def run() -> tuple[Any, Any]:
+        A, S = np.zeros(plan.accumulator_shape, dtype), np.zeros(len(frames), dtype)
+        name = path.split(",")[0]
+        engine = ENGINES[name](plan, frames.dtype, np.arange(len(frames)), A, S)
+        engine.add(frames)
+        engine.finish()
+        return A, S
+
+    return run
+
+
+def make_quantem(path: str, workload: dict[str, Any]) -> Callable[[], Any]:
+    """Make quantEM's Montage with one thread, from frames to the image; its own units.
+
+    Its search for the beam is left out, and so is the estimate of the bright field.
+    """
+    import torch
+    from quantem.core.datastructures import Dataset2d, Dataset3d
+    from quantem.diffractive_imaging import DirectPtychographyMontage
+
+    torch.set_num_threads(1)
+    parameters = workload["parameters"]
+    frames = np.load(workload["file"], mmap_mode="r")
+    scan, detector = frames.shape[:2], frames.shape[2:]
+    angles = [
+        (np.arange(n) - n // 2) * step
+        for n, step in zip(detector, parameters["angular_sampling"], strict=True)
+    ]
+    mask = np.hypot(*np.meshgrid(*angles, indexing="ij")) <= parameters["semiangle_cutoff"]
+    # quantEM wants the beam at pixel (0, 0).
+    corner_mask = np.fft.ifftshift(mask)
+    rows, cols = ((i + n // 2) % n for i, n in zip(np.nonzero(corner_mask), detector, strict=True))
+    volts = parameters["energy"]
+    wavelength = 12.264259661 / np.sqrt(volts * (1 + 0.978475597e-6 * volts))  # Å
+    bright_field = Dataset2d.from_array(
+        corner_mask,
+        units=("A^-1", "A^-1"),
+        sampling=tuple(step * 1e-3 / wavelength for step in parameters["angular_sampling"]),
+    )
+
+    def run() -> Any:
+        images = frames[:, :, rows, cols].transpose(2, 0, 1).astype(np.float32)
+        assert images.shape[1:] == scan
+        montage = DirectPtychographyMontage.from_virtual_bfs(
+            Dataset3d.from_array(
+                images, units=("index", "A", "A"), sampling=(1, *parameters["scan_sampling"])
+            ),
+            bright_field,
+            energy=volts,
+            rotation_angle=np.rad2deg(parameters["rotation_angle"]),
+            semiangle_cutoff=parameters["semiangle_cutoff"],
+            aberration_coefs=parameters["aberration_coefs"],
+            subtract_frame_mean=True,
+            crop_bf_mask=False,
+            verbose=False,
+        )
+        montage.reconstruct(
+            upsampling_factor=parameters["upsampling_factor"],
+            parallax_flip_phase=path.endswith("phase flip"),
+            band_limit=False,
+            suppress_nyquist=True,
+            compute_variance=False,
+        )
+        return montage.corrected_bf.numpy()
+
+    return run
+
+
+def prepare(
+    path: str, workload: dict[str, Any]
+) -> tuple[Callable[[], Any], Any, int | None, float | None]:
+    """Load the data and run once.
+
+    Returns
+    -------
+    tuple
+        What to run; the image; number of bright-field pixels; counts in them. The last three are
+        None where the path has none.
+    """
+    if path.startswith("quantEM"):
+        run = make_quantem(path, workload)
+        return run, run(), None, None
+    if "floor" in path:
+        plan = make_udf("numba", workload).params.geometry.plan
+        make = make_floor if path.startswith("floor") else make_gpu_floor
+        run = make(path, plan, workload)
+        run()
+        return run, None, None, None
+    if path.endswith("engine alone"):
+        from libertem_parallax.finish import Finish
+
+        udf = make_udf(path, workload)
+        plan = udf.params.geometry.plan
+        run = make_engine_run(path, udf, workload)
+        A, S = run()
+        image = Finish(udf.params.geometry).parallax(plan.fold(A), S.reshape(plan.scan_shape))
+        return run, image, len(plan.pixels), float(S.sum())
+    udf = make_udf(path, workload)
+    run = make_run(udf, workload)
+    image = run()
+    if path.endswith("UDF"):
+        return run, None, None, None
+    if path.startswith("upstream"):
+        return run, image, None, None
+    electrons = float(udf.results.get_buffer("S").raw_data.sum())
+    return run, image, len(udf.params.geometry.plan.pixels), electrons
+
+
+def main() -> None:
     """Obey until standard input ends."""
-    run: Any = None
+    # The smallest scans wrap around, which takes as long as if they did not.
+    warnings.filterwarnings("ignore", "shifts of up to")
+    runs: dict[str, Callable[[], Any]] = {}
+    last = None
     for line in sys.stdin:
+        question = json.loads(line)
         answer: Any
-        if line.strip() == "run":
+        if isinstance(question, str):
             start = time.perf_counter()
-            run()
+            runs[question]()
             answer = time.perf_counter() - start
         else:
-            run, answer = prepare(path, json.loads(line))
+            path = question.pop("path")
+            if question["file"] != last:
+                runs.clear()  # and with them files that are gone, but mapped
+                last = question["file"]
+            runs[path], image, pixels, electrons = prepare(path, question)
+            answer = {"image": None, "pixels": pixels, "electrons": electrons}
+            if image is not None:
+                with tempfile.NamedTemporaryFile(suffix=".npy", delete=False) as file:
+                    np.save(file, image)
+                answer["image"] = file.name
         sys.stdout.write(f"={json.dumps(answer)}\n")
         sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-__all__ = ["CURVES", "WORKLOADS", "Workload"]
+import numpy as np
+import scipy.stats
+
+__all__ = ["CURVES", "WORKLOADS", "Workload", "write"]
 
 #: The acquisition of the README's example.
 _PARAMETERS: dict[str, Any] = {
@@ -22,15 +26,74 @@ _PARAMETERS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Workload:
-    """Shape and dtype of the frames, parameters of the UDF, and how LiberTEM runs it."""
+    """Frames, parameters of the UDF, and how LiberTEM runs it.
+
+    Parameters
+    ----------
+    name
+        Empty for the points of a curve.
+    shape
+        Scan rows and columns, detector rows and columns.
+    dtype
+        Of the frames.
+    parameters
+        Of ``from_parameters``.
+    electrons
+        Counts per detector pixel and frame, on average.
+    storage
+        Format of the file by LiberTEM's name; one of `_WRITERS`.
+    executor, workers
+        LiberTEM's executor, and how many workers it has (one if it is ``inline``).
+    partitions
+        Of the data set. Default: LiberTEM's.
+    """
 
     name: str
     shape: tuple[int, int, int, int]
     dtype: str = "uint8"
     parameters: dict[str, Any] = field(default_factory=lambda: _PARAMETERS)
+    electrons: float = 0.7  # 30 e/Å² in the acquisition above
+    storage: str = "npy"
     executor: str = "inline"
     workers: int = 1
     partitions: int | None = None
+
+
+def _write_npy(file: Path, workload: Workload) -> None:
+    rng = np.random.default_rng(0)
+    counts = scipy.stats.poisson.ppf((np.arange(2**16) + 0.5) / 2**16, workload.electrons)
+    table = counts.astype(workload.dtype)  # much faster than to draw every number
+    frames = np.lib.format.open_memmap(file, "w+", workload.dtype, workload.shape)
+    for row in frames:
+        row[:] = table[rng.integers(0, 2**16, row.shape, dtype=np.uint16)]
+
+
+#: How to write the frames, by storage.
+_WRITERS = {"npy": _write_npy}
+
+
+def write(workload: Workload, folder: Path) -> Path:
+    """Write the frames of a workload as Poisson noise.
+
+    Parameters
+    ----------
+    workload
+        What to write.
+    folder
+        Where to; emptied. If it has these frames already, they are used again.
+
+    Returns
+    -------
+    pathlib.Path
+        The file, for ``Context.load``.
+    """
+    shape = "x".join(map(str, workload.shape))
+    file = folder / f"{shape}_{workload.dtype}_{workload.electrons:g}.{workload.storage}"
+    if not file.exists():
+        for other in folder.iterdir():
+            other.unlink()
+        _WRITERS[workload.storage](file, workload)
+    return file
 
 
 def _radius(pixels: float) -> dict[str, Any]:
@@ -38,13 +101,16 @@ def _radius(pixels: float) -> dict[str, Any]:
     return _PARAMETERS | {"semiangle_cutoff": (pixels + 0.1) * 0.307617}
 
 
+#: From the smallest to larger ones.
 WORKLOADS = (
+    Workload("24 x 24 scan, 64 x 64 uint8", (24, 24, 64, 64)),
     Workload("72 x 72 scan, 64 x 64 uint8", (72, 72, 64, 64)),
     Workload("256 x 256 scan, 64 x 64 uint8", (256, 256, 64, 64)),
+    Workload("512 x 512 scan, 64 x 64 uint8", (512, 512, 64, 64)),
     Workload("256 x 256 scan, 64 x 64 uint16", (256, 256, 64, 64), "uint16"),
     Workload("128 x 128 scan, 64 x 64 float32", (128, 128, 64, 64), "float32"),
     Workload(
-        "64 x 64 scan, 192 x 192 uint16, radius 30", (64, 64, 192, 192), "uint16", _radius(30)
+        "128 x 128 scan, 192 x 192 uint16, radius 30", (128, 128, 192, 192), "uint16", _radius(30)
     ),
     Workload(
         "32 x 32 scan, 512 x 512 uint16, radius 30", (32, 32, 512, 512), "uint16", _radius(30)
@@ -59,8 +125,10 @@ def _one_to(cores: int) -> list[int]:
 _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 #: Frames per second against one thing at a time: title to (x, workload).
-CURVES: dict[str, list[tuple[float, Workload]]] = {
-    "scan rows and columns": [(n, Workload("", (n, n, 64, 64))) for n in (16, 32, 64, 128, 256)],
+CURVES: dict[str, list[tuple[float | str, Workload]]] = {
+    "scan rows and columns": [
+        (n, Workload("", (n, n, 64, 64))) for n in (16, 32, 64, 128, 256, 512)
+    ],
     "radius of the bright field / pixels": [
         (r, Workload("", (128, 128, 64, 64), parameters=_radius(r))) for r in (3, 6, 10, 15, 20, 26)
     ],
@@ -68,9 +136,9 @@ CURVES: dict[str, list[tuple[float, Workload]]] = {
         (u, Workload("", (128, 128, 64, 64), parameters=_PARAMETERS | {"upsampling_factor": u}))
         for u in (1, 2, 3, 4)
     ],
-    "bytes per pixel": [
-        (int(dtype[4:]) / 8, Workload("", (128, 128, 64, 64), dtype))
-        for dtype in ("uint8", "uint16", "uint32", "uint64")
+    "dtype": [
+        (dtype, Workload("", (128, 128, 64, 64), dtype))
+        for dtype in ("uint8", "uint16", "uint32", "uint64", "float32", "float64")
     ],
     "frames per partition": [
         (128 * 128 / n, Workload("", (128, 128, 64, 64), partitions=n)) for n in (256, 64, 16, 4, 1)

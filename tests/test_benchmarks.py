@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import re
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 
+import numpy as np
+import pytest
+from click.testing import CliRunner
 from conftest import needs_compiler
 
-from benchmarks import gpu, report
+from benchmarks import __main__ as command
+from benchmarks import gpu, report, worker
 from benchmarks.report import Row
+from benchmarks.workloads import Workload, write
 
-FLOOR = Row("w", "floor", 1000, 10, [0.1, 0.1, 0.1])
-NUMBA = Row("w", "numba", 1000, 10, [0.4, 0.5, 0.6])
+FLOOR = Row("w", "floor", 1000, 10, 5000.0, [0.1, 0.1, 0.1])
+NUMBA = Row("w", "numba", 1000, 10, 5000.0, [0.4, 0.5, 0.6], 1.0)
+WRONG = Row("w", "numpy", 1000, 10, 5000.0, [], 0.123)
+SMALL = Workload("small", (18, 20, 64, 64))
 
 
 def slowed(row: Row, factor: float) -> Row:
@@ -30,6 +39,10 @@ def test_ratios_are_of_paired_rounds() -> None:
     assert a.ratio(b) == 2
 
 
+def test_slow_paths_run_in_the_first_rounds_only() -> None:
+    assert replace(NUMBA, seconds=[0.4, 0.4, 9.0]).ratio(replace(NUMBA, seconds=[0.8, 0.8])) == 2
+
+
 def test_compare_tells_slower_code_from_a_slower_machine_and_from_noise() -> None:
     old = [FLOOR, NUMBA]
     assert report.compare(old, old) == []
@@ -41,13 +54,127 @@ def test_compare_tells_slower_code_from_a_slower_machine_and_from_noise() -> Non
     assert report.compare([FLOOR], [slowed(NUMBA, 4)]) == []
 
 
+def test_half_the_rate_is_no_noise() -> None:
+    unsteady = replace(NUMBA, seconds=[0.1, 0.5, 1.9])
+    assert unsteady.spread > 1
+    assert report.compare([unsteady], [slowed(unsteady, 1.9)]) == []
+    assert report.compare([unsteady], [slowed(unsteady, 2.5)]) == [
+        "w, numba: 60% slower than before"
+    ]
+
+
+def test_compare_tells_what_became_wrong() -> None:
+    right = replace(WRONG, seconds=[1.0], correlation=1.0)
+    assert report.compare([right], [WRONG]) == ["w, numpy: wrong, correlation 0.12"]
+    assert report.compare([WRONG], [WRONG]) == report.compare([WRONG], [right]) == []
+
+
 def test_table_shows_every_path_against_the_references() -> None:
-    head, columns, floor, numba, end = report.table([FLOOR, NUMBA])
-    assert head == "w, 10 bright-field pixels"
-    assert columns.split() == ["path", "frames/s", "updates/s", "spread", "x", "floor"]
+    million = replace(NUMBA, electrons=5e9)
+    head, columns, floor, numba, wrong, end = report.table([FLOOR, million, WRONG])
+    assert head == "w, 10 bright-field pixels, 5 electrons a frame"
+    assert columns.split() == [
+        "path", "frames/s", "updates/s", "electrons/s", "spread", "x", "floor",
+    ]  # fmt: skip
     assert floor.split() == ["floor", "10,000", "0%", "1.00"]
-    assert numba.split() == ["numba", "2,000", "0", "M", "20%", "0.20"]
+    assert numba.split() == ["numba", "2,000", "0", "M", "10,000", "M", "20%", "0.20"]
+    assert wrong.split() == ["numpy", "wrong,", "correlation", "0.12:", "not", "timed"]
     assert end == ""
+
+
+@pytest.mark.parametrize("electrons", [0.01, 0.7])
+def test_frames_hold_poisson_noise(tmp_path, electrons) -> None:
+    frames = np.load(write(replace(SMALL, electrons=electrons), tmp_path))
+    assert (frames.shape, frames.dtype) == (SMALL.shape, np.uint8)
+    # The mean of n Poisson numbers has this standard deviation; the table has steps of 2**-16.
+    assert abs(frames.mean() - electrons) < 4 * np.sqrt(electrons / frames.size) + 2**-14
+    assert abs(frames.var() / electrons - 1) < 0.03
+    assert (frames[1:] != frames[:-1]).any(axis=(1, 2, 3)).all()  # no row twice
+
+
+def test_a_workload_replaces_the_last_ones_file(tmp_path) -> None:
+    first = write(SMALL, tmp_path)
+    assert write(SMALL, tmp_path) == first
+    other = write(replace(SMALL, dtype="uint16"), tmp_path)
+    assert list(tmp_path.iterdir()) == [other]
+
+
+class Misled(command.Worker):
+    """Gives another defocus than it should to one of its paths."""
+
+    def ask(self, question):
+        if isinstance(question, dict) and question["path"] == "numpy":
+            coefs = {"C10": 1.5 * question["parameters"]["aberration_coefs"]["C10"]}
+            parameters = {**question["parameters"], "aberration_coefs": coefs}
+            question = {**question, "parameters": parameters}
+        return super().ask(question)
+
+
+def test_a_wrong_image_gets_no_time(tmp_path) -> None:
+    misled = Misled()
+    workers = dict.fromkeys(("numba", "numpy", "numba, engine alone"), misled)
+    try:
+        numba, numpy, alone = command.measure(SMALL, workers, 2, tmp_path)
+    finally:
+        misled.close()
+    assert (len(numba.seconds), numpy.seconds, len(alone.seconds)) == (2, [], 2)
+    assert numba.correlation == pytest.approx(1)
+    assert alone.correlation == pytest.approx(1)
+    assert abs(numpy.correlation) < 0.9
+    frames = np.load(write(SMALL, tmp_path)).astype(float)
+    offsets = (np.indices((64, 64)) - 32) * 0.307617
+    bright_field = np.hypot(*offsets) <= 4
+    assert numba.pixels == bright_field.sum()
+    assert numba.electrons == frames[..., bright_field].sum()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "status", "says"),
+    [(1e6, 0, "Nothing became slower or wrong."), (1e-9, 1, "small, numba: 100% slower")],
+)
+def test_the_exit_status_says_whether_anything_became_slower(
+    tmp_path, monkeypatch, seconds, status, says
+) -> None:
+    """Than in times that no machine needs."""
+    monkeypatch.setattr(command, "WORKLOADS", (SMALL,))
+    old = tmp_path / "old.json"
+    old.write_text(json.dumps({"rows": [asdict(Row("small", "numba", 360, 529, 1.0, [seconds]))]}))
+    options = ["--quick", "--output", str(tmp_path), "--compare", str(old)]
+    result = CliRunner().invoke(command.main, options)
+    assert says in result.output
+    assert result.exit_code == status
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert {row["path"]: len(row["seconds"]) for row in rows} == dict.fromkeys(command.PATHS, 3)
+
+
+def test_results_go_outside_of_the_checkout(tmp_path, monkeypatch) -> None:
+    temporary, here = tmp_path / "temporary", tmp_path / "here"
+    temporary.mkdir()
+    here.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(command, "WORKLOADS", ())
+    result = CliRunner().invoke(command.main, ["--quick"])
+    [file] = temporary.glob("*/results.json")
+    assert f"Written to {file}" in result.output
+    assert list(here.iterdir()) == []
+
+
+def test_old_results_that_are_none_are_refused(tmp_path) -> None:
+    file = tmp_path / "old.json"
+    file.write_text("{}")
+    result = CliRunner().invoke(command.main, ["--compare", str(file)])
+    assert result.exit_code == 1
+    assert "no results.json" in result.output
+
+
+def test_curves_are_drawn(tmp_path) -> None:
+    curves: Mapping = {
+        "numbers": [(1, [FLOOR, NUMBA]), (2, [FLOOR, NUMBA])],
+        "names": [("uint8", [FLOOR]), ("uint16", [NUMBA])],
+    }
+    report.plot(tmp_path / "curves.png", curves)
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 @needs_compiler
@@ -59,3 +186,41 @@ def test_gpu_table_has_all_figures(standin, monkeypatch) -> None:
     lines = list(gpu.table(1 << 16))
     figures = [len(re.findall(r" [\d,.]+(?= G|%| frames)", line)) for line in lines]
     assert figures[1:] == [2, 3, 0, 0, 0, 3, 3, 3, 1, 1]
+
+
+@pytest.mark.parametrize("path", ["floor", "floor, file mapped"])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_the_floor_reads_every_cache_line_of_the_bright_field(tmp_path, path, dtype) -> None:
+    workload = replace(SMALL, dtype=dtype)
+    file = write(workload, tmp_path)
+    run, *_ = worker.prepare(path, {**asdict(workload), "file": str(file)})
+    bright_field = (np.hypot(*(np.indices((64, 64)) - 32)) * 0.307617 <= 4).reshape(-1)
+    in_line = 64 // np.dtype(dtype).itemsize
+    lines = np.load(file).astype(int).reshape(-1, bright_field.size // in_line, in_line)
+    assert run() == lines[:, bright_field.reshape(-1, in_line).any(axis=1), 0].sum()
+
+
+@pytest.mark.parametrize("path", ["NoOpUDF", "SumUDF"])
+def test_what_is_compared_with_runs(tmp_path, path) -> None:
+    question = {**asdict(SMALL), "file": str(write(SMALL, tmp_path))}
+    run, *nothing = worker.prepare(path, question)
+    run()
+    assert nothing == [None, None, None]
+
+
+@needs_compiler
+def test_gpu_paths_run(standin, tmp_path) -> None:
+    """As above; images of the engine are right here, too."""
+    standin()
+    question = {**asdict(SMALL), "file": str(write(SMALL, tmp_path))}
+    for path in ("bus floor", "device floor"):
+        run, *nothing = worker.prepare(path, question)
+        run()
+        assert nothing == [None, None, None]
+    images = {
+        path: worker.prepare(path, question)[1]
+        for path in ("numba", "numba, phase flip", "cuda, engine alone", "cuda, phase flip", "cuda")
+    }
+    for path in ("cuda", "cuda, engine alone", "cuda, phase flip"):
+        right = images["numba, phase flip" if path.endswith("phase flip") else "numba"]
+        np.testing.assert_array_equal(images[path], right)
