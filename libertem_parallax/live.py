@@ -331,7 +331,10 @@ def acquire(
 
 
 def _not_started(timeout: float) -> str:
-    return f"no acquisition was started within {timeout:g} s."
+    return (
+        f"no acquisition was started within {timeout:g} s, or none of its frames came. Is it "
+        "triggered, and does no other program receive them?"
+    )
 
 
 def warm_up(ctx: Any, udf: Any, dtype: np.dtype[Any]) -> None:
