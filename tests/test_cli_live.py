@@ -560,7 +560,7 @@ def test_somebody_else_receives_the_frames(
     """A Merlin sends to one program only."""
     with socket.create_connection((merlin.data_host, merlin.data_port)):
         result = run(arguments(merlin, "--start --timeout 0.5"))
-    check_error(result, "no acquisition was started within 0.5 s", "another program")
+    check_error(result, "no acquisition was started within 0.5 s", "other program")
     check_complete(run(arguments(merlin, "--start")), frames)
 
 

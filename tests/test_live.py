@@ -208,7 +208,7 @@ def test_after_a_detector_is_lost_another_connection_works(executor, tmp_path, m
         with monkeypatch.context() as patch, detector.open(ctx) as conn:
             patch.setattr(sim.DataSocketSimulator, "get_chunks", lost)
             acquisition = acquire(ctx, conn, detector, "active")
-            with pytest.raises(Exception, match="connection error|in-flight tasks") as error:
+            with pytest.raises(Exception, match=r"connection error|in-flight tasks") as error:
                 run(ctx, acquisition)
         assert "connection error: EOF" in f"{error.value} {error.value.__cause__}"
         with detector.open(ctx) as conn:
