@@ -450,7 +450,15 @@ Examples:
     type=click.FloatRange(min=0),
     default=2.0,
     show_default=True,
-    help="Seconds between two pictures of the growing image.",
+    help="Seconds between two pictures of the growing image, or longer: they take a twentieth of "
+    "the time at most.",
+)
+@click.option(
+    "--blur",
+    type=click.FloatRange(min=0),
+    metavar="Å",
+    help="Blur these pictures, but not the image that is written, with a Gaussian of this standard "
+    "deviation, to see through the noise of few electrons.  [default: 0, with --simulate 6]",
 )
 @click.option(
     "-o",
@@ -517,6 +525,7 @@ class _Recording(NamedTuple):
     silence: float
     frames_per_partition: int | None
     interval: float
+    blur: float | None
 
 
 class _Recorded(NamedTuple):
@@ -554,7 +563,8 @@ def _live_simulated(
     from .merlin import simulator, write_mib
     from .simulate import simulate
 
-    folder, dose, blur = Path("libertem-parallax-live"), 30.0, 6.0
+    folder, dose = Path("libertem-parallax-live"), 30.0
+    blur = 6.0 if recording.blur is None else recording.blur
     hdr, params, growth = (folder / name for name in ("frames.hdr", "params.toml", "growth.png"))
     output = output or folder / "image.tif"
     try:
@@ -571,7 +581,7 @@ def _live_simulated(
     ny, nx = simulation.frames.shape[:2]
     parameters = _merge({**simulation.parameters, "phase_flip": True, **given}, options)
     del parameters["shape"]
-    recording = recording._replace(start=True, interval=min(recording.interval, 0.5))
+    recording = recording._replace(start=True, interval=min(recording.interval, 0.5), blur=blur)
     pictures: list[tuple[int, NDArray[Any]]] = []
     with simulator(hdr, dwelltime=1500) as where:
         address = Address("merlin", where.api_host, where.api_port, where.data_port)
@@ -657,7 +667,7 @@ def _record(
         known = recording.nav_shape is not None
         with contextlib.nullcontext() if known else warnings.catch_warnings(action="ignore"):
             udf = make_udf((recording.nav_shape or (8, 8)) + detector_shape)
-        screen, picture = _open_screen(output, snapshot, recording.interval)
+        screen, picture = _open_screen(output, snapshot, recording, _pixel_size(udf))
         acquisition = _await(ctx, conn, watch, address.detector, recording)
         if tuple(acquisition.shape) != (recording.nav_shape or ()) + detector_shape:
             udf = make_udf(tuple(acquisition.shape))
@@ -686,13 +696,18 @@ def _record(
     return _Recorded(image, udf, rows, problem, window=picture is None)
 
 
-def _open_screen(output: Path, snapshot: Path | None, interval: float) -> tuple[Any, Path | None]:
+def _open_screen(
+    output: Path, snapshot: Path | None, recording: _Recording, pixel_size: tuple[float, float]
+) -> tuple[Any, Path | None]:
     """Open a window for the growing image, or choose a file; its path is None for a window."""
     from . import images, live
 
+    height, width = pixel_size
+    blur = recording.blur or 0.0
+    screen = partial(live.Screen, interval=recording.interval, blur=(blur / height, blur / width))
     window = live.open_window(str(output)) if snapshot is None else None
     if window is not None:
-        return live.Screen(window, interval), None
+        return screen(window), None
     folder = snapshot or output.parent
     folder.mkdir(parents=True, exist_ok=True)
     picture = folder / "live.png"
@@ -703,7 +718,7 @@ def _open_screen(output: Path, snapshot: Path | None, interval: float) -> tuple[
         except OSError as error:
             _warn(f"cannot write {picture}: {error}")
 
-    return live.Screen(write, interval), picture
+    return screen(write), picture
 
 
 def _await(ctx: Any, conn: Any, watch: Any, detector: str, recording: _Recording) -> Any:

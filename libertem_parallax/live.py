@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 
 from .images import gray_limits
 
@@ -480,12 +481,17 @@ class Screen:
         Takes an image and the values to be black and white.
     interval
         Seconds between two pictures, at least.
+    blur
+        Standard deviations of a Gaussian along rows and columns in pixels, for the pictures only.
     """
 
     def __init__(
-        self, show: Callable[[NDArray[Any], tuple[float, float]], None], interval: float
+        self,
+        show: Callable[[NDArray[Any], tuple[float, float]], None],
+        interval: float,
+        blur: tuple[float, float] = (0, 0),
     ) -> None:
-        self._show, self._interval = show, interval
+        self._show, self._interval, self._blur = show, interval, blur
         self._next = -math.inf
 
     def due(self) -> bool:
@@ -505,14 +511,15 @@ class Screen:
         count : int
             Frames that were added.
         image : (u Ny, u Nx) float32
-            The image.
+            The image, not blurred.
         """
         begin = time.perf_counter()
         image: NDArray[np.float32] = results.buffers[0]["reconstruction"].data
         scanned = results.damage.data
         factor = image.shape[0] // scanned.shape[0]
         pixels = scanned.repeat(factor, axis=0).repeat(factor, axis=1)
-        self._show(image, gray_limits(image[pixels]))
+        picture = gaussian_filter(image, self._blur, mode="wrap")
+        self._show(picture, gray_limits(picture[pixels]))
         end = time.perf_counter()
         self._next = end + max(self._interval, (end - begin) / _SCREEN_SHARE)
         return int(scanned.sum()), image

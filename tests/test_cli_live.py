@@ -264,6 +264,20 @@ def test_it_can_be_seen_growing(
     assert (last != seen[0]).any()
 
 
+def test_pictures_are_blurred_and_the_image_is_not(
+    run: Run, merlin: Simulator, frames: NDArray[Any]
+) -> None:
+    """By a Gaussian in Å, which is one in the Fourier transform, too; pixels are 2 x 2.5 Å."""
+    check_complete(run(arguments(merlin, "--start --blur 6")), frames)
+    image = expected(frames).astype(float)
+    frequency = np.hypot(*np.ix_(np.fft.fftfreq(16, 2.0), np.fft.fftfreq(24, 2.5)))
+    blurred = np.fft.ifft2(np.fft.fft2(image) * np.exp(-2 * (np.pi * 6 * frequency) ** 2)).real
+    low, high = np.percentile(blurred, (0.5, 99.5))
+    gray = np.clip((blurred - low) / (high - low), 0, 1) * 255
+    with Image.open("live.png") as picture:
+        np.testing.assert_allclose(np.asarray(picture, float), gray, atol=2)
+
+
 def test_interrupted(
     run: Run, merlin: Simulator, frames: NDArray[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
