@@ -549,8 +549,10 @@ def test_dectris(
 
 def test_dectris_fails_and_works_again(run: Run, frames: NDArray[Any], tmp_path: Path) -> None:
     options = "--start --nav-shape 8 12 --silence 0.5"
+    begin = time.monotonic()
     with dectris_simulator(tmp_path, frames, dies_after=50) as simulator:
         result = run(dectris(simulator, options))
+    assert time.monotonic() - begin < SECONDS / 3  # and not the timeout of 60 s
     assert check_partial(result, frames, "the detector sent nothing for 0.5 s") == 48
     with dectris_simulator(tmp_path, frames) as simulator:
         check_complete(run(dectris(simulator, options)), frames)
@@ -558,6 +560,7 @@ def test_dectris_fails_and_works_again(run: Run, frames: NDArray[Any], tmp_path:
 
 def test_it_is_started_and_sends_no_frame(run: Run, frames: NDArray[Any], tmp_path: Path) -> None:
     """The scan is announced and never begins. A Merlin announces it with the first frame only."""
+    begin = time.monotonic()
     with dectris_simulator(tmp_path, frames, triggered=False) as simulator:
         result = run(dectris(simulator, "--start --timeout 0.5 --nav-shape 8 12"))
     check_error(
@@ -565,6 +568,7 @@ def test_it_is_started_and_sends_no_frame(run: Run, frames: NDArray[Any], tmp_pa
         "none of 96 frames is in the image, which was not written: the detector sent no frame "
         "within 0.5 s after it was started",
     )
+    assert time.monotonic() - begin < SECONDS / 3
     assert not Path("image.tif").exists()
 
 
