@@ -265,32 +265,14 @@ def reconstruct(data: Path, params: Path | None, output: Path | None, **options:
 
     from libertem.api import Context
 
-    from . import images
-
     with Context.make_with("threads") as ctx:
         dataset = _load(ctx, data, load)
         udf = _make_udf({**parameters, "shape": dataset.shape}, phase_flip=phase_flip)
         click.echo(f"Reconstructing{_COMPILES}", err=True)
         results, speed = _run(ctx, dataset, udf)
-    image = results["reconstruction"]
-    plan = udf.params.geometry.plan
-    pixel_size = _pixel_size(udf)
-    try:
-        images.save(output, image, pixel_size)
-    except (OSError, ValueError) as error:
-        raise click.ClickException(f"cannot write {output}: {error}") from error
-    kind = "phase-flipped parallax" if phase_flip else "parallax"
+    _save(output, results["reconstruction"], udf)
     _report(
-        (
-            "Data",
-            f"{_by(plan.scan_shape)} scan, {_by(plan.detector_shape)} detector, {dataset.dtype}",
-        ),
-        ("Bright field", f"{len(plan.pixels)} detector pixels"),
-        (
-            "Image",
-            f"{kind}, {_by(image.shape)} pixels of "
-            f"{_by(f'{size / 10:.4g}' for size in pixel_size)} nm",
-        ),
+        *_described(udf, dataset.dtype),
         ("Time", speed),
         ("Written to", str(output)),
     )
@@ -468,7 +450,15 @@ Examples:
     type=click.FloatRange(min=0),
     default=2.0,
     show_default=True,
-    help="Seconds between two pictures of the growing image.",
+    help="Seconds between two pictures of the growing image, or longer: they take a twentieth of "
+    "the time at most.",
+)
+@click.option(
+    "--blur",
+    type=click.FloatRange(min=0),
+    metavar="Å",
+    help="Blur these pictures, but not the image that is written, with a Gaussian of this standard "
+    "deviation, to see through the noise of few electrons.  [default: 0, with --simulate 6]",
 )
 @click.option(
     "-o",
@@ -507,7 +497,7 @@ def live(
     if (detector is None) == (simulate is None):
         raise click.UsageError("give either a DETECTOR, merlin or dectris, or --simulate merlin.")
     given = {} if params is None else _read_parameters(params)
-    recording = {name: options.pop(name) for name in _RECORDING}
+    recording = _Recording(*(options.pop(name) for name in _Recording._fields))
     if simulate is not None:
         _live_simulated(given, options, output, snapshot, recording)
         return
@@ -521,13 +511,21 @@ def live(
 
     default_port, default_data_port = PORTS[detector]
     address = Address(detector, host, port or default_port, data_port or default_data_port)
-    recorded = _record(address, parameters, output, snapshot, **recording)
+    recorded = _record(address, parameters, output, snapshot, recording)
     _report(*recorded.rows)
     recorded.end()
 
 
-#: Options of `live` for `_record`.
-_RECORDING = ("nav_shape", "start", "timeout", "silence", "frames_per_partition", "interval")
+class _Recording(NamedTuple):
+    """How to record: options of `live`, by their names."""
+
+    nav_shape: tuple[int, int] | None
+    start: bool
+    timeout: float
+    silence: float
+    frames_per_partition: int | None
+    interval: float
+    blur: float | None
 
 
 class _Recorded(NamedTuple):
@@ -555,7 +553,7 @@ def _live_simulated(
     options: dict[str, Any],
     output: Path | None,
     snapshot: Path | None,
-    recording: dict[str, Any],
+    recording: _Recording,
 ) -> None:
     import numpy as np
     from tqdm import tqdm
@@ -565,7 +563,8 @@ def _live_simulated(
     from .merlin import simulator, write_mib
     from .simulate import simulate
 
-    folder, dose, blur = Path("libertem-parallax-live"), 30.0, 6.0
+    folder, dose = Path("libertem-parallax-live"), 30.0
+    blur = 6.0 if recording.blur is None else recording.blur
     hdr, params, growth = (folder / name for name in ("frames.hdr", "params.toml", "growth.png"))
     output = output or folder / "image.tif"
     try:
@@ -582,7 +581,7 @@ def _live_simulated(
     ny, nx = simulation.frames.shape[:2]
     parameters = _merge({**simulation.parameters, "phase_flip": True, **given}, options)
     del parameters["shape"]
-    recording = {**recording, "start": True, "interval": min(recording["interval"], 0.5)}
+    recording = recording._replace(start=True, interval=min(recording.interval, 0.5), blur=blur)
     pictures: list[tuple[int, NDArray[Any]]] = []
     with simulator(hdr, dwelltime=1500) as where:
         address = Address("merlin", where.api_host, where.api_port, where.data_port)
@@ -591,8 +590,8 @@ def _live_simulated(
             parameters,
             output,
             snapshot,
+            recording,
             on_picture=lambda *picture: pictures.append(picture),
-            **recording,
         )
     image, udf = recorded.image, recorded.udf
     pixel_size, plan = _pixel_size(udf), udf.params.geometry.plan
@@ -634,146 +633,162 @@ def _record(
     parameters: dict[str, Any],
     output: Path,
     snapshot: Path | None,
-    *,
-    nav_shape: tuple[int, int] | None,
-    start: bool,
-    timeout: float,
-    silence: float,
-    frames_per_partition: int | None,
-    interval: float,
+    recording: _Recording,
     on_picture: Callable[[int, NDArray[Any]], object] = lambda *_: None,
 ) -> _Recorded:
     """Reconstruct an acquisition and write the image, as far as it came."""
     from libertem_live.api import LiveContext
-    from tqdm import tqdm
 
-    from . import images, live
+    from . import live
 
     parameters = {name: value for name, value in parameters.items() if name != "load"}
     phase_flip = parameters.pop("phase_flip", False)
     if "bf_mask" in parameters:
         parameters["bf_mask"] = _read_mask(parameters["bf_mask"])
-    engine = parameters.get("engine", "auto")
-    first = last = problem = None
-    shown = -math.inf
     with contextlib.ExitStack() as stack:
         stack.enter_context(_messages_only())
-        gpu = _default_gpu() if engine == "auto" else None
+        gpu = _default_gpu() if parameters.get("engine", "auto") == "auto" else None
         stack.enter_context(_assigned(gpu))
         # The one executor that keeps what it has when a detector fails.
         ctx = stack.enter_context(LiveContext.make_with("inline"))
         watch = stack.enter_context(live.Watch())
         click.echo(f"Connecting to {address}", err=True)
         conn = stack.enter_context(contextlib.closing(live.connect(ctx, address, watch)))
-        sig_shape, dtype = live.describe(ctx, conn, watch)
+        detector_shape, dtype = live.describe(ctx, conn, watch)
 
-        # Whatever takes time or may fail comes before the detector starts, as far as possible:
-        # where the scan's shape is not known yet, a small one gets everything compiled.
         def make_udf(shape: tuple[int, ...]) -> Any:
             udf = _udf_class(phase_flip).from_parameters(shape, **parameters)
             live.warm_up(ctx, udf, dtype)
             return udf
 
+        # Whatever takes time or may fail comes before the detector starts, as far as possible:
+        # where the scan's shape is not known yet, a small one gets everything compiled.
         click.echo(f"Getting ready{_COMPILES}", err=True)
-        known = nav_shape is not None
+        known = recording.nav_shape is not None
         with contextlib.nullcontext() if known else warnings.catch_warnings(action="ignore"):
-            udf = make_udf((nav_shape or (8, 8)) + sig_shape)
-        folder = snapshot or output.parent
-        folder.mkdir(parents=True, exist_ok=True)
-        window = live.open_window(str(output)) if snapshot is None else None
-        if start:
-            live.start(conn, address.detector, watch)
-        else:
-            click.echo(
-                f"Waiting up to {timeout:g} s for an acquisition to be started (Ctrl-C ends)",
-                err=True,
-            )
-        acquisition = live.acquire(
-            ctx,
-            conn,
-            watch,
-            nav_shape,
-            timeout,
-            frames_per_partition or live.FRAMES_PER_PARTITION,
-        )
-        if nav_shape is None or tuple(acquisition.shape) != nav_shape + sig_shape:
+            udf = make_udf((recording.nav_shape or (8, 8)) + detector_shape)
+        screen, picture = _open_screen(output, snapshot, recording, _pixel_size(udf))
+        acquisition = _await(ctx, conn, watch, address.detector, recording)
+        if tuple(acquisition.shape) != (recording.nav_shape or ()) + detector_shape:
             udf = make_udf(tuple(acquisition.shape))
-        plan = udf.params.geometry.plan
-        total = math.prod(plan.scan_shape)
-        bar = stack.enter_context(tqdm(total=total, desc="Recording", unit=" frames"))
+        added = _add(ctx, conn, watch, acquisition, udf, screen, recording, on_picture)
+    total = acquisition.shape.nav.size
+    if added.results is None:
+        raise click.ClickException(
+            f"none of {total:,} frames is in the image, which was not written: {added.problem}."
+        )
+    count, image = screen.show(added.results)
+    on_picture(count, image)
+    _save(output, image, udf)
+    problem = None
+    if count < total:
+        problem = (
+            f"{count:,} of {total:,} frames ({count / total:.1%}) are in the image: "
+            f"{added.problem}. It was written to {output}."
+        )
+    rows = [
+        *_described(udf, dtype),
+        ("Recorded", _speed(count, added.seconds) + _where(udf, gpu)),
+        ("Written to", str(output)),
+    ]
+    if picture is not None:
+        rows.append(("Snapshot", str(picture)))
+    return _Recorded(image, udf, rows, problem, window=picture is None)
+
+
+def _open_screen(
+    output: Path, snapshot: Path | None, recording: _Recording, pixel_size: tuple[float, float]
+) -> tuple[Any, Path | None]:
+    """Open a window for the growing image, or choose a file; its path is None for a window."""
+    from . import images, live
+
+    height, width = pixel_size
+    blur = recording.blur or 0.0
+    screen = partial(live.Screen, interval=recording.interval, blur=(blur / height, blur / width))
+    window = live.open_window(str(output)) if snapshot is None else None
+    if window is not None:
+        return screen(window), None
+    folder = snapshot or output.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    picture = folder / "live.png"
+
+    def write(image: NDArray[Any], limits: tuple[float, float]) -> None:
+        try:
+            images.snapshot(picture, image, limits)
+        except OSError as error:
+            _warn(f"cannot write {picture}: {error}")
+
+    return screen(write), picture
+
+
+def _await(ctx: Any, conn: Any, watch: Any, detector: str, recording: _Recording) -> Any:
+    """Start an acquisition, or wait until somebody does."""
+    from . import live
+
+    if recording.start:
+        live.start(conn, detector, watch)
+    else:
+        click.echo(
+            f"Waiting up to {recording.timeout:g} s for an acquisition to be started (Ctrl-C ends)",
+            err=True,
+        )
+    return live.acquire(
+        ctx,
+        conn,
+        watch,
+        recording.nav_shape,
+        recording.timeout,
+        recording.frames_per_partition or live.FRAMES_PER_PARTITION,
+    )
+
+
+class _Added(NamedTuple):
+    """Frames that were added."""
+
+    results: Any  #: of LiberTEM; None if there are none
+    seconds: float  #: since the first one arrived
+    problem: str | None  #: why they are not all, if so
+
+
+def _add(
+    ctx: Any,
+    conn: Any,
+    watch: Any,
+    acquisition: Any,
+    udf: Any,
+    screen: Any,
+    recording: _Recording,
+    on_picture: Callable[[int, NDArray[Any]], object],
+) -> _Added:
+    """Add frames as they arrive, with a progress bar and pictures, as long as they do."""
+    from tqdm import tqdm
+
+    from . import live
+
+    results = problem = first = None
+    with tqdm(total=acquisition.shape.nav.size, desc="Recording", unit=" frames") as bar:
 
         def arrived(frames: int) -> None:
             nonlocal first
             first = first or time.perf_counter()
             bar.update(frames)
 
-        def show(results: Any) -> tuple[int, NDArray[Any]]:
-            image = results.buffers[0]["reconstruction"].data
-            scanned = results.damage.data
-            count = int(scanned.sum())
-            on_picture(count, image)
-            limits = images.gray_limits(image[live.upsample(scanned, plan.upsampling_factor)])
-            if window is not None:
-                window(image, limits)
-            else:
-                try:
-                    images.snapshot(folder / "live.png", image, limits)
-                except OSError as error:
-                    _warn(f"cannot write {folder / 'live.png'}: {error}")
-            return count, image
-
         try:
-            for last in live.stream(
+            for results in live.stream(
                 ctx,
                 conn,
                 acquisition,
                 udf,
                 watch,
-                timeout=timeout,
-                silence=silence,
+                timeout=recording.timeout,
+                silence=recording.silence,
                 on_frames=arrived,
             ):
-                if time.perf_counter() - shown > interval:
-                    show(last)
-                    shown = time.perf_counter()
+                if screen.due():
+                    on_picture(*screen.show(results))
         except live.DetectorError as error:
             problem = str(error).removesuffix(".")
-        seconds = time.perf_counter() - (first or 0)
-    if last is None:
-        raise click.ClickException(
-            f"none of {total:,} frames is in the image, which was not written: {problem}."
-        )
-    count, image = show(last)
-    pixel_size = _pixel_size(udf)
-    try:
-        images.save(output, image, pixel_size)
-    except (OSError, ValueError) as error:
-        raise click.ClickException(f"cannot write {output}: {error}") from error
-    if count == total:
-        problem = None
-    else:
-        problem = (
-            f"{count:,} of {total:,} frames ({count / total:.1%}) are in the image: "
-            f"{problem}. It was written to {output}."
-        )
-    kind = "phase-flipped parallax" if phase_flip else "parallax"
-    rows = [
-        (
-            "Data",
-            f"{_by(plan.scan_shape)} scan, {_by(plan.detector_shape)} detector, {dtype}",
-        ),
-        ("Bright field", f"{len(plan.pixels)} detector pixels"),
-        (
-            "Image",
-            f"{kind}, {_by(image.shape)} pixels of "
-            f"{_by(f'{size / 10:.4g}' for size in pixel_size)} nm",
-        ),
-        ("Recorded", _speed(count, seconds) + _where(udf, gpu)),
-        ("Written to", str(output)),
-    ]
-    if window is None:
-        rows.append(("Snapshot", str(folder / "live.png")))
-    return _Recorded(image, udf, rows, problem, window is not None)
+    return _Added(results, time.perf_counter() - (first or 0), problem)
 
 
 @main.command(short_help="Show versions, and which engines and GPUs work.")
@@ -1094,6 +1109,29 @@ def _pixel_size(udf: Any) -> tuple[float, float]:
     height, width = geometry.scan_sampling
     factor = geometry.plan.upsampling_factor
     return height / factor, width / factor
+
+
+def _save(output: Path, image: NDArray[Any], udf: Any) -> None:
+    from . import images
+
+    try:
+        images.save(output, image, _pixel_size(udf))
+    except (OSError, ValueError) as error:
+        raise click.ClickException(f"cannot write {output}: {error}") from error
+
+
+def _described(udf: Any, dtype: Any) -> list[tuple[str, str]]:
+    """Tell what was reconstructed, in rows for `_report`."""
+    from .udf import ParallaxPhaseFlipUDF
+
+    plan = udf.params.geometry.plan
+    kind = "phase-flipped parallax" if isinstance(udf, ParallaxPhaseFlipUDF) else "parallax"
+    pixel_size = _by(f"{size / 10:.4g}" for size in _pixel_size(udf))
+    return [
+        ("Data", f"{_by(plan.scan_shape)} scan, {_by(plan.detector_shape)} detector, {dtype}"),
+        ("Bright field", f"{len(plan.pixels)} detector pixels"),
+        ("Image", f"{kind}, {_by(plan.image_shape)} pixels of {pixel_size} nm"),
+    ]
 
 
 def _to_toml(parameters: Mapping[str, Any]) -> str:

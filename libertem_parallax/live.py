@@ -17,12 +17,16 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+from .images import gray_limits
 
 __all__ = [
     "FRAMES_PER_PARTITION",
     "PORTS",
     "Address",
     "DetectorError",
+    "Screen",
     "Watch",
     "acquire",
     "connect",
@@ -30,7 +34,6 @@ __all__ = [
     "open_window",
     "start",
     "stream",
-    "upsample",
     "warm_up",
 ]
 
@@ -42,6 +45,9 @@ FRAMES_PER_PARTITION = 512
 
 #: Seconds in which a detector answers to a question.
 _ANSWER = 5.0
+
+#: Part of the time that pictures of the growing image may take.
+_SCREEN_SHARE = 1 / 20
 
 T = TypeVar("T")
 
@@ -326,7 +332,10 @@ def acquire(
 
 
 def _not_started(timeout: float) -> str:
-    return f"no acquisition was started within {timeout:g} s."
+    return (
+        f"no acquisition was started within {timeout:g} s, or none of its frames came. Is it "
+        "triggered, and does no other program receive them?"
+    )
 
 
 def warm_up(ctx: Any, udf: Any, dtype: np.dtype[Any]) -> None:
@@ -463,22 +472,57 @@ def open_window(title: str) -> Callable[[NDArray[Any], tuple[float, float]], Non
     return show
 
 
-def upsample(scanned: NDArray[np.bool_], factor: int) -> NDArray[np.bool_]:
-    """Mark the pixels of the image that belong to scan positions.
+class Screen:
+    """Shows an image while it grows, for a small part of the time at most.
 
     Parameters
     ----------
-    scanned : (Ny, Nx) bool
-        Scan positions.
-    factor
-        Pixels per scan step, ``u``.
-
-    Returns
-    -------
-    (u Ny, u Nx) bool
-        The pixels.
+    show
+        Takes an image and the values to be black and white.
+    interval
+        Seconds between two pictures, at least.
+    blur
+        Standard deviations of a Gaussian along rows and columns in pixels, for the pictures only.
     """
-    return scanned.repeat(factor, axis=0).repeat(factor, axis=1)
+
+    def __init__(
+        self,
+        show: Callable[[NDArray[Any], tuple[float, float]], None],
+        interval: float,
+        blur: tuple[float, float] = (0, 0),
+    ) -> None:
+        self._show, self._interval, self._blur = show, interval, blur
+        self._next = -math.inf
+
+    def due(self) -> bool:
+        """Whether there is time for a picture."""
+        return time.perf_counter() >= self._next
+
+    def show(self, results: Any) -> tuple[int, NDArray[np.float32]]:
+        """Show what was added so far; contrast is made for what is scanned.
+
+        Parameters
+        ----------
+        results : UDFResults
+            From `stream`.
+
+        Returns
+        -------
+        count : int
+            Frames that were added.
+        image : (u Ny, u Nx) float32
+            The image, not blurred.
+        """
+        begin = time.perf_counter()
+        image: NDArray[np.float32] = results.buffers[0]["reconstruction"].data
+        scanned = results.damage.data
+        factor = image.shape[0] // scanned.shape[0]
+        pixels = scanned.repeat(factor, axis=0).repeat(factor, axis=1)
+        picture = gaussian_filter(image, self._blur, mode="wrap")
+        self._show(picture, gray_limits(picture[pixels]))
+        end = time.perf_counter()
+        self._next = end + max(self._interval, (end - begin) / _SCREEN_SHARE)
+        return int(scanned.sum()), image
 
 
 def _by(values: tuple[int, ...]) -> str:

@@ -21,7 +21,7 @@ __all__ = ["ParallaxPhaseFlipUDF", "ParallaxUDF"]
 
 
 #: With plots, images are kept for so many times as long as it took to make them.
-_PLOT_SHARE = 20
+_PLOT_SHARE = 50
 
 
 class ParallaxUDF(UDF):
@@ -265,8 +265,8 @@ class ParallaxUDF(UDF):
     def get_results(self) -> dict[str, NDArray[np.float32]]:
         """Make the images from the sums so far; what was not scanned yet counts nothing.
 
-        With plots, of which LiberTEM draws two in a second but asks for all, they may be up to 20
-        times as old as it takes to make them: one part in 20 of the time goes into that, at most.
+        With plots, of which LiberTEM draws two in a second but asks for all, they may be up to 50
+        times as old as it takes to make them: a fiftieth of the time goes into that, at most.
         Those of a complete scan are always made anew.
         """
         scanned = self.meta.get_valid_nav_mask()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import struct
 from collections.abc import Callable
@@ -41,17 +42,43 @@ def merlin_detector(path, frames, bits):
 
 
 @contextmanager
-def dectris_detector(path, frames, compression):
-    """A DECTRIS detector that sends these frames; writes a file in the folder."""
+def dectris_simulator(path, frames, compression="bslz4", *, triggered=True, dies_after=None):
+    """LiberTEM-live's simulator with these frames; writes a file in the folder.
+
+    If it is not triggered, the detector is armed and announces the scan, and waits for that. It
+    can die after so many frames.
+    """
     # Flask is an extra of LiberTEM-live, which those who test something else need not have.
-    from libertem_live.detectors.dectris.sim import DectrisSim
+    from libertem_live.detectors.dectris.sim import DectrisSim, StopException
 
     dump = path / "dectris.bin"
-    write_dectris(dump, frames, compression)
-    simulator = DectrisSim(path=str(dump), port=0, zmqport=0, verbose=False)
+    write_dectris(dump, frames, compression, triggered=triggered)
+    sent = itertools.count()
+
+    def die(message):
+        if next(sent) == 2 + 4 * dies_after:
+            raise StopException
+        return message
+
+    simulator = DectrisSim(
+        path=str(dump),
+        port=0,
+        zmqport=0,
+        verbose=False,
+        data_filter=None if dies_after is None else die,
+    )
     simulator.start()
     try:
         simulator.wait_for_listen()
+        yield simulator
+    finally:
+        simulator.stop()
+
+
+@contextmanager
+def dectris_detector(path, frames, compression):
+    """A DECTRIS detector that sends these frames; writes a file in the folder."""
+    with dectris_simulator(path, frames, compression) as simulator:
         yield Detector(
             open=lambda ctx: ctx.make_connection("dectris").open(
                 api_host="127.0.0.1",
@@ -65,8 +92,6 @@ def dectris_detector(path, frames, compression):
             trigger=lambda conn: conn.get_api_client().sendDetectorCommand("arm"),
             knows_nav_shape=False,
         )
-    finally:
-        simulator.stop()
 
 
 @contextmanager
@@ -82,17 +107,20 @@ def memory_detector(path, frames, partitions):
     )
 
 
-def write_dectris(path, frames, compression):
-    """Write what a DECTRIS detector would send, message by message: "lz4" or "bslz4"."""
+def write_dectris(path, frames, compression, *, triggered=True):
+    """Write what a DECTRIS detector would send, message by message: "lz4" or "bslz4".
+
+    Triggered from outside for each frame, or waiting for one trigger by software.
+    """
     *scan, rows, cols = frames.shape
     bits = 8 * frames.itemsize
     encode, encoding = {"lz4": (lz4, "lz4<"), "bslz4": (bslz4, f"bs{bits}-lz4<")}[compression]
     config = {
         "bit_depth_image": bits,
         "compression": compression,
-        "nimages": 1,
-        "ntrigger": scan[0] * scan[1],
-        "trigger_mode": "exte",
+        "nimages": 1 if triggered else scan[0] * scan[1],
+        "ntrigger": scan[0] * scan[1] if triggered else 1,
+        "trigger_mode": "exte" if triggered else "ints",
         "x_pixels_in_detector": cols,
         "y_pixels_in_detector": rows,
     }

@@ -22,6 +22,7 @@ import pytest
 import tifffile
 from click.testing import CliRunner, Result
 from libertem.api import Context
+from live import dectris_simulator
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -31,14 +32,21 @@ from libertem_parallax.finish import Finish
 
 pytest.importorskip("libertem_live", reason="LiberTEM-live is not installed")
 
+from libertem_live.detectors.dectris.connection import DectrisDetectorConnection
 from libertem_live.detectors.merlin import sim
 from libertem_live.detectors.merlin.connection import MerlinDetectorConnection
 from libertem_live.detectors.merlin.control import MerlinControl
 
 from libertem_parallax.merlin import Simulator, simulator, write_mib
 
-# The simulator opens its file for each frame, and closes none.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+pytestmark = [
+    # Merlin's simulator opens its file for each frame, and closes none.
+    pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
+    # Nor does that of DECTRIS close what it sends with.
+    pytest.mark.filterwarnings("ignore:[Uu]nclosed context:ResourceWarning"),
+    # It forks for its HTTP server, of which Python 3.12 and 3.13 warn.
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
+]
 
 # Merlin's frames are received by 2 MB: 16 of these.
 SHAPE = (8, 12, 256, 256)
@@ -254,6 +262,20 @@ def test_it_can_be_seen_growing(
         last = np.asarray(image)
     assert last.shape == seen[0].shape == (16, 24)
     assert (last != seen[0]).any()
+
+
+def test_pictures_are_blurred_and_the_image_is_not(
+    run: Run, merlin: Simulator, frames: NDArray[Any]
+) -> None:
+    """By a Gaussian in Å, which is one in the Fourier transform, too; pixels are 2 x 2.5 Å."""
+    check_complete(run(arguments(merlin, "--start --blur 6")), frames)
+    image = expected(frames).astype(float)
+    frequency = np.hypot(*np.ix_(np.fft.fftfreq(16, 2.0), np.fft.fftfreq(24, 2.5)))
+    blurred = np.fft.ifft2(np.fft.fft2(image) * np.exp(-2 * (np.pi * 6 * frequency) ** 2)).real
+    low, high = np.percentile(blurred, (0.5, 99.5))
+    gray = np.clip((blurred - low) / (high - low), 0, 1) * 255
+    with Image.open("live.png") as picture:
+        np.testing.assert_allclose(np.asarray(picture, float), gray, atol=2)
 
 
 def test_interrupted(
@@ -499,23 +521,92 @@ def test_a_window_where_there_is_a_display(
     assert not Path("live.png").exists()
 
 
-def test_dectris(run: Run) -> None:
-    """The simulator's frames are all zero."""
-    pytest.importorskip("flask", reason="needed by the simulator of LiberTEM-live")
-    from libertem_live.detectors.dectris.sim import DectrisSim
+def dectris(simulator: Any, options: str = "") -> str:
+    ports = f"--port {simulator.port} --data-port {simulator.zmqport}"
+    return f"live dectris {ports} {OPTIONS} -o image.tif {options}"
 
-    detector = DectrisSim(port=0, zmqport=0, num_mock_frames=FRAMES, verbose=False)
-    detector.start()
-    try:
-        detector.wait_for_listen()
-        where = f"live dectris --port {detector.port} --data-port {detector.zmqport} {OPTIONS}"
-        check_error(run(f"{where} --start"), "96 frames, but not the shape", "--nav-shape")
-        result = run(f"{where} --start --nav-shape 8 12 -o image.tif")
-    finally:
-        detector.stop()
-    assert result.exit_code == 0, result.output
-    assert "8 x 12 scan, 512 x 512 detector" in result.stdout
-    assert tifffile.imread("image.tif").shape == (16, 24)
+
+@pytest.mark.parametrize("start", [True, False])
+def test_dectris(
+    run: Run, frames: NDArray[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: bool
+) -> None:
+    wait = DectrisDetectorConnection.wait_for_acquisition
+
+    def start_and_wait(conn: Any, timeout: float | None = None) -> Any:
+        conn.get_api_client().sendDetectorCommand("arm")
+        return wait(conn, timeout)
+
+    with dectris_simulator(tmp_path, frames) as simulator:
+        if start:
+            result = run(dectris(simulator, "--start"))
+            check_error(result, "96 frames, but not the shape", "--nav-shape")
+        else:
+            monkeypatch.setattr(DectrisDetectorConnection, "wait_for_acquisition", start_and_wait)
+        result = run(dectris(simulator, "--nav-shape 8 12" + " --start" * start))
+    check_complete(result, frames)
+    assert "8 x 12 scan, 256 x 256 detector, uint16" in result.stdout
+
+
+def test_dectris_fails_and_works_again(run: Run, frames: NDArray[Any], tmp_path: Path) -> None:
+    options = "--start --nav-shape 8 12 --silence 0.5"
+    begin = time.monotonic()
+    with dectris_simulator(tmp_path, frames, dies_after=50) as simulator:
+        result = run(dectris(simulator, options))
+    assert time.monotonic() - begin < SECONDS / 3  # and not the timeout of 60 s
+    assert check_partial(result, frames, "the detector sent nothing for 0.5 s") == 48
+    with dectris_simulator(tmp_path, frames) as simulator:
+        check_complete(run(dectris(simulator, options)), frames)
+
+
+def test_it_is_started_and_sends_no_frame(run: Run, frames: NDArray[Any], tmp_path: Path) -> None:
+    """The scan is announced and never begins. A Merlin announces it with the first frame only."""
+    begin = time.monotonic()
+    with dectris_simulator(tmp_path, frames, triggered=False) as simulator:
+        result = run(dectris(simulator, "--start --timeout 0.5 --nav-shape 8 12"))
+    check_error(
+        result,
+        "none of 96 frames is in the image, which was not written: the detector sent no frame "
+        "within 0.5 s after it was started",
+    )
+    assert time.monotonic() - begin < SECONDS / 3
+    assert not Path("image.tif").exists()
+
+
+def test_somebody_else_receives_the_frames(
+    run: Run, merlin: Simulator, frames: NDArray[Any]
+) -> None:
+    """A Merlin sends to one program only."""
+    with socket.create_connection((merlin.data_host, merlin.data_port)):
+        result = run(arguments(merlin, "--start --timeout 0.5"))
+    check_error(result, "no acquisition was started within 0.5 s", "other program")
+    check_complete(run(arguments(merlin, "--start")), frames)
+
+
+def test_pictures_take_a_small_part_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long they take, and they do not come more often than they are wanted."""
+    now, drawn = 0.0, 0.0
+
+    def show(seconds: float) -> None:
+        nonlocal now, drawn
+        now, drawn = now + seconds, drawn + seconds
+
+    monkeypatch.setattr(live.time, "perf_counter", lambda: now)
+    shape = (*SHAPE[:2], 20, 20)
+    with Context.make_with("inline") as ctx:
+        dataset = ctx.load("memory", data=np.ones(shape, np.uint8))
+        udf = ParallaxUDF.from_parameters(shape, **ACQUISITION)
+        *_, results = ctx.run_udf_iter(dataset, udf)
+    for seconds, interval, pictures in ((0.001, 2, 500), (1, 2, 48), (0.5, 0, 95)):
+        now = drawn = 0
+        count = 0
+        screen = live.Screen(lambda *_: show(seconds), interval)  # noqa: B023
+        while now < 1000:
+            if screen.due():
+                screen.show(results)
+                count += 1
+            now += 0.01
+        assert drawn <= now / 20
+        assert count == pytest.approx(pictures, rel=0.03)
 
 
 def test_simulate(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import threading
 import time
@@ -13,9 +14,12 @@ import libertem.api
 import numpy as np
 import psutil
 import pytest
+from libertem.executor.inline import InlineJobExecutor
+from libertem.executor.pipelined import PipelinedExecutor
 from libertem.io.dataset.base import BufferedBackend
 from libertem.udf.raw import PickUDF
 from libertem_live.api import LiveContext
+from libertem_live.detectors.merlin import sim
 from live import dectris_detector, memory_detector, merlin_detector
 
 from libertem_parallax import ParallaxPhaseFlipUDF, merlin
@@ -182,6 +186,33 @@ def test_another_nav_shape_is_refused_and_the_next_acquisition_works(ctx, detect
             conn.close()
             conn.__enter__()
         assert_same_bits(run(ctx, acquire(ctx, conn, detector, mode)), offline(frames))
+
+
+@pytest.mark.parametrize("executor", ["inline", "pipelined"])
+def test_after_a_detector_is_lost_another_connection_works(executor, tmp_path, monkeypatch):
+    """With the same context, whose processes end with it."""
+
+    def lost(camera, chunks=sim.DataSocketSimulator.get_chunks):
+        yield from itertools.islice(chunks(camera), SCAN[0] * SCAN[1])  # two for each frame
+        raise BrokenPipeError
+
+    frames = make_frames("uint16", 4095)
+    make = {
+        "inline": InlineJobExecutor,
+        # By default it waits for 10 s for workers that wait for frames.
+        "pipelined": lambda: PipelinedExecutor(
+            PipelinedExecutor.make_spec(cpus=2, cudas=[]), cleanup_timeout=0.5
+        ),
+    }[executor]
+    with merlin_detector(tmp_path, frames, 12) as detector, LiveContext(make()) as ctx:
+        with monkeypatch.context() as patch, detector.open(ctx) as conn:
+            patch.setattr(sim.DataSocketSimulator, "get_chunks", lost)
+            acquisition = acquire(ctx, conn, detector, "active")
+            with pytest.raises(Exception, match=r"connection error|in-flight tasks") as error:
+                run(ctx, acquisition)
+        assert "connection error: EOF" in f"{error.value} {error.value.__cause__}"
+        with detector.open(ctx) as conn:
+            assert_same_bits(run(ctx, acquire(ctx, conn, detector, "active")), offline(frames))
 
 
 def test_closing_a_context_ends_its_processes(tmp_path):
