@@ -166,14 +166,17 @@ class ParallaxUDF(UDF):
                 f"the data set has shape {shape}, the UDF was made for "
                 f"{plan.scan_shape + plan.detector_shape}: construct it with shape=dataset.shape."
             )
-        # The main node, where the backend is not known, adds up what comes from all workers.
-        dtype = accumulator_dtype(
-            self.meta.input_dtype, len(plan.pixels), self._events or self.meta.array_backend is None
-        )
+        # The main node, where the backend is not known, adds up what comes from all workers; these
+        # send the rows to which they have added.
+        on_main = self.meta.array_backend is None
+        dtype = accumulator_dtype(self.meta.input_dtype, len(plan.pixels), on_main or self._events)
+        rows = plan.scan_shape[0] if on_main else plan.part(self._frames)[1]
+        shape = (*plan.folded_shape[:2], rows, plan.folded_shape[3])
         return {
-            "A": self.buffer("single", plan.folded_shape, dtype, use="private"),
+            "A": self.buffer("single", shape, dtype, use="private"),
             "S": self.buffer("nav", dtype=dtype, use="private"),
-            "plan": self.buffer("single", (1,), np.int64, use="private"),  # Plan.digest of A and S
+            # What A and S belong to: Plan.digest; A's first row.
+            "part": self.buffer("single", (2,), np.int64, use="private"),
             "reconstruction": self.buffer(
                 "single", plan.image_shape, np.float32, use="result_only"
             ),
@@ -187,6 +190,14 @@ class ParallaxUDF(UDF):
         """
         on_host = (self.BACKEND_SCIPY_CSR, self.BACKEND_SCIPY_CSR_ARRAY, self.BACKEND_NUMPY)
         return on_host if get_use_cuda() is not None else (*on_host, self.BACKEND_CUDA)
+
+    @property
+    def _frames(self) -> NDArray[np.int64]:
+        """Scan positions of the partition's frames."""
+        first = self.meta.slice.origin[0]
+        frames = np.arange(first, first + self.meta.slice.shape[0])
+        # LiberTEM counts the frames within the region of interest.
+        return frames if self.meta.roi is None else np.flatnonzero(self.meta.roi)[frames]
 
     @property
     def _events(self) -> bool:
@@ -205,14 +216,11 @@ class ParallaxUDF(UDF):
             return
         plan, S = self.params.geometry.plan, self.results.get_buffer("S").raw_data
         self._first = self.meta.slice.origin[0]
-        frames = np.arange(self._first, self._first + self.meta.slice.shape[0])
-        roi = self.meta.roi
         self._engine = make_engine(
             self.params.engine,
             plan,
             self.meta.input_dtype,
-            # LiberTEM counts the frames within the region of interest.
-            frames if roi is None else np.flatnonzero(roi)[frames],
+            self._frames,
             np.zeros(plan.accumulator_shape, S.dtype),
             S,
             get_use_cuda(),
@@ -236,8 +244,9 @@ class ParallaxUDF(UDF):
         """Complete the partition's sums; without halo there is less to send."""
         self._engine.finish()
         plan = self.params.geometry.plan
-        plan.fold(self._engine.A, self.results.get_buffer("A").raw_data)
-        self.results.get_buffer("plan").raw_data[:] = plan.digest
+        frames = self._engine.index
+        plan.fold(self._engine.A, self.results.get_buffer("A").raw_data, frames)
+        self.results.get_buffer("part").raw_data[:] = plan.digest, plan.part(frames)[0]
 
     def merge(self, dest: Any, src: Any) -> None:
         """Add a partition's sums to those of the scan, which start anew with another geometry.
@@ -253,13 +262,14 @@ class ParallaxUDF(UDF):
                 f"the geometry was changed to an image of {plan.folded_shape}, from "
                 f"{dest.A.shape}: the upsampling factor must stay while a run goes on."
             )
-        if src.plan[0] != plan.digest:
+        digest, first = src.part
+        if digest != plan.digest:
             return  # of before the change
-        if dest.plan[0] != plan.digest:
+        if dest.part[0] != digest:
             for name in ("A", "S"):
                 self.results.get_buffer(name).raw_data[:] = 0
-            dest.plan[:] = plan.digest
-        dest.A[:] += src.A
+            dest.part[0] = digest
+        plan.add_part(src.A, int(first), dest.A)
         dest.S[:] = src.S
 
     def get_results(self) -> dict[str, NDArray[np.float32]]:
@@ -285,7 +295,7 @@ class ParallaxUDF(UDF):
 
     def _parallax(self) -> NDArray[np.float32]:
         plan = self.params.geometry.plan
-        if self.results.get_buffer("plan").raw_data[0] != plan.digest:
+        if self.results.get_buffer("part").raw_data[0] != plan.digest:
             # Nothing was added under this geometry yet.
             return np.zeros(plan.image_shape, np.float32)
         S = self.results.get_buffer("S").raw_data

@@ -586,6 +586,30 @@ def test_histogram_counts_pixels_by_shift():
     np.testing.assert_array_equal(folded, expected)
 
 
+@pytest.mark.parametrize("scan", [(1, 1), (7, 3), (12, 5), (40, 6)])
+@pytest.mark.parametrize("reach", [0, 5, 60])
+@pytest.mark.parametrize("u", [1, 3])
+def test_parts_of_a_scan_add_up_to_the_whole(scan, reach, u):
+    """Stretches of any length, some empty; only the rows that they reach are kept."""
+    plan = make_plan(scan, (5, 6), u, reach=reach)
+    frames = make_frames(plan, "uint8")
+    whole, _ = run(ENGINES["numpy"], plan, frames)
+    total = np.zeros(plan.folded_shape, np.int64)
+    rng = np.random.default_rng(0)
+    cuts = [0, *np.sort(rng.integers(0, len(frames) + 1, 5)), len(frames)]
+    for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
+        index = np.arange(start, stop)
+        A, _ = run(ENGINES["numpy"], plan, frames[index], index)
+        first, count = plan.part(index)
+        part = plan.fold(A, frames=index)
+        assert part.shape == (u, u, count, scan[1])
+        plan.add_part(part, first, total)
+        rows = -(-(stop - start) // scan[1]) + 1 + plan.accumulator_shape[2] - scan[0]
+        assert count <= min(scan[0], rows)
+        assert 0 <= first < scan[0]
+    np.testing.assert_array_equal(total, plan.fold(whole))
+
+
 def test_digests_tell_plans_apart():
     plan = make_plan()
     fields = {

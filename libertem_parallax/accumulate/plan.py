@@ -142,27 +142,64 @@ class Plan:
         # Zero is left for what was added under no plan.
         return int.from_bytes(digest.digest(), "little") >> 1 or 1
 
-    def fold(self, A: NDArray[Any], out: NDArray[Any] | None = None) -> NDArray[Any]:
+    def fold(
+        self,
+        A: NDArray[Any],
+        out: NDArray[Any] | None = None,
+        frames: NDArray[np.int64] | None = None,
+    ) -> NDArray[Any]:
         """Wrap the halo of an accumulator.
 
         Parameters
         ----------
         A : accumulator_shape
-        out : folded_shape
+        out : folded_shape, or what `part` says
             Where to add it. Default: zeros.
+        frames
+            If only some were added: their scan positions, for `part`. Default: all of them.
 
         Returns
         -------
-        folded_shape
+        folded_shape, or what `part` says
             Of the same dtype; ``(a, b, y, x)`` is pixel ``(u y + a, u x + b)`` of the image.
         """
         ny, nx = self.scan_shape
-        folded = np.zeros(self.folded_shape, dtype=A.dtype) if out is None else out
+        first, count = (0, ny) if frames is None else self.part(frames)
+        u = self.upsampling_factor
+        folded = np.zeros((u, u, count, nx), dtype=A.dtype) if out is None else out
         lowest_y, lowest_x = self._lowest
-        for rows, wrapped_rows in _wrap(A.shape[2], lowest_y, ny):
+        if count < ny:
+            start = (first - lowest_y) % ny
+            wrapped = [(slice(start, start + count), slice(None))]
+        else:
+            wrapped = list(_wrap(A.shape[2], lowest_y, ny))
+        for rows, wrapped_rows in wrapped:
             for cols, wrapped_cols in _wrap(A.shape[3], lowest_x, nx):
                 folded[:, :, wrapped_rows, wrapped_cols] += A[:, :, rows, cols]
         return folded
+
+    def part(self, frames: NDArray[np.int64]) -> tuple[int, int]:
+        """Tell to which rows of the folded accumulator some frames are added.
+
+        Parameters
+        ----------
+        frames : (F,) int64
+            Their scan positions ``y * Nx + x``, ascending.
+
+        Returns
+        -------
+        first, count
+            Rows from `first` on, modulo ``Ny``; ``0, Ny`` if these are all.
+        """
+        ny, nx = self.scan_shape
+        lowest, highest = (int(frames[0]) // nx, int(frames[-1]) // nx) if len(frames) else (0, 0)
+        count = highest - lowest + self.accumulator_shape[2] - ny + 1
+        return ((lowest + self._lowest[0]) % ny, count) if count < ny else (0, ny)
+
+    def add_part(self, part: NDArray[Any], first: int, folded: NDArray[Any]) -> None:
+        """Add rows of a folded accumulator, from `first` on, to the whole of it."""
+        for rows, wrapped_rows in _wrap(part.shape[2], first, self.scan_shape[0]):
+            folded[:, :, wrapped_rows] += part[:, :, rows]
 
 
 def _wrap(length: int, lowest: int, n: int) -> Iterator[tuple[slice, slice]]:
