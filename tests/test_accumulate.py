@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 
 import numpy as np
@@ -597,7 +598,7 @@ def test_parts_of_a_scan_add_up_to_the_whole(scan, reach, u):
     total = np.zeros(plan.folded_shape, np.int64)
     rng = np.random.default_rng(0)
     cuts = [0, *np.sort(rng.integers(0, len(frames) + 1, 5)), len(frames)]
-    for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
+    for start, stop in itertools.pairwise(cuts):
         index = np.arange(start, stop)
         A, _ = run(ENGINES["numpy"], plan, frames[index], index)
         first, count = plan.part(index)
