@@ -233,7 +233,7 @@ def _accumulate(
         y, x = index[start] // nx, index[start] % nx
         n = 1
         while (
-            n < BLOCK
+            n < len(values) * values.shape[2]
             and start + n < len(frames)
             and x + n < nx
             and index[start + n] == index[start] + n
