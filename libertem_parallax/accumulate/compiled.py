@@ -103,13 +103,13 @@ def _transpose_vectors(
     return types.void(F, t, ahead, row, column, V, group, slot), generate
 
 
-def _add(values: Any, group: int, slots: tuple[int, ...], A: Any, target: int) -> None:
+def _add_group(values: Any, group: int, slots: tuple[int, ...], A: Any, target: int) -> None:
     """Add the sum of a group's values in `slots` to `A` from `target` on."""
     total = sum(values[group, slot].astype(A.dtype) for slot in slots)
     A[target : target + values.shape[2]] += total
 
 
-def _add_vectors(
+def _add_group_vectors(
     _: Any, V: Any, group: Any, slots: Any, A: Any, target: Any
 ) -> tuple[Any, Callable[..., Any]]:
     lanes, size, A_size = (
@@ -148,7 +148,7 @@ def _pointer(context: Any, builder: Any, kind: Any, array: Any, index: Any, to: 
 
 
 if not config.DISABLE_JIT:
-    _transpose, _add = intrinsic(_transpose_vectors), intrinsic(_add_vectors)
+    _transpose, _add_group = intrinsic(_transpose_vectors), intrinsic(_add_group_vectors)
 
 # All indices are unsigned (`uintp`): Numba then leaves out the handling of negative indices, which
 # keeps loops from being vectorised.
@@ -181,7 +181,7 @@ def _scatter(values: Any, n: int, slots: Any, targets: Any, shift: int, A: Any) 
     for m in range(len(targets)):
         slot, target = uintp(slots[m]), uintp(targets[m] + shift)
         for group in range(groups):
-            _add(values, uintp(group), (slot,), A, target + uintp(group * lanes))
+            _add_group(values, uintp(group), (slot,), A, target + uintp(group * lanes))
         for k in range(n - groups * lanes):
             value = values[uintp(groups), slot, uintp(k)]
             A[target + uintp(groups * lanes + k)] += A.dtype.type(value)
@@ -197,9 +197,9 @@ def _sum(values: Any, n: int, slots: Any, start: int, S: Any) -> None:
         g, target = uintp(group), uintp(start + group * lanes)
         for m in range(0, fours, 4):
             a, b, c, d = slots[m], slots[m + 1], slots[m + 2], slots[m + 3]
-            _add(values, g, (uintp(a), uintp(b), uintp(c), uintp(d)), S, target)
+            _add_group(values, g, (uintp(a), uintp(b), uintp(c), uintp(d)), S, target)
         for m in range(fours, len(slots)):
-            _add(values, g, (uintp(slots[m]),), S, target)
+            _add_group(values, g, (uintp(slots[m]),), S, target)
     for m in range(len(slots)):
         for k in range(n - groups * lanes):
             value = values[uintp(groups), uintp(slots[m]), uintp(k)]
