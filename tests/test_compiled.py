@@ -9,8 +9,9 @@ import sys
 import weakref
 
 import numpy as np
+import pytest
 
-from libertem_parallax.accumulate import Plan, compiled
+from libertem_parallax.accumulate import ENGINES, Plan, accumulator_dtype, compiled
 
 SCRIPT = """
 import numpy as np
@@ -75,3 +76,27 @@ def test_engines_leave_with_their_last_reference():
         assert gone() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint32", "float32", "int64"])
+@pytest.mark.parametrize("width", [3, 32, 77])
+def test_blocks_groups_and_chunks_of_any_size(dtype, width):
+    """Against the plain engine: blocks end with a group or not, chunks with a row or not."""
+    rng = np.random.default_rng(width)
+    nx, height = 2 * compiled.BLOCK + 61, 40
+    pixels = np.argwhere(rng.random((height, width)) < 0.7)
+    plan = Plan((2, nx), (height, width), 2, pixels, rng.integers(-9, 9, pixels.shape))
+    index = np.flatnonzero(rng.random(2 * nx) < 0.99)
+    info = np.iinfo("int16" if np.dtype(dtype).itemsize > 2 else dtype)
+    frames = rng.integers(info.min, info.max, (len(index), height, width)).astype(dtype)
+    results = []
+    for name in ("numba", "numpy"):
+        A = np.zeros(plan.accumulator_shape, accumulator_dtype(dtype, len(pixels)))
+        S = np.zeros(len(index), A.dtype)
+        worker = ENGINES[name](plan, dtype, index, A, S)
+        for first in range(0, len(index), 201):
+            worker.add(frames[first : first + 201], (0, 0), first)
+        worker.finish()
+        results.append((A, S))
+    for ours, plain in zip(*results, strict=True):
+        np.testing.assert_array_equal(ours, plain)

@@ -1,35 +1,154 @@
 """Numba: the default on CPUs.
 
 Frames of successive scan positions land side by side, pixel by pixel. So the kernel works on blocks
-of up to `BLOCK` successive frames of one scan row in two steps, both of which the compiler turns
-into vector instructions:
+of up to `BLOCK` successive frames of one scan row in two steps:
 
-1. *gather*: the block's bright-field pixels are transposed into a small buffer, one row a pixel.
-   Eight 1-byte frames at a time (four of 2 bytes, ...) are packed into 64-bit words, since moving
-   single bytes would cost more than all the rest.
-2. *scatter*: every row of the buffer is added to the accumulator in one piece.
+1. *gather*: the block's bright-field pixels are transposed into a small buffer, in groups of as
+   many frames as a vector has values, while the next group is on its way from memory.
+2. *scatter*: every pixel's values are added to the accumulator, a group at a time.
 
 Adding straight from the frames is slower: each pixel's targets overlap the last one's, and loads
 that overlap recent stores stall.
+
+Numba has no vectors, and LLVM does not find the transposition by itself. So the innermost part of
+both steps is written in LLVM's language, where vectors have any length on any CPU. It follows the
+same in plain Python, which runs where Numba is switched off. All is in one file, because Numba's
+cache on disk looks at no other to see whether it is out of date.
 """
 
 from __future__ import annotations
 
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, reduce
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit, uint64, uintp
+from llvmlite import ir
+from numba import config, njit, types, uintp
+from numba.core import cgutils
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from .engine import Engine, value_range
 
 __all__ = ["CompiledEngine"]
 
-#: Frames in a block, and bytes of the buffer into which a block is transposed, by measurement: the
-#: buffer and the accumulator rows that it goes to should stay in the L2 cache.
-BLOCK = 64
-BUFFER_BYTES = 1 << 18
+#: Bytes of a vector, and those of a frame's row that are transposed in one go.
+VECTOR, CHUNK = 16, 32
+
+#: Frames in a block, and bytes of the buffer for one group of them, by measurement: what is written
+#: for a group should stay in the L1 cache, and the whole buffer in L2.
+BLOCK = 128
+GROUP_BYTES = 1 << 14
+
+
+def _transpose(
+    frames: Any,
+    t: int,
+    ahead: int,  # noqa: ARG001
+    row: int,
+    column: int,
+    values: Any,
+    group: int,
+    slot: int,
+) -> None:
+    """Transpose a chunk of the frames from `t` on; in vectors, prefetch that of those `ahead`."""
+    count, lanes = CHUNK // frames.itemsize, values.shape[2]
+    chunk = frames[t : t + lanes, row, column : column + count]
+    values[group, slot : slot + count] = chunk.T
+
+
+def _transpose_vectors(
+    _: Any, F: Any, t: Any, ahead: Any, row: Any, column: Any, V: Any, group: Any, slot: Any
+) -> tuple[Any, Callable[..., Any]]:
+    size = F.dtype.bitwidth // 8
+    lanes, count = VECTOR // size, CHUNK // size
+    # A row of the chunk is a vector of several parts of `lanes` pixels. Each step interleaves these
+    # with those of another row, until all of a part is one pixel.
+    low = [p + i for p in range(0, count, lanes) for k in range(lanes // 2) for i in (k, count + k)]
+    high = [i + lanes // 2 for i in low]
+    parts = [range(p, p + lanes) for p in range(0, count, lanes)]
+
+    def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
+        frames, t, ahead, row, column, values, group, slot = arguments
+        vector = ir.VectorType(context.get_data_type(F.dtype), count)
+        byte, int32 = ir.IntType(8), ir.IntType(32)
+
+        def frame(t: Any, k: int, to: Any) -> Any:
+            index = [builder.add(t, t.type(k)), row, column]
+            return _pointer(context, builder, F, frames, index, to)
+
+        def take(a: Any, b: Any, order: Any) -> Any:
+            return builder.shuffle_vector(a, b, ir.VectorType(int32, len(order))(list(order)))
+
+        prefetch = builder.module.declare_intrinsic(
+            "llvm.prefetch",
+            [byte.as_pointer()],
+            ir.FunctionType(ir.VoidType(), [byte.as_pointer(), int32, int32, int32]),
+        )
+        for k in range(lanes):
+            # Data, to be read; into L2, since in L1 frames of 4 KiB would drive out each other.
+            builder.call(prefetch, [frame(ahead, k, byte), int32(0), int32(2), int32(1)])
+        rows = [builder.load(frame(t, k, vector), align=size) for k in range(lanes)]
+        for _step in range(lanes.bit_length() - 1):
+            pairs = zip(rows[: lanes // 2], rows[lanes // 2 :], strict=True)
+            rows = [take(a, b, order) for a, b in pairs for order in (low, high)]
+        pixels = [take(row, row, part) for part in parts for row in rows]
+        for j, pixel in enumerate(pixels):
+            index = [group, builder.add(slot, slot.type(j)), slot.type(0)]
+            to = _pointer(context, builder, V, values, index, pixel.type)
+            builder.store(pixel, to, align=size)
+        return context.get_dummy_value()
+
+    return types.void(F, t, ahead, row, column, V, group, slot), generate
+
+
+def _add_group(values: Any, group: int, slots: tuple[int, ...], A: Any, target: int) -> None:
+    """Add the sum of a group's values in `slots` to `A` from `target` on."""
+    total = sum(values[group, slot].astype(A.dtype) for slot in slots)
+    A[target : target + values.shape[2]] += total
+
+
+def _add_group_vectors(
+    _: Any, V: Any, group: Any, slots: Any, A: Any, target: Any
+) -> tuple[Any, Callable[..., Any]]:
+    lanes, size, A_size = (
+        VECTOR * 8 // V.dtype.bitwidth,
+        V.dtype.bitwidth // 8,
+        A.dtype.bitwidth // 8,
+    )
+
+    def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
+        values, group, slots, a, target = arguments
+        narrow, wide = (ir.VectorType(context.get_data_type(i.dtype), lanes) for i in (V, A))
+        if isinstance(A.dtype, types.Float):
+            widen, plus = builder.fpext, builder.fadd
+        else:
+            widen, plus = builder.sext if V.dtype.signed else builder.zext, builder.add
+
+        def value(slot: Any) -> Any:
+            index = [group, slot, slot.type(0)]
+            where = _pointer(context, builder, V, values, index, narrow)
+            loaded = builder.load(where, align=size)
+            return loaded if size == A_size else widen(loaded, wide)
+
+        total = reduce(plus, map(value, cgutils.unpack_tuple(builder, slots)))
+        to = _pointer(context, builder, A, a, [target], wide)
+        builder.store(plus(builder.load(to, align=A_size), total), to, align=A_size)
+        return context.get_dummy_value()
+
+    return types.void(V, group, slots, A, target), generate
+
+
+def _pointer(context: Any, builder: Any, kind: Any, array: Any, index: Any, to: Any) -> Any:
+    """Pointer to an item of an array, as one `to` another type."""
+    array = context.make_array(kind)(context, builder, array)
+    item = cgutils.get_item_pointer(context, builder, kind, array, index, wraparound=False)
+    return builder.bitcast(item, to.as_pointer())
+
+
+if not config.DISABLE_JIT:
+    _transpose, _add_group = intrinsic(_transpose_vectors), intrinsic(_add_group_vectors)
 
 #: Events that are looked up at once.
 EVENTS = 1024
@@ -39,64 +158,55 @@ EVENTS = 1024
 
 
 @njit(nogil=True)
-def _gather(
-    raw: Any, start: int, n: int, segments: Any, words: Any, row: Any, lanes: tuple[int, ...]
-) -> None:
-    """Transpose whole words of `n` frames from `start` on into `words`, (slots, BLOCK / lanes)."""
-    count = len(lanes)
-    for w in range(n // count):
-        t = uintp(start + w * count)
-        for i in range(len(segments)):
-            r, c = uintp(segments[i, 0]), uintp(segments[i, 1])
-            slot, length = uintp(segments[i, 2]), segments[i, 3]
-            for j in range(length):
-                word = uint64(0)
-                for lane in range(count):
-                    value = uint64(raw[t + uintp(lane), r, c + uintp(j)])
-                    word |= value << uint64(lanes[lane])
-                row[uintp(j)] = word
-            for j in range(length):
-                words[slot + uintp(j), uintp(w)] = row[uintp(j)]
+def _gather(frames: Any, start: int, n: int, chunks: Any, values: Any) -> None:
+    """Transpose `n` frames from `start` on into `values`; more where that fills a group."""
+    lanes, count = values.shape[2], CHUNK // frames.itemsize
+    for group in range((n + lanes - 1) // lanes):
+        t = start + group * lanes
+        left = len(frames) - t
+        ahead = min(t + lanes, len(frames) - lanes)
+        for i in range(len(chunks)):
+            row, column, slot = uintp(chunks[i, 0]), uintp(chunks[i, 1]), uintp(chunks[i, 2])
+            if left >= lanes:
+                _transpose(frames, uintp(t), uintp(ahead), row, column, values, uintp(group), slot)
+                continue
+            for k in range(left):
+                for j in range(count):
+                    value = frames[uintp(t + k), row, column + uintp(j)]
+                    values[uintp(group), slot + uintp(j), uintp(k)] = value
 
 
 @njit(nogil=True)
-def _gather_rest(frames: Any, start: int, done: int, n: int, segments: Any, values: Any) -> None:
-    """Transpose the frames that do not fill a word."""
-    for t in range(done, n):
-        for i in range(len(segments)):
-            r, c = uintp(segments[i, 0]), uintp(segments[i, 1])
-            slot, length = uintp(segments[i, 2]), segments[i, 3]
-            for j in range(length):
-                values[slot + uintp(j), uintp(t)] = frames[uintp(start + t), r, c + uintp(j)]
-
-
-@njit(nogil=True)
-def _scatter(values: Any, n: int, targets: Any, shift: int, A: Any) -> None:
-    """Add the buffer's rows to the accumulator."""
+def _scatter(values: Any, n: int, slots: Any, targets: Any, shift: int, A: Any) -> None:
+    """Add pixels to the accumulator."""
+    lanes = values.shape[2]
+    groups = n // lanes
     for m in range(len(targets)):
-        target = uintp(targets[m] + shift)
-        for t in range(n):
-            A[target + uintp(t)] += A.dtype.type(values[uintp(m), uintp(t)])
+        slot, target = uintp(slots[m]), uintp(targets[m] + shift)
+        for group in range(groups):
+            _add_group(values, uintp(group), (slot,), A, target + uintp(group * lanes))
+        for k in range(n - groups * lanes):
+            value = values[uintp(groups), slot, uintp(k)]
+            A[target + uintp(groups * lanes + k)] += A.dtype.type(value)
 
 
 @njit(nogil=True)
-def _sum(values: Any, n: int, pixels: int, start: int, S: Any) -> None:
-    """Add up the buffer's rows; four at a time, to load and store `S` less often."""
-    of = S.dtype.type
-    fours = pixels // 4 * 4
-    for m in range(0, fours, 4):
-        p = uintp(m)
-        for t in range(n):
-            k = uintp(t)
-            S[uintp(start) + k] += (
-                of(values[p, k])
-                + of(values[p + uintp(1), k])
-                + of(values[p + uintp(2), k])
-                + of(values[p + uintp(3), k])
-            )
-    for m in range(fours, pixels):
-        for t in range(n):
-            S[uintp(start) + uintp(t)] += of(values[uintp(m), uintp(t)])
+def _sum(values: Any, n: int, slots: Any, start: int, S: Any) -> None:
+    """Add up the pixels of each frame; four at a time, to load and store `S` less often."""
+    lanes = values.shape[2]
+    groups = n // lanes
+    fours = len(slots) // 4 * 4
+    for group in range(groups):
+        g, target = uintp(group), uintp(start + group * lanes)
+        for m in range(0, fours, 4):
+            a, b, c, d = slots[m], slots[m + 1], slots[m + 2], slots[m + 3]
+            _add_group(values, g, (uintp(a), uintp(b), uintp(c), uintp(d)), S, target)
+        for m in range(fours, len(slots)):
+            _add_group(values, g, (uintp(slots[m]),), S, target)
+    for m in range(len(slots)):
+        for k in range(n - groups * lanes):
+            value = values[uintp(groups), uintp(slots[m]), uintp(k)]
+            S[uintp(start + groups * lanes + k)] += S.dtype.type(value)
 
 
 def _keep_on_disk(function: Any) -> Any:
@@ -109,40 +219,35 @@ def _keep_on_disk(function: Any) -> Any:
 
 @_keep_on_disk
 def _accumulate(
-    frames: Any,  # (T, h, w) the tile
-    raw: Any,  # the same as unsigned integers
+    frames: Any,  # (T, h, w) the tile; pixels of a row side by side, a chunk of them or more
     index: Any,  # (T,) int64 scan positions
     nx: int,  # scan columns
     stride: int,  # accumulator columns
-    segments: Any,  # (n, 4) int64: row, column in the tile; slot in the buffer; length
-    targets: Any,  # (m,) int64 where in A each pixel of the tile goes
-    batches: Any,  # (b, 4) int64: segments from, to; pixels from, to
-    values: Any,  # (slots, BLOCK) the buffer
-    words: Any,  # the same as uint64
-    row: Any,  # (slots,) uint64 scratch
-    lanes: tuple[int, ...],  # bit at which each frame begins in a word
+    chunks: Any,  # (c, 3) int64: row, column in the tile; slot in the buffer
+    slots: Any,  # (m,) int64 where in the buffer each pixel of the tile goes
+    targets: Any,  # (m,) int64 where in A
+    batches: Any,  # (b, 4) int64: chunks from, to; pixels from, to
+    values: Any,  # (BLOCK / lanes, slots, lanes) the buffer
     A: Any,  # flat
     S: Any,  # (T,)
 ) -> None:
-    count = len(lanes)
     start = np.int64(0)  # typed, or the first turn of the loop is compiled apart
     while start < len(frames):
         y, x = index[start] // nx, index[start] % nx
         n = 1
         while (
-            n < values.shape[1]
+            n < len(values) * values.shape[2]
             and start + n < len(frames)
             and x + n < nx
             and index[start + n] == index[start] + n
         ):
             n += 1
         for b in range(len(batches)):
-            part = segments[batches[b, 0] : batches[b, 1]]
+            part = slots[batches[b, 2] : batches[b, 3]]
             goals = targets[batches[b, 2] : batches[b, 3]]
-            _gather(raw, start, n, part, words, row, lanes)
-            _gather_rest(frames, start, n // count * count, n, part, values)
-            _scatter(values, n, goals, y * stride + x, A)
-            _sum(values, n, len(goals), start, S)
+            _gather(frames, start, n, chunks[batches[b, 0] : batches[b, 1]], values)
+            _scatter(values, n, part, goals, y * stride + x, A)
+            _sum(values, n, part, start, S)
         start += n
 
 
@@ -215,12 +320,11 @@ def _locked(values: NDArray[Any]) -> NDArray[Any]:
 class _Tile(NamedTuple):
     """What the kernel needs to know of one part of the detector, and its buffer."""
 
-    segments: NDArray[np.int64]
+    chunks: NDArray[np.int64]
+    slots: NDArray[np.int64]
     targets: NDArray[np.int64]
     batches: NDArray[np.int64]
     values: NDArray[Any]
-    words: NDArray[np.uint64]
-    row: NDArray[np.uint64]
 
 
 class CompiledEngine(Engine):
@@ -259,19 +363,23 @@ class CompiledEngine(Engine):
         return {}
 
     def _add(self, frames: NDArray[Any], origin: tuple[int, int], first: int) -> None:
-        size = frames.dtype.itemsize
         place = (*origin, *frames.shape[1:])
         if place not in self._tiles:
             self._tiles[place] = self._make_tile(origin, frames.shape[1:], frames.dtype)
-        frames = _locked(frames)
+        tile = self._tiles[place]
+        if not len(tile.targets):
+            return
+        missing = CHUNK // frames.itemsize - frames.shape[2]
+        if missing > 0:
+            frames = np.pad(frames, ((0, 0), (0, 0), (0, missing)))
+        if frames.strides[2] != frames.itemsize:
+            frames = np.ascontiguousarray(frames)
         _accumulate(
-            frames,
-            frames.view(f"u{size}"),
+            _locked(frames),
             self.index[first : first + len(frames)],
             self.plan.scan_shape[1],
             self.A.shape[3],
-            *self._tiles[place],
-            tuple(range(0, 64, 8 * size)),
+            *tile,
             self.A.reshape(-1),
             self.S[first : first + len(frames)],
         )
@@ -279,27 +387,26 @@ class CompiledEngine(Engine):
     def _make_tile(
         self, origin: tuple[int, int], shape: tuple[int, ...], dtype: np.dtype[Any]
     ) -> _Tile:
-        """Cut the tile's bright-field pixels into runs, and these into batches for the buffer."""
-        words = np.empty((BUFFER_BYTES // (BLOCK * dtype.itemsize), BLOCK * dtype.itemsize // 8))
-        slots = len(words)
+        """Cover the tile's bright-field pixels with chunks, and cut these into batches."""
+        width, lanes = CHUNK // dtype.itemsize, VECTOR // dtype.itemsize
         pixels = self.plan.pixels - np.asarray(origin)
         inside = ((pixels >= 0) & (pixels < shape)).all(axis=1)
-        pixels = pixels[inside]
-        starts_run = np.ones(len(pixels), dtype=bool)
-        starts_run[1:] = (np.diff(pixels[:, 0]) != 0) | (np.diff(pixels[:, 1]) != 1)
-        starts_run |= np.arange(len(pixels)) % slots == 0
-        begins = np.flatnonzero(starts_run)
-        lengths = np.diff(begins, append=len(pixels))
-        segments = np.column_stack([pixels[begins], begins % slots, lengths])
-        first = np.arange(0, len(pixels), slots)
-        last = np.minimum(first + slots, len(pixels))
-        cuts = np.searchsorted(begins, np.append(first, len(pixels)))
-        batches = np.column_stack([cuts[:-1], cuts[1:], first, last])
-        return _Tile(
-            segments,
-            self.plan.targets[inside],
-            batches,
-            words.view(dtype),
-            words.view(np.uint64),
-            np.empty(slots, dtype=np.uint64),
-        )
+        rows, columns = pixels[inside].T
+        # Chunks follow each other from the first pixel of a row on, but stay within the tile.
+        _, first, row = np.unique(rows, return_index=True, return_inverse=True)
+        begin = columns[first][row]
+        place = np.column_stack([rows, (columns - begin) // width])
+        # Pixels come in row-major order, so chunks do.
+        starts = np.ones(len(place), dtype=bool)
+        starts[1:] = (place[1:] != place[:-1]).any(axis=1)
+        chunk = np.cumsum(starts) - 1
+        left = np.minimum(begin + place[:, 1] * width, max(shape[1] - width, 0))
+        # As many chunks at a time as the buffer takes.
+        size = GROUP_BYTES // (width * VECTOR)
+        slots = chunk % size * width + columns - left
+        chunks = np.column_stack([rows, left, slots - (columns - left)])[starts]
+        cuts = np.append(np.arange(0, len(chunks), size), len(chunks))
+        pixel_cuts = np.searchsorted(chunk, cuts)
+        batches = np.column_stack([cuts[:-1], cuts[1:], pixel_cuts[:-1], pixel_cuts[1:]])
+        values = np.empty((BLOCK // lanes, size * width, lanes), dtype)
+        return _Tile(chunks, slots, self.plan.targets[inside], batches, values)
