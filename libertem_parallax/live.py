@@ -54,7 +54,7 @@ _ANSWER = 5.0
 # Events of Timepix3 come in bunches of 24 times so many bytes, which must hold what the detector
 # sends together; in all, so many MiB wait to be added, 8 bytes each.
 _CHUNK_BYTES = 1 << 16
-_BUFFER = 256
+_BUFFER = 512
 
 #: Part of the time that pictures of the growing image may take.
 _SCREEN_SHARE = 1 / 20
@@ -424,7 +424,15 @@ class _Kept:
         return getattr(self._native, name)
 
     def get_next_stack(self, max_size: int) -> Any:
-        stack = self._native.get_next_stack(max_size=max_size)
+        try:
+            stack = self._native.get_next_stack(max_size=max_size)
+        except BaseException as error:
+            if type(error).__name__ == "PanicException":  # Rust's, which Exception does not include
+                raise DetectorError(
+                    f"the connection to the detector failed: {error}. Events may have come faster "
+                    "than they are added."
+                ) from error
+            raise
         if not self._alive() and self._find() is not None:
             raise DetectorError("the connection to the detector was lost, and made anew.")
         return stack
