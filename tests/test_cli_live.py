@@ -34,6 +34,7 @@ from libertem_parallax.finish import Finish
 pytest.importorskip("libertem_live", reason="LiberTEM-live is not installed")
 
 from libertem_live.detectors.asi_tpx3.sim import TpxSim
+from libertem_live.detectors.common import StopException
 from libertem_live.detectors.dectris.connection import DectrisDetectorConnection
 from libertem_live.detectors.merlin import sim
 from libertem_live.detectors.merlin.connection import MerlinDetectorConnection
@@ -599,7 +600,7 @@ def timepix3(
 
 
 class Half:
-    """Lets the simulator send half of the scan and then wait, close, or send a scan anew."""
+    """Lets the simulator send half of the scan and then wait, end, or send the scan anew."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, then: str) -> None:
         whole = TpxSim.handle_conn
@@ -618,6 +619,8 @@ class Half:
                     return
                 if then != "wait" and Path("live.png").exists():
                     self.half = True
+                    if then == "end":
+                        raise StopException
                     return
 
         monkeypatch.setattr(TpxSim, "handle_conn", handle)
@@ -668,7 +671,7 @@ def test_timepix3_takes_parameters_of_the_detector(
     ("then", "message"),
     [
         ("wait", "the detector sent nothing for 0.5 s"),
-        ("close", "the detector sent nothing for 0.5 s"),
+        ("end", "the detector sent nothing for 0.5 s"),
         ("anew", "the connection to the detector was lost, and made anew"),
     ],
 )
@@ -688,7 +691,9 @@ def test_timepix3_fails_and_works_again(
     check_partial(result, events, message)
     assert time.monotonic() - begin < SECONDS / 3  # and not the timeout of 60 s
     half.repaired = True
-    check_complete(run(timepix3), events)
+    with tpx3.simulator(Path("scan.tpx3"), seconds=0.5) as where:
+        again = where.data_port if then == "end" else int(timepix3.split()[3])
+        check_complete(run(f"{timepix3} --port {again}"), events)
 
 
 def test_timepix3_interrupted(
