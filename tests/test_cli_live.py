@@ -649,14 +649,15 @@ def test_timepix3_with_few_updates(run: Run, timepix3: str, events: NDArray[Any]
     check_complete(run(f"{timepix3} --frames-per-partition 1000"), events)
 
 
+@pytest.mark.parametrize("nav_shape", ["", "--nav-shape 8 12"])
 def test_timepix3_takes_parameters_of_the_detector(
-    run: Run, timepix3: str, events: NDArray[Any]
+    run: Run, timepix3: str, events: NDArray[Any], nav_shape: str
 ) -> None:
     """Its shape is known when the scan has begun."""
     mask = np.ones(tpx3.DETECTOR_SHAPE, dtype=bool)
     mask[256] = False
     np.save("mask.npy", mask)
-    assert run(f"{timepix3} --bf-mask mask.npy --center 255 257").exit_code == 0
+    assert run(f"{timepix3} {nav_shape} --bf-mask mask.npy --center 255 257").exit_code == 0
     udf = ParallaxUDF.from_parameters(
         events.shape, bf_mask=mask[224:288, 224:288], center=(31, 33), **ACQUISITION
     )
@@ -664,7 +665,7 @@ def test_timepix3_takes_parameters_of_the_detector(
         image = ctx.run_udf(ctx.load("memory", data=events, sig_dims=2), udf)
     np.testing.assert_array_equal(tifffile.imread("image.tif"), image["reconstruction"].data)
     np.save("mask.npy", mask[1:])
-    check_error(run(f"{timepix3} --bf-mask mask.npy"), "bf_mask", "(511, 512)")
+    check_error(run(f"{timepix3} {nav_shape} --bf-mask mask.npy"), "bf_mask", "(511, 512)")
 
 
 @pytest.mark.parametrize(
@@ -718,13 +719,16 @@ def test_another_scan_of_timepix3_is_refused(run: Run, timepix3: str) -> None:
     assert not Path("image.tif").exists()
 
 
+@pytest.mark.parametrize("chunk_bytes", [1 << 4, 1 << 10])
 def test_more_events_than_there_is_memory_for(
-    run: Run, timepix3: str, monkeypatch: pytest.MonkeyPatch
+    run: Run, timepix3: str, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
 ) -> None:
-    """Of LiberTEM-live, whose receiver ends then."""
-    monkeypatch.setattr(live, "_CHUNK_BYTES", 1 << 4)
-    result = run(timepix3)
-    check_error(result, "none of 96 frames", "the connection to the detector failed", "SlotSize")
+    """Together, or altogether; LiberTEM-live's receiver ends then."""
+    monkeypatch.setattr(live, "_CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(live, "_BUFFER", 1)
+    with tpx3.simulator(Path("scan.tpx3")) as where:  # as fast as it can, again and again
+        result = run(f"{timepix3} --port {where.data_port}")
+    check_error(result, "the connection to the detector failed: ")
 
 
 def test_timepix3_gets_everything_compiled_before(
