@@ -686,11 +686,9 @@ def test_timepix3_fails_and_works_again(
 ) -> None:
     """A scan that is sent anew is not taken for the rest of that before."""
     half = Half(monkeypatch, then)
-    begin = time.monotonic()
     silence = 5 if then == "anew" else 0.5
     result = run(f"{timepix3} --silence {silence}")
     check_partial(result, events, message)
-    assert time.monotonic() - begin < SECONDS / 3  # and not the timeout of 60 s
     half.repaired = True
     with tpx3.simulator(Path("scan.tpx3"), seconds=0.5) as where:
         again = where.data_port if then == "end" else int(timepix3.split()[3])
