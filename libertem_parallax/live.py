@@ -340,8 +340,7 @@ def acquire(
             conn=conn,
             nav_shape=shape,
             pending_aq=pending,
-            # That of Timepix3 would have no partition at all if it were larger than the scan.
-            frames_per_partition=min(frames_per_partition, pending.nimages),
+            frames_per_partition=frames_per_partition,
         ),
         _ANSWER,
         f"the detector did not tell the shape of its frames within {_ANSWER:g} s.",

@@ -7,6 +7,7 @@ import re
 import shlex
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -666,6 +667,23 @@ def test_timepix3_takes_parameters_of_the_detector(
     np.testing.assert_array_equal(tifffile.imread("image.tif"), image["reconstruction"].data)
     np.save("mask.npy", mask[1:])
     check_error(run(f"{timepix3} {nav_shape} --bf-mask mask.npy"), "bf_mask", "(511, 512)")
+
+
+def test_timepix3_of_another_shape(run: Run, timepix3: str, events: NDArray[Any]) -> None:
+    """One chip; its pixels in the stream are counted by rows of 256."""
+    frames = np.zeros((*events.shape[:2], 256, 256), np.uint16)
+    frames[..., 96:160, 96:160] = events
+    detected = np.zeros((*events.shape[:2], *tpx3.DETECTOR_SHAPE), np.uint16)
+    detected.reshape(FRAMES, -1)[:, : 256 * 256] = frames.reshape(FRAMES, -1)
+    tpx3.write_tpx3(Path("chip.tpx3"), detected, frames_per_chunk=4)
+    stream = bytearray(Path("chip.tpx3").read_bytes())
+    stream[8:12] = struct.pack("<HH", 256, 256)
+    Path("chip.tpx3").write_bytes(stream)
+    np.save("mask.npy", np.ones((256, 256), dtype=bool))
+    with tpx3.simulator(Path("chip.tpx3"), seconds=0.5) as where:
+        result = run(f"{timepix3} --port {where.data_port} --bf-mask mask.npy --center 128 128")
+    check_complete(result, events)
+    assert "8 x 12 scan, 256 x 256 detector, float32" in result.stdout
 
 
 @pytest.mark.parametrize(
