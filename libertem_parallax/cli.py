@@ -388,6 +388,7 @@ def _simulated(parameters: Mapping[str, Any], plan: Any, dose: float) -> list[tu
 _LIVE_EXAMPLES = """\b
 Examples:
   libertem-parallax live --simulate merlin
+  libertem-parallax live --simulate asi_tpx3
   libertem-parallax live merlin --host 192.168.0.2 --params scan.toml -o image.tif
   libertem-parallax live dectris --host 192.168.0.3 --nav-shape 512 512 \\
       --params scan.toml -o image.tif
@@ -395,17 +396,22 @@ Examples:
 
 
 @main.command(short_help="Reconstruct while a detector records.", epilog=_LIVE_EXAMPLES)
-@click.argument("detector", required=False, type=click.Choice(["merlin", "dectris"]))
+@click.argument("detector", required=False, type=click.Choice(["merlin", "dectris", "asi_tpx3"]))
 @click.option(
     "--simulate",
-    type=click.Choice(["merlin"]),
+    type=click.Choice(["merlin", "asi_tpx3"]),
     help="Simulate a specimen and run a detector's simulator on this machine, too. Data and "
     "pictures go to the folder libertem-parallax-live.",
 )
 @click.option(
     "--host", default="127.0.0.1", show_default=True, help="Where the detector's software runs."
 )
-@click.option("--port", type=int, help="Its control port.  [default: merlin 6341, dectris 80]")
+@click.option(
+    "--port",
+    type=int,
+    help="Its control port, for asi_tpx3 the only one.  "
+    "[default: merlin 6341, dectris 80, asi_tpx3 8283]",
+)
 @click.option("--data-port", type=int, help="Its data port.  [default: merlin 6342, dectris 9999]")
 @click.option(
     "--nav-shape",
@@ -417,7 +423,7 @@ Examples:
     "--start",
     is_flag=True,
     help="Start the acquisition that is set up in the detector's software, instead of waiting for "
-    "one: arm, and trigger a Merlin.",
+    "one: arm, and trigger a Merlin. Not for asi_tpx3.",
 )
 @click.option(
     "--timeout",
@@ -495,13 +501,22 @@ def live(
             f"python -m pip install 'libertem-parallax[live]' ({error})"
         ) from error
     if (detector is None) == (simulate is None):
-        raise click.UsageError("give either a DETECTOR, merlin or dectris, or --simulate merlin.")
+        raise click.UsageError(
+            "give either a DETECTOR, merlin, dectris or asi_tpx3, or --simulate merlin or asi_tpx3."
+        )
     given = {} if params is None else _read_parameters(params)
     recording = _Recording(*(options.pop(name) for name in _Recording._fields))
     if simulate is not None:
-        _live_simulated(given, options, output, snapshot, recording)
+        _live_simulated(simulate, given, options, output, snapshot, recording)
         return
     assert detector is not None
+    if detector == "asi_tpx3" and recording.start:
+        raise click.UsageError(
+            "--start: asi_tpx3 cannot be started from here. Leave it out, and start the "
+            "acquisition in the detector's software as soon as this command waits for one."
+        )
+    if detector == "asi_tpx3" and data_port is not None:
+        raise click.UsageError("--data-port: asi_tpx3 has one port only, give it with --port.")
     parameters = _merge(given, options)
     _check_required(parameters)
     output = output or Path("live_parallax.tif")
@@ -510,7 +525,9 @@ def live(
     from .live import PORTS, Address
 
     default_port, default_data_port = PORTS[detector]
-    address = Address(detector, host, port or default_port, data_port or default_data_port)
+    port = port or default_port
+    data_port = port if detector == "asi_tpx3" else data_port or default_data_port
+    address = Address(detector, host, port, data_port)
     recorded = _record(address, parameters, output, snapshot, recording)
     _report(*recorded.rows)
     recorded.end()
@@ -548,7 +565,38 @@ class _Recorded(NamedTuple):
             pyplot.show()
 
 
+def _write_for_detector(detector: str, folder: Path, frames: NDArray[Any]) -> Path:
+    """Write what a simulated detector sends, and return a file with the same for LiberTEM."""
+    import h5py
+
+    from . import merlin, tpx3
+
+    if detector == "merlin":
+        # 12 bits make the frames large enough to be delivered in many bunches of some MB.
+        merlin.write_mib(folder / "frames.hdr", frames, bits=12)
+        return folder / "frames.hdr"
+    tpx3.write_tpx3(folder / "frames.tpx3", frames)
+    with h5py.File(folder / "frames.h5", "w") as file:
+        file["frames"] = frames
+    return folder / "frames.h5"
+
+
+@contextlib.contextmanager
+def _simulated_detector(detector: str, folder: Path, frames: int) -> Iterator[Any]:
+    """Run a detector that sends what was written, 1.5 ms per frame; its address."""
+    from . import merlin, tpx3
+    from .live import Address
+
+    if detector == "merlin":
+        with merlin.simulator(folder / "frames.hdr", dwelltime=1500) as where:
+            yield Address(detector, where.api_host, where.api_port, where.data_port)
+    else:
+        with tpx3.simulator(folder / "frames.tpx3", seconds=1.5e-3 * frames) as port:
+            yield Address(detector, port.data_host, port.data_port, port.data_port)
+
+
 def _live_simulated(
+    detector: str,
     given: dict[str, Any],
     options: dict[str, Any],
     output: Path | None,
@@ -559,13 +607,11 @@ def _live_simulated(
     from tqdm import tqdm
 
     from . import images
-    from .live import Address
-    from .merlin import simulator, write_mib
     from .simulate import simulate
 
     folder, dose = Path("libertem-parallax-live"), 30.0
     blur = 6.0 if recording.blur is None else recording.blur
-    hdr, params, growth = (folder / name for name in ("frames.hdr", "params.toml", "growth.png"))
+    params, growth = folder / "params.toml", folder / "growth.png"
     output = output or folder / "image.tif"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -573,18 +619,18 @@ def _live_simulated(
         simulation = simulate(
             dose=dose, seed=1, progress=partial(tqdm, desc="Simulating", unit=" rows")
         )
-        # 12 bits make the frames large enough to be delivered in many bunches of some MB.
-        write_mib(hdr, simulation.frames, bits=12)
         params.write_text(_to_toml(simulation.parameters), encoding="utf-8")
+        data = _write_for_detector(detector, folder, simulation.frames)
     except OSError as error:
         raise click.ClickException(f"cannot write to {folder}: {error}") from error
     ny, nx = simulation.frames.shape[:2]
     parameters = _merge({**simulation.parameters, "phase_flip": True, **given}, options)
     del parameters["shape"]
-    recording = recording._replace(start=True, interval=min(recording.interval, 0.5), blur=blur)
+    recording = recording._replace(
+        start=detector == "merlin", interval=min(recording.interval, 0.5), blur=blur
+    )
     pictures: list[tuple[int, NDArray[Any]]] = []
-    with simulator(hdr, dwelltime=1500) as where:
-        address = Address("merlin", where.api_host, where.api_port, where.data_port)
+    with _simulated_detector(detector, folder, ny * nx) as address:
         recorded = _record(
             address,
             parameters,
@@ -618,10 +664,10 @@ def _live_simulated(
             f"blurred by {blur:g} Å",
         ),
         ("As it grew", str(growth)),
-        ("Data", f"{hdr}, {params}"),
+        ("Data", f"{data}, {params}"),
     )
     if recorded.problem is None:
-        command = ["reconstruct", str(hdr), "--params", str(params)]
+        command = ["reconstruct", str(data), "--params", str(params)]
         flip = " --phase-flip" if parameters["phase_flip"] else ""
         click.echo("\nThe same from the files:")
         click.echo(f"  libertem-parallax {shlex.join(command)} -o image.tif{flip}")
@@ -637,9 +683,11 @@ def _record(
     on_picture: Callable[[int, NDArray[Any]], object] = lambda *_: None,
 ) -> _Recorded:
     """Reconstruct an acquisition and write the image, as far as it came."""
+    import numpy as np
     from libertem_live.api import LiveContext
 
     from . import live
+    from .tpx3 import DETECTOR_SHAPE
 
     parameters = {name: value for name, value in parameters.items() if name != "load"}
     phase_flip = parameters.pop("phase_flip", False)
@@ -654,23 +702,28 @@ def _record(
         watch = stack.enter_context(live.Watch())
         click.echo(f"Connecting to {address}", err=True)
         conn = stack.enter_context(contextlib.closing(live.connect(ctx, address, watch)))
-        detector_shape, dtype = live.describe(ctx, conn, watch)
+        events = address.detector == "asi_tpx3"
+        if events:  # it does not tell before the acquisition starts
+            detector_shape, dtype = DETECTOR_SHAPE, np.dtype(np.float32)
+        else:
+            detector_shape, dtype = live.describe(ctx, conn, watch)
 
-        def make_udf(shape: tuple[int, ...]) -> Any:
+        def make_udf(shape: tuple[int, ...], **parameters: Any) -> Any:
             udf = _udf_class(phase_flip).from_parameters(shape, **parameters)
-            live.warm_up(ctx, udf, dtype)
+            live.warm_up(ctx, udf, dtype, events=events)
             return udf
 
         # Whatever takes time or may fail comes before the detector starts, as far as possible:
-        # where the scan's shape is not known yet, a small one gets everything compiled.
+        # where the shape is not known yet, a small scan on any detector gets everything compiled.
         click.echo(f"Getting ready{_COMPILES}", err=True)
-        known = recording.nav_shape is not None
+        known = recording.nav_shape is not None and not events
         with contextlib.nullcontext() if known else warnings.catch_warnings(action="ignore"):
-            udf = make_udf((recording.nav_shape or (8, 8)) + detector_shape)
+            anywhere = {**parameters, "center": None, "bf_mask": None} if events else parameters
+            udf = make_udf((recording.nav_shape or (8, 8)) + detector_shape, **anywhere)
         screen, picture = _open_screen(output, snapshot, recording, _pixel_size(udf))
-        acquisition = _await(ctx, conn, watch, address.detector, recording)
-        if tuple(acquisition.shape) != (recording.nav_shape or ()) + detector_shape:
-            udf = make_udf(tuple(acquisition.shape))
+        acquisition = _await(ctx, conn, watch, address, recording)
+        if events or tuple(acquisition.shape) != (recording.nav_shape or ()) + detector_shape:
+            udf = make_udf(tuple(acquisition.shape), **parameters)
         added = _add(ctx, conn, watch, acquisition, udf, screen, recording, on_picture)
     total = acquisition.shape.nav.size
     if added.results is None:
@@ -721,12 +774,12 @@ def _open_screen(
     return screen(write), picture
 
 
-def _await(ctx: Any, conn: Any, watch: Any, detector: str, recording: _Recording) -> Any:
+def _await(ctx: Any, conn: Any, watch: Any, address: Any, recording: _Recording) -> Any:
     """Start an acquisition, or wait until somebody does."""
     from . import live
 
     if recording.start:
-        live.start(conn, detector, watch)
+        live.start(conn, address.detector, watch)
     else:
         click.echo(
             f"Waiting up to {recording.timeout:g} s for an acquisition to be started (Ctrl-C ends)",
@@ -735,6 +788,7 @@ def _await(ctx: Any, conn: Any, watch: Any, detector: str, recording: _Recording
     return live.acquire(
         ctx,
         conn,
+        address,
         watch,
         recording.nav_shape,
         recording.timeout,

@@ -6,16 +6,21 @@ LiberTEM-live waits without end for a detector that is silent. `Watch` gives all
 from __future__ import annotations
 
 import _thread
+import contextlib
 import math
+import os
 import signal
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
@@ -37,14 +42,19 @@ __all__ = [
     "warm_up",
 ]
 
-#: Control and data ports by the detector's name, as the manufacturers set them.
-PORTS = {"merlin": (6341, 6342), "dectris": (80, 9999)}
+#: Control and data ports by the detector's name, as the manufacturers set them; Timepix3 has one.
+PORTS = {"merlin": (6341, 6342), "dectris": (80, 9999), "asi_tpx3": (8283, 8283)}
 
 #: Frames between two updates of the image, by measurement: see benchmarks/README.md.
 FRAMES_PER_PARTITION = 512
 
 #: Seconds in which a detector answers to a question.
 _ANSWER = 5.0
+
+# Events of Timepix3 come in bunches of 24 times so many bytes, which must hold what the detector
+# sends together; in all, so many MiB wait to be added, 8 bytes each.
+_CHUNK_BYTES = 1 << 16
+_BUFFER = 512
 
 #: Part of the time that pictures of the growing image may take.
 _SCREEN_SHARE = 1 / 20
@@ -57,7 +67,7 @@ class DetectorError(RuntimeError):
 
 
 class Address(NamedTuple):
-    """Where a detector is: its name of `PORTS`, host, control port and data port."""
+    """Where a detector is: its name of `PORTS`, host, control and data port, maybe the same."""
 
     detector: str
     host: str
@@ -66,7 +76,10 @@ class Address(NamedTuple):
 
     def __str__(self) -> str:
         """Show name, host and ports."""
-        return f"{self.detector} at {self.host}, ports {self.port} and {self.data_port}"
+        where = f"{self.detector} at {self.host}, port"
+        if self.port == self.data_port:
+            return f"{where} {self.port}"
+        return f"{where}s {self.port} and {self.data_port}"
 
 
 class Watch:
@@ -192,20 +205,19 @@ def connect(ctx: Any, address: Address, watch: Watch) -> Any:
         ) from error
     builder = ctx.make_connection(address.detector)
     late = f"no answer from {address} within {_ANSWER:g} s. {advice}"
+    if address.detector == "asi_tpx3":
+        more: dict[str, Any] = {"buffer_size": _BUFFER, "bytes_per_chunk": _CHUNK_BYTES}
+    else:
+        more = {"api_host": address.host, "api_port": address.port}
     return watch.wait(
-        lambda: builder.open(
-            api_host=address.host,
-            api_port=address.port,
-            data_host=address.host,
-            data_port=address.data_port,
-        ),
+        lambda: builder.open(data_host=address.host, data_port=address.data_port, **more),
         _ANSWER,
         late,
     )
 
 
 def describe(ctx: Any, conn: Any, watch: Watch) -> tuple[tuple[int, int], np.dtype[Any]]:
-    """Ask a detector for the shape and the dtype of its frames.
+    """Ask a detector for the shape and the dtype of its frames; not Timepix3, which never tells.
 
     Parameters
     ----------
@@ -270,6 +282,7 @@ def _start_dectris(conn: Any) -> None:
 def acquire(
     ctx: Any,
     conn: Any,
+    address: Address,
     watch: Watch,
     nav_shape: tuple[int, int] | None,
     timeout: float,
@@ -279,7 +292,7 @@ def acquire(
 
     Parameters
     ----------
-    ctx, conn, watch
+    ctx, conn, address, watch
         See `connect`.
     nav_shape
         Scan rows and columns; None if the detector knows them.
@@ -305,6 +318,9 @@ def acquire(
     )
     if pending is None:  # an acquisition made of that would start the detector
         raise DetectorError(_not_started(timeout))
+    if address.detector == "asi_tpx3":
+        kept = _Kept(conn.get_conn_impl(), address.data_port)
+        conn.get_conn_impl = lambda: kept
     announced = f"the detector announces {pending.nimages:,} frames"
     known = pending.nav_shape
     if known is not None:
@@ -338,7 +354,7 @@ def _not_started(timeout: float) -> str:
     )
 
 
-def warm_up(ctx: Any, udf: Any, dtype: np.dtype[Any]) -> None:
+def warm_up(ctx: Any, udf: Any, dtype: np.dtype[Any], *, events: bool = False) -> None:
     """Run a UDF on one empty frame, so that nothing is compiled or set up during an acquisition.
 
     Parameters
@@ -349,13 +365,94 @@ def warm_up(ctx: Any, udf: Any, dtype: np.dtype[Any]) -> None:
         To be run later; it is as new afterwards.
     dtype
         Of the frames.
+    events
+        Whether frames will come as events.
     """
     plan = udf.params.geometry.plan
-    zero = np.zeros((1, 1, 1, 1), dtype)
-    frames = np.broadcast_to(zero, plan.scan_shape + plan.detector_shape)  # takes no memory
     roi = np.zeros(plan.scan_shape, dtype=bool)
     roi[0, 0] = True
-    ctx.run_udf(ctx.load("memory", data=frames, sig_dims=2, num_partitions=1), udf, roi=roi)
+    if events:
+        with tempfile.TemporaryDirectory() as folder:
+            path = _write_empty(Path(folder), plan.scan_shape, plan.detector_shape, dtype)
+            ctx.run_udf(ctx.load("raw_csr", path=str(path), num_partitions=1), udf, roi=roi)
+    else:
+        zero = np.zeros((1, 1, 1, 1), dtype)
+        frames = np.broadcast_to(zero, plan.scan_shape + plan.detector_shape)  # takes no memory
+        ctx.run_udf(ctx.load("memory", data=frames, sig_dims=2, num_partitions=1), udf, roi=roi)
+
+
+def _write_empty(
+    folder: Path,
+    scan_shape: tuple[int, int],
+    detector_shape: tuple[int, int],
+    dtype: np.dtype[Any],
+) -> Path:
+    """Write a scan of empty frames as LiberTEM's raw_csr, but for one event of value 0.
+
+    The sparse data sets that LiberTEM makes of memory compile code of their own for many seconds.
+    """
+    indptr = np.ones(math.prod(scan_shape) + 1, np.int64)
+    indptr[0] = 0
+    arrays: dict[str, NDArray[Any]] = {
+        "indptr": indptr,
+        "indices": np.zeros(1, np.int32),
+        "data": np.zeros(1, dtype),
+    }
+    lines = ["[params]", 'filetype = "raw_csr"', f"nav_shape = {list(scan_shape)}"]
+    lines += [f"sig_shape = {list(detector_shape)}", "[raw_csr]"]
+    for name, array in arrays.items():
+        array.tofile(folder / f"{name}.raw")
+        lines += [f'{name}_file = "{name}.raw"', f'{name}_dtype = "{array.dtype.name}"']
+    path = folder / "empty.toml"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+class _Kept:
+    """Native connection of Timepix3 that does not go on with the frames of another one.
+
+    LiberTEM-live connects anew, without a word, as soon as a connection is lost. The frames of the
+    scan that the detector sends then would be taken for the rest of that before.
+    """
+
+    def __init__(self, native: Any, port: int) -> None:
+        self._native, self._port = native, port
+        self._socket = self._find()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._native, name)
+
+    def get_next_stack(self, max_size: int) -> Any:
+        try:
+            stack = self._native.get_next_stack(max_size=max_size)
+        except BaseException as error:
+            if type(error).__name__ == "PanicException":  # Rust's, which Exception does not include
+                raise DetectorError(
+                    f"the connection to the detector failed: {error}. Events may have come faster "
+                    "than they are added."
+                ) from error
+            raise
+        if not self._alive() and self._find() is not None:
+            raise DetectorError("the connection to the detector was lost, and made anew.")
+        return stack
+
+    def _find(self) -> tuple[int, int] | None:
+        """Find number and identity of the socket; None if there is no connection."""
+        for link in psutil.Process().net_connections("tcp"):
+            if link.raddr and link.raddr[1] == self._port and link.fd >= 0:
+                with contextlib.suppress(OSError):
+                    return link.fd, os.fstat(link.fd).st_ino
+        return None
+
+    def _alive(self) -> bool:
+        """Whether it is the same socket; takes a microsecond."""
+        if self._socket is None:
+            return False
+        number, identity = self._socket
+        try:
+            return os.fstat(number).st_ino == identity
+        except OSError:
+            return False
 
 
 class _Watched:

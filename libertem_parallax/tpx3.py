@@ -95,7 +95,8 @@ def simulator(path: Path, *, seconds: float = 0.0) -> Iterator[Simulator]:
     """Run LiberTEM-live's Timepix3 simulator on loopback, on a free port.
 
     It sends the scan as soon as somebody connects, and again, until the connection is closed: do
-    that before leaving the context.
+    that before leaving the context. LiberTEM-live fails when it gets more events than its memory
+    for them holds: give `seconds` to leave it time.
 
     Parameters
     ----------

@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import scipy.sparse
 import tifffile
 from click.testing import CliRunner, Result
 from conftest import needs_compiler
@@ -203,6 +205,53 @@ def test_load_describes_raw_data(run: Run, folder: Path, by_file: bool) -> None:
     options = " ".join(f"--load '{k}={v}'" for k, v in load.items())
     succeeded(run(f"reconstruct data/scan.raw --params data/scan.toml {options} -o image.npy"))
     np.testing.assert_array_equal(np.load("image.npy"), expected())
+
+
+def test_files_of_events(run: Run, folder: Path) -> None:
+    """They are TOML as parameters are; the image is that of dense frames."""
+    stacked = scipy.sparse.csr_array(frames().reshape(48, 120))
+    lines = ["[params]", 'filetype = "raw_csr"', "nav_shape = [6, 8]", "sig_shape = [10, 12]"]
+    lines += ["[raw_csr]"]
+    for name in ("data", "indices", "indptr"):
+        array = getattr(stacked, name)
+        array.tofile(folder / f"data/{name}.raw")
+        lines += [f'{name}_file = "{name}.raw"', f'{name}_dtype = "{array.dtype.name}"']
+    events = folder / "data/events.toml"
+    events.write_text("\n".join(lines), encoding="utf-8")
+    result = succeeded(run("reconstruct data/events.toml --params data/scan.toml -o image.npy"))
+    np.testing.assert_array_equal(np.load("image.npy"), expected())
+    assert "6 x 8 scan, 10 x 12 detector, uint8" in result.stdout
+    # The other way round, each says what it is not.
+    check_error(
+        run("reconstruct data/scan.npy --params data/events.toml"),
+        ["data/events.toml", "unknown key 'params'"],
+    )
+    check_error(
+        run("reconstruct data/scan.toml --params data/scan.toml"), ["cannot open data/scan.toml"]
+    )
+
+
+def test_the_example_of_the_readme_for_events(run: Run) -> None:
+    """It runs as it stands, and so does the command after it, and gives the image of the frames."""
+    text = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
+    [(code, command)] = re.findall(
+        r"```python\n([^`]*?csr_array.*?)```.*?```bash\nlibertem-parallax (.*?)```", text, re.DOTALL
+    )
+    Path("libertem-parallax-demo").mkdir()
+    with h5py.File("libertem-parallax-demo/frames.h5", "w") as file:
+        file["frames"] = frames()
+    Path("libertem-parallax-demo/params.toml").write_text(
+        TOML.replace('bf_mask = "mask.npy"\n', ""), encoding="utf-8"
+    )
+    names: dict[str, Any] = {}
+    exec(code, names)
+    with names["ctx"] as ctx:
+        parameters = {**ACQUISITION, "bf_mask": None}
+        parallax = ParallaxUDF.from_parameters(shape=names["ds"].shape, **parameters)
+        image = ctx.run_udf(names["ds"], parallax)["reconstruction"].data
+    np.testing.assert_array_equal(image, expected(bf_mask=None))
+    succeeded(run(command))
+    np.testing.assert_array_equal(tifffile.imread("image.tif"), image)
 
 
 def test_warnings_are_shown_without_code(run: Run) -> None:

@@ -17,12 +17,14 @@ import pytest
 from libertem.executor.inline import InlineJobExecutor
 from libertem.executor.pipelined import PipelinedExecutor
 from libertem.io.dataset.base import BufferedBackend
+from libertem.udf import UDF
 from libertem.udf.raw import PickUDF
 from libertem_live.api import LiveContext
 from libertem_live.detectors.merlin import sim
-from live import dectris_detector, memory_detector, merlin_detector
+from live import dectris_detector, memory_detector, merlin_detector, tpx3_detector
 
-from libertem_parallax import ParallaxPhaseFlipUDF, merlin
+from libertem_parallax import ParallaxPhaseFlipUDF, merlin, tpx3
+from libertem_parallax.simulate import simulate
 
 pytestmark = [
     # LiberTEM says so of the pipelined executor where processors are busy.
@@ -61,6 +63,7 @@ DETECTORS = {
     "dectris-bslz4-32": (dectris_detector, "uint32", 2**31, "bslz4"),
     "memory-16": (memory_detector, "uint16", 2**16 - 1, 5),
 }
+EVENTS = {"tpx3": (tpx3_detector, "uint16", 3, 16)}
 ONE_OF_EACH = ["merlin-12", "dectris-bslz4-16", "memory-16"]
 
 
@@ -99,13 +102,13 @@ def make_frames(dtype, top):
 
 @pytest.fixture
 def frames(request):
-    _, dtype, top, _ = DETECTORS[request.getfixturevalue("name")]
+    _, dtype, top, _ = {**DETECTORS, **EVENTS}[request.getfixturevalue("name")]
     return make_frames(dtype, top)
 
 
 @pytest.fixture
 def detector(name, frames, tmp_path):
-    make, _, _, argument = DETECTORS[name]
+    make, _, _, argument = {**DETECTORS, **EVENTS}[name]
     with make(tmp_path, frames, argument) as detector:
         yield detector
 
@@ -230,7 +233,7 @@ def test_closing_a_context_ends_its_processes(tmp_path):
     assert not alive
 
 
-@pytest.mark.parametrize("name", ["merlin-12", "dectris-bslz4-16"])
+@pytest.mark.parametrize("name", ["merlin-12", "dectris-bslz4-16", "tpx3"])
 def test_simulators_listen_on_loopback_only(detector):
     this = psutil.Process()
     listening = [
@@ -285,6 +288,138 @@ def test_frames_that_do_not_fit_the_format_are_refused(tmp_path, name, frames, b
     with pytest.raises(ValueError, match=message):
         merlin.write_mib(tmp_path / name, frames, bits)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def specimen():
+    """A scan of the demo's specimen, with empty frames, and what it comes to on a Timepix3."""
+    frames, _, parameters = simulate(scan_shape=SCAN, dose=3)
+    frames[2, 3:8] = frames[0, 0] = frames[-1, -1] = 0
+    detected = np.zeros(SCAN + tpx3.DETECTOR_SHAPE, np.uint8)
+    detected[..., 224:288, 224:288] = frames
+    parameters = {**parameters, "shape": detected.shape, "aberration_coefs": {"C10": -2500.0}}
+    return frames, detected, ParallaxPhaseFlipUDF.from_parameters(**parameters, engine="numba")
+
+
+def offline_tpx3(specimen):
+    """From dense frames; LiberTEM calls the values of events, which are integers, float32."""
+    _, detected, udf = specimen
+    with libertem.api.Context.make_with("inline") as ctx:
+        sums = run(ctx, ctx.load("memory", data=detected, sig_dims=2, num_partitions=1), udf)
+    assert sums["A"].any()
+    return {**sums, "A": sums["A"].astype(float), "S": sums["S"].astype(float)}
+
+
+# Partitions have 20 frames, or 24 and 24 and 24: LiberTEM makes them equal.
+@pytest.mark.parametrize("frames_per_chunk", [1, 5, 20, 64, 100])
+def test_events_live_are_frames_offline_to_the_last_bit(ctx, specimen, tmp_path, frames_per_chunk):
+    """And one connection serves many acquisitions."""
+    frames, _, udf = specimen
+    expected = offline_tpx3(specimen)
+    with tpx3_detector(tmp_path, frames, frames_per_chunk) as detector, detector.open(ctx) as conn:
+        for _ in range(3):
+            acquisition = acquire(ctx, conn, detector, "passive")
+            assert tuple(acquisition.shape) == SCAN + tpx3.DETECTOR_SHAPE
+            assert_same_bits(run(ctx, acquisition, udf), expected)
+
+
+def test_events_in_small_bunches(ctx, specimen, tmp_path):
+    """Several to a partition, which end anywhere in it."""
+    frames, _, udf = specimen
+    with (
+        tpx3_detector(tmp_path, frames, 3, slot=4096) as detector,
+        detector.open(ctx) as conn,
+    ):
+        acquisition = acquire(ctx, conn, detector, "passive", frames_per_partition=36)
+        assert_same_bits(run(ctx, acquisition, udf), offline_tpx3(specimen))
+
+
+def test_another_nav_shape_of_events_is_refused_and_the_next_acquisition_works(
+    ctx, specimen, tmp_path
+):
+    frames, _, udf = specimen
+    other = np.ascontiguousarray(frames.reshape(9, 8, 64, 64))
+    with (
+        tpx3_detector(tmp_path, other, 20) as detector,
+        detector.open(ctx) as conn,
+        pytest.raises(ValueError, match=r"has shape \(9, 8, 512, 512\), the UDF was made for"),
+    ):
+        run(ctx, acquire(ctx, conn, detector, "passive", nav_shape=None), udf)
+    with tpx3_detector(tmp_path, frames, 20) as detector, detector.open(ctx) as conn:
+        acquisition = acquire(ctx, conn, detector, "passive")
+        assert_same_bits(run(ctx, acquisition, udf), offline_tpx3(specimen))
+
+
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "uint16", "uint32"])
+@pytest.mark.parametrize("shape", [(3, 4, 5, 7), (2, 3, 64, 512), (1, 2, 512, 512)])
+def test_streams_hold_the_frames(tmp_path, dtype, shape):
+    """As LiberTEM-live receives them, smaller frames in the middle."""
+    top = min(int(np.iinfo(dtype).max), 2**24) if dtype != "bool" else 1  # exact in float32
+    rng = np.random.default_rng(1)
+    frames = rng.integers(0, top, shape, endpoint=True) * (rng.random(shape) < 0.1)
+    frames = frames.astype(dtype)
+    rows, cols = shape[2:]
+    row, col = 256 - rows // 2, 256 - cols // 2
+    expected = np.zeros((*shape[:2], 512, 512), np.float32)
+    expected[..., row : row + rows, col : col + cols] = frames[::-1, :, ::-1]
+    source = frames[::-1, :, ::-1]  # not contiguous
+    with (
+        LiveContext.make_with("inline") as ctx,
+        tpx3_detector(tmp_path, source, 4, slot=1 << 20) as detector,
+        detector.open(ctx) as conn,
+    ):
+        aq = acquire(ctx, conn, detector, "passive", nav_shape=None, frames_per_partition=1)
+        received = ctx.run_udf(dataset=aq, udf=Densely())
+    np.testing.assert_array_equal(received["frames"].data, expected)
+
+
+class Densely(UDF):
+    """Keeps the frames."""
+
+    def get_result_buffers(self):
+        shape = tuple(self.meta.dataset_shape.sig)
+        return {"frames": self.buffer("nav", extra_shape=shape, dtype=np.float32)}
+
+    def process_frame(self, frame):
+        self.results.frames[:] = frame
+
+
+@pytest.mark.parametrize(
+    ("frames", "per_chunk", "message"),
+    [
+        (np.zeros((1, 4, 64), "u1"), 1, r"shape \(1, 4, 64\): expected scan rows and columns"),
+        (np.zeros((0, 1, 4, 4), "u1"), 1, r"shape \(0, 1, 4, 4\)"),
+        (np.zeros((1, 1, 513, 4), "u1"), 1, r"\(1, 1, 513, 4\): .* rows and columns, at most"),
+        (np.zeros((1, 1, 4, 513), "u1"), 1, r"\(1, 1, 4, 513\): .* rows and columns, at most"),
+        (np.zeros((2**16, 1, 1, 1), "u1"), 1, r"\(65536, 1, 1, 1\): .* at most 65535"),
+        (np.zeros((1, 1, 4, 4)), 1, "dtype float64: expected counts, unsigned"),
+        (np.zeros((1, 1, 4, 4), "i4"), 1, "dtype int32: expected counts, unsigned"),
+        (np.zeros((1, 1, 4, 4), "u8"), 1, "dtype uint64: .* up to 32"),
+        (np.zeros((1, 1, 4, 4), "u1"), 0, "frames_per_chunk = 0: expected at least 1"),
+    ],
+)
+def test_frames_that_do_not_fit_a_stream_are_refused(tmp_path, frames, per_chunk, message):
+    with pytest.raises(ValueError, match=message):
+        tpx3.write_tpx3(tmp_path / "scan.tpx3", frames, per_chunk)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_time_of_a_scan_of_events_is_kept(specimen, tmp_path):
+    """No less than asked for: a slow machine does not break it."""
+    frames, _, udf = specimen
+    tpx3.write_tpx3(tmp_path / "scan.tpx3", frames)
+    with (
+        LiveContext.make_with("inline") as ctx,
+        tpx3.simulator(tmp_path / "scan.tpx3", seconds=0.5) as where,
+    ):
+        start = time.monotonic()
+        with ctx.make_connection("asi_tpx3").open(**where._asdict(), buffer_size=32) as conn:
+            aq = ctx.make_acquisition(
+                conn=conn, pending_aq=conn.wait_for_acquisition(TIMEOUT), frames_per_partition=20
+            )
+            actual = run(ctx, aq, udf)
+        assert time.monotonic() - start >= 0.4  # the first piece comes at once
+    assert_same_bits(actual, offline_tpx3(specimen))
 
 
 def test_the_dwell_time_is_kept(ctx, tmp_path):
