@@ -166,6 +166,8 @@ def _takes_part(path: str, workload: Workload) -> bool:
     """Whether a path can run on a workload, and does not take minutes."""
     frames = workload.shape[0] * workload.shape[1]
     if workload.storage == "raw_csr":
+        if path == "numpy":  # 0.2 µs an event
+            return workload.electrons <= 0.001
         return not any(path in paths for paths in PEERS.values())
     return path not in EVENTS and frames <= _MOST_FRAMES.get(path, frames)
 

@@ -37,9 +37,6 @@ def make_udf(path: str, workload: dict[str, Any]) -> Any:
             def get_backends(self) -> Any:
                 return (self.BACKEND_SCIPY_CSR,)
 
-            def get_preferred_input_dtype(self) -> Any:
-                return self.USE_NATIVE_DTYPE
-
         if path == "NoOpUDF" and workload["storage"] == "raw_csr":
             return EventsNoOpUDF()
         return {"SumUDF": SumUDF, "NoOpUDF": NoOpUDF}[path]()
@@ -147,8 +144,8 @@ def make_events_floor(path: str, plan: Any, workload: dict[str, Any]) -> Callabl
     """Make what events need at least, on one core.
 
     ``floor``
-        Reads every event's column, its value, and what the table says of its pixel, and adds them
-        all to one number.
+        Reads every event's column, its value, and what the table says of its pixel, and combines
+        them all to one number.
     ``floor, file mapped``
         Also maps the files into memory.
     ``scatter floor``
@@ -189,7 +186,8 @@ def make_events_floor(path: str, plan: Any, workload: dict[str, Any]) -> Callabl
     def touch(columns: Any, values: Any, lookup: Any) -> Any:
         total = 0
         for i in range(columns.size):
-            total += lookup[columns[i]] + values[i]
+            # A plain sum is compiled to vector gathers, which can be three times slower.
+            total = (total ^ lookup[columns[i]]) + values[i]
         return total
 
     if path == "floor":
