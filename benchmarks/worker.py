@@ -158,10 +158,8 @@ def make_events_floor(path: str, plan: Any, workload: dict[str, Any]) -> Callabl
         _, electrons = make_engine_run("numba", plan, workload)()
         A = np.zeros(np.prod(plan.accumulator_shape), np.int64)
         targets = np.random.default_rng(0).permutation(plan.targets)
-        positions = np.arange(len(electrons))
-        positions += (
-            positions // plan.scan_shape[1] * (plan.accumulator_shape[3] - plan.scan_shape[1])
-        )
+        y, x = np.divmod(np.arange(len(electrons)), plan.scan_shape[1])
+        positions = y * plan.accumulator_shape[3] + x
 
         @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
         def scatter(electrons: Any, targets: Any, positions: Any, A: Any) -> Any:
