@@ -40,6 +40,8 @@ PATHS = (
     "numba, engine alone",
     "numpy",
 )
+#: Only where frames come as events: the same frames as dense ones, and what events need at least.
+EVENTS = ("numba, dense", "scatter floor")
 GPU = ("bus floor", "device floor", "cuda", "cuda, phase flip", "cuda, engine alone")
 #: Paths of other packages, in environments of their own.
 PEERS = {
@@ -146,9 +148,28 @@ def measure(
     frames = workload.shape[0] * workload.shape[1]
     pixels, electrons = answers["numba"]["pixels"], answers["numba"]["electrons"]
     return [
-        Row(workload.name, path, frames, pixels, electrons, times, correlations.get(path))
+        Row(
+            workload.name,
+            path,
+            frames,
+            pixels,
+            electrons,
+            times,
+            correlations.get(path),
+            events=workload.storage == "raw_csr" and path != "numba, dense",
+        )
         for path, times in seconds.items()
     ]
+
+
+def _takes_part(path: str, workload: Workload) -> bool:
+    """Whether a path can run on a workload, and does not take minutes."""
+    frames = workload.shape[0] * workload.shape[1]
+    if workload.storage == "raw_csr":
+        if path == "numpy":  # 0.2 µs an event
+            return workload.electrons <= 0.001
+        return not any(path in paths for paths in PEERS.values())
+    return path not in EVENTS and frames <= _MOST_FRAMES.get(path, frames)
 
 
 def _read(file: Path) -> list[Row]:
@@ -205,6 +226,9 @@ def main(
     of the bright field once ("file mapped": after mapping the file into memory, as every run does),
     "bus floor" sends the box around it to the GPU, "device floor" adds as often on the GPU.
 
+    Where frames come as events, "floor" reads every event and what is to be done with its pixel,
+    "scatter floor" adds as often; "dense" are the same frames in full.
+
     All paths read the same file, which is in memory after the first run, and take turns; their
     images are compared first. Updates are bright-field pixels that were added, electrons the counts
     in them. Spread is the interquartile range over the median; "x floor" says how many times faster
@@ -214,7 +238,7 @@ def main(
     if output is None:
         output = Path(tempfile.mkdtemp(prefix="libertem-parallax-benchmarks-"))
     output.mkdir(parents=True, exist_ok=True)
-    paths: dict[str, tuple[str, ...]] = {sys.executable: PATHS}
+    paths: dict[str, tuple[str, ...]] = {sys.executable: PATHS + EVENTS}
     try:
         gpu = describe()
     except CudaError as error:
@@ -240,16 +264,16 @@ def main(
             stack.callback(worker.close)
             workers |= dict.fromkeys(its_paths, worker)
         for workload in tqdm(WORKLOADS[:2] if quick else WORKLOADS, desc="Tables", disable=quick):
-            frames = workload.shape[0] * workload.shape[1]
-            some = {p: w for p, w in workers.items() if frames <= _MOST_FRAMES.get(p, frames)}
+            some = {path: w for path, w in workers.items() if _takes_part(path, workload)}
             found = measure(workload, some, 3 if quick else rounds, folder)
             tqdm.write("\n".join(report.table(found)), file=sys.stdout)
             rows += found
         points = [(title, x, w) for title, curve in CURVES.items() for x, w in curve]
         for title, x, workload in tqdm([] if quick else points, desc="Curves", disable=quick):
             # The floor is that of one core reading one after the other.
-            names = ("floor", "numba", "cuda") if workload.executor == "inline" else ("numba",)
-            some = {p: workers[p] for p in names if p in workers}
+            inline = workload.executor == "inline"
+            names = ("floor", "numba", "numba, dense", "cuda") if inline else ("numba",)
+            some = {p: workers[p] for p in names if p in workers and _takes_part(p, workload)}
             curves.setdefault(title, []).append((x, measure(workload, some, 5, folder)))
     results = {
         "versions": {

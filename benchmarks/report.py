@@ -18,7 +18,15 @@ __all__ = ["Row", "compare", "plot", "table"]
 _NOISE = 0.15, 0.5
 
 #: What paths are measured against, where it was measured.
-_REFERENCES = ("upstream", "SumUDF", "floor", "bus floor", "device floor")
+_REFERENCES = (
+    "upstream",
+    "SumUDF",
+    "numba, dense",
+    "floor",
+    "scatter floor",
+    "bus floor",
+    "device floor",
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,8 @@ class Row:
         rounds only.
     correlation
         Of the image with the right one; None where there is none.
+    events
+        Whether frames came as events, so that no pixel was added but for its electrons.
     """
 
     workload: str
@@ -49,6 +59,7 @@ class Row:
     electrons: float
     seconds: list[float]
     correlation: float | None = None
+    events: bool = False
 
     @property
     def rate(self) -> float:
@@ -96,8 +107,11 @@ def table(rows: list[Row]) -> Iterator[str]:
             yield f"  {row.path:<21}   wrong, correlation {row.correlation:.2f}: not timed"
             continue
         added = [
-            f"{row.rate * total / 1e6:,.0f} M" if row.adds else ""
-            for total in (row.pixels, row.electrons / row.frames)
+            f"{row.rate * total / 1e6:,.0f} M" if shown else ""
+            for total, shown in (
+                (row.pixels, row.adds and not row.events),
+                (row.electrons / row.frames, row.adds),
+            )
         ]
         yield (
             f"  {row.path:<21}{row.rate:>11,.0f}{added[0]:>11}{added[1]:>13}{row.spread:>8.0%}"
@@ -146,10 +160,14 @@ def plot(file: Path, curves: dict[str, list[tuple[float | str, list[Row]]]]) -> 
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False).reshape(-1)
     for axes in panels[len(curves) :]:
         axes.remove()
+    colors: dict[str, str] = {}
     for number, (axes, (title, points)) in enumerate(zip(panels, curves.items(), strict=False)):
+        known = len(colors)
         for path in sorted({row.path for _, found in points for row in found}, reverse=True):
+            colors.setdefault(path, f"C{len(colors)}")
             chosen = [(x, row) for x, found in points for row in found if row.path == path]
-            axes.plot([x for x, _ in chosen], [row.rate for _, row in chosen], "o-", label=path)
+            xs, rates = [x for x, _ in chosen], [row.rate for _, row in chosen]
+            axes.plot(xs, rates, "o-", color=colors[path], label=path)
         axes.set(xlabel=title, yscale="log")
         if not any(isinstance(x, str) for x, _ in points):
             axes.set_xscale("log")
@@ -159,6 +177,6 @@ def plot(file: Path, curves: dict[str, list[tuple[float | str, list[Row]]]]) -> 
         axes.grid(alpha=0.3)
         if number % columns == 0:
             axes.set_ylabel("frames / s")
-        if number == 0:
+        if len(colors) > known:  # what they mean is said once
             axes.legend()
     figure.savefig(file, dpi=100)

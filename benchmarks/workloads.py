@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
-__all__ = ["CURVES", "WORKLOADS", "Workload", "write"]
+__all__ = ["CURVES", "WORKLOADS", "Workload", "events", "write"]
 
 #: The acquisition of the README's example.
 _PARAMETERS: dict[str, Any] = {
@@ -39,7 +39,9 @@ class Workload:
     parameters
         Of ``from_parameters``.
     electrons
-        Counts per detector pixel and frame, on average.
+        Counts per lit detector pixel and frame, on average.
+    lit
+        Rows and columns in the middle of the detector that electrons reach. Default: all.
     storage
         Format of the file by LiberTEM's name; one of `_WRITERS`.
     executor, workers
@@ -53,27 +55,74 @@ class Workload:
     dtype: str = "uint8"
     parameters: dict[str, Any] = field(default_factory=lambda: _PARAMETERS)
     electrons: float = 0.7  # 30 e/Å² in the acquisition above
+    lit: int | None = None
     storage: str = "npy"
     executor: str = "inline"
     workers: int = 1
     partitions: int | None = None
 
+    @property
+    def lit_part(self) -> tuple[slice, slice]:
+        """Rows and columns of the detector that electrons reach."""
+        rows, cols = (
+            slice(n // 2 - lit // 2, n // 2 - lit // 2 + lit)
+            for n, lit in ((n, n if self.lit is None else self.lit) for n in self.shape[2:])
+        )
+        return rows, cols
+
 
 def _write_npy(file: Path, workload: Workload) -> None:
+    """Write frames of Poisson noise."""
     rng = np.random.default_rng(0)
     counts = scipy.stats.poisson.ppf((np.arange(2**16) + 0.5) / 2**16, workload.electrons)
     table = counts.astype(workload.dtype)  # much faster than to draw every number
     frames = np.lib.format.open_memmap(file, "w+", workload.dtype, workload.shape)
     for row in frames:
-        row[:] = table[rng.integers(0, 2**16, row.shape, dtype=np.uint16)]
+        lit = row[:, *workload.lit_part]
+        lit[:] = table[rng.integers(0, 2**16, lit.shape, dtype=np.uint16)]
+
+
+def _write_raw_csr(file: Path, workload: Workload) -> None:
+    """Write events: every pixel gets one electron with the same probability, or none.
+
+    So the gaps between them are geometric, and zeros need not be drawn.
+    """
+    rng = np.random.default_rng(0)
+    rows, cols = workload.lit_part
+    width, area = cols.stop - cols.start, (cols.stop - cols.start) * (rows.stop - rows.start)
+    frames, detector_cols = workload.shape[1], workload.shape[3]
+    expected = workload.electrons * frames * area
+    files = {name: file.with_name(f"{name}.raw") for name in ("data", "indices", "indptr")}
+    counts = []
+    with files["data"].open("wb") as data, files["indices"].open("wb") as indices:
+        for _ in range(workload.shape[0]):
+            drawn = int(expected + 10 * expected**0.5 + 10)  # never too few
+            places = np.cumsum(rng.geometric(workload.electrons, drawn)) - 1
+            frame, place = np.divmod(places[: np.searchsorted(places, frames * area)], area)
+            row, col = np.divmod(place, width)
+            counts.append(np.bincount(frame, minlength=frames))
+            index = (row + rows.start) * detector_cols + col + cols.start
+            index.astype(np.int32).tofile(indices)
+            np.ones(len(index), workload.dtype).tofile(data)
+    np.cumsum([0, *np.concatenate(counts)], dtype=np.int64).tofile(files["indptr"])
+    lines = [
+        "[params]",
+        'filetype = "raw_csr"',
+        f"nav_shape = {list(workload.shape[:2])}",
+        f"sig_shape = {list(workload.shape[2:])}",
+        "[raw_csr]",
+    ]
+    for name, dtype in (("data", workload.dtype), ("indices", "int32"), ("indptr", "int64")):
+        lines += [f'{name}_file = "{files[name].name}"', f'{name}_dtype = "{dtype}"']
+    file.write_text("\n".join(lines))
 
 
 #: How to write the frames, by storage.
-_WRITERS = {"npy": _write_npy}
+_WRITERS = {"npy": _write_npy, "raw_csr": _write_raw_csr}
 
 
 def write(workload: Workload, folder: Path) -> Path:
-    """Write the frames of a workload as Poisson noise.
+    """Write the frames of a workload.
 
     Parameters
     ----------
@@ -88,7 +137,8 @@ def write(workload: Workload, folder: Path) -> Path:
         The file, for ``Context.load``.
     """
     shape = "x".join(map(str, workload.shape))
-    file = folder / f"{shape}_{workload.dtype}_{workload.electrons:g}.{workload.storage}"
+    name = f"{shape}_{workload.dtype}_{workload.electrons:g}_{workload.lit or 'all'}"
+    file = folder / f"{name}.{workload.storage}"
     if not file.exists():
         for other in folder.iterdir():
             other.unlink()
@@ -101,7 +151,34 @@ def _radius(pixels: float) -> dict[str, Any]:
     return _PARAMETERS | {"semiangle_cutoff": (pixels + 0.1) * 0.307617}
 
 
-#: From the smallest to larger ones.
+def events(
+    scan: int, electrons: float, detector: int = 256, partitions: int | None = None
+) -> Workload:
+    """Make a workload of events, and a bright field of 100 pixels in radius.
+
+    Parameters
+    ----------
+    scan, detector
+        Rows and columns of each.
+    electrons
+        Per pixel of the middle 256 x 256.
+    partitions
+        See `Workload`.
+    """
+    name = f"{scan} x {scan} scan, {detector} x {detector} events, {electrons:.1%}, radius 100"
+    parameters = _PARAMETERS | {"angular_sampling": (0.04, 0.04), "semiangle_cutoff": 100.1 * 0.04}
+    return Workload(
+        name,
+        (scan, scan, detector, detector),
+        parameters=parameters,
+        electrons=electrons,
+        lit=256,
+        storage="raw_csr",
+        partitions=partitions,
+    )
+
+
+#: From the smallest to larger ones, then events.
 WORKLOADS = (
     Workload("24 x 24 scan, 64 x 64 uint8", (24, 24, 64, 64)),
     Workload("72 x 72 scan, 64 x 64 uint8", (72, 72, 64, 64)),
@@ -115,6 +192,7 @@ WORKLOADS = (
     Workload(
         "32 x 32 scan, 512 x 512 uint16, radius 30", (32, 32, 512, 512), "uint16", _radius(30)
     ),
+    *(events(96, electrons) for electrons in (0.001, 0.01, 0.1)),
 )
 
 
@@ -142,6 +220,9 @@ CURVES: dict[str, list[tuple[float | str, Workload]]] = {
     ],
     "frames per partition": [
         (128 * 128 / n, Workload("", (128, 128, 64, 64), partitions=n)) for n in (256, 64, 16, 4, 1)
+    ],
+    "electrons per pixel, 256 x 256 events": [
+        (electrons, events(64, electrons)) for electrons in (0.001, 0.01, 0.05, 0.1, 0.2)
     ],
     "threads": [
         (n, Workload("", (256, 256, 64, 64), executor="threads", workers=n))
