@@ -511,6 +511,7 @@ def test_events_whose_sums_were_not_exact_are_refused(engine, dtype, bad):
         {"indptr": np.array([0, 5, 3, 9])},
         {"indptr": np.array([-1, 5, 6, 9])},
         {"indptr": np.array([0, 5, 6, 10])},
+        {"indptr": np.array([0, 2**63 - 1, -2, 9])},
         {"data": np.ones(8, np.uint8)},
         {"indices": np.arange(9.0)},
     ],
