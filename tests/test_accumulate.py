@@ -475,9 +475,11 @@ def test_events_off_the_detector_are_refused(engine, indices, bad):
     events = to_events(make_frames(plan, "uint8"), indices=indices)
     info = np.iinfo(indices)
     bad = min(max(bad, info.min), info.max) or 99
-    events.indices[events.indptr[8] + 20] = bad
-    with pytest.raises(ValueError, match=r"\(1, 1\) has an event off the detector, \(9, 11\)"):
-        add_events(engine, plan, events, "uint8")
+    for event in (0, 20):  # the first of a frame is not taken for one of the frame before
+        wrong = SimpleNamespace(**{**vars(events), "indices": events.indices.copy()})
+        wrong.indices[events.indptr[8] + event] = bad
+        with pytest.raises(ValueError, match=r"\(1, 1\) has an event off the detector, \(9, 11\)"):
+            add_events(engine, plan, wrong, "uint8")
 
 
 @pytest.mark.parametrize(
@@ -511,7 +513,9 @@ def test_events_whose_sums_were_not_exact_are_refused(engine, dtype, bad):
         {"indptr": np.array([0, 5, 3, 9])},
         {"indptr": np.array([-1, 5, 6, 9])},
         {"indptr": np.array([0, 5, 6, 10])},
+        {"indptr": np.array([0, 2**63 - 1, -2, 9])},
         {"data": np.ones(8, np.uint8)},
+        {"indices": np.arange(8)},
         {"indices": np.arange(9.0)},
     ],
 )

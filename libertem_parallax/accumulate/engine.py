@@ -234,7 +234,7 @@ class Engine(ABC):
             or columns.dtype.kind not in "iu"
             or bounds[0] < 0
             or bounds[-1] > len(values)
-            or (np.diff(bounds) < 0).any()
+            or (bounds[1:] < bounds[:-1]).any()  # differences may wrap
         ):
             raise ValueError(
                 f"events with {len(values)} values, {len(columns)} indices of dtype "
