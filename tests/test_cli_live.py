@@ -452,7 +452,9 @@ def test_everything_was_run_once_before_the_detector_starts(
 
     def note(module: Any, name: str) -> None:
         function = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *args: (steps.append(name), function(*args))[1])
+        monkeypatch.setattr(
+            module, name, lambda *args, **more: (steps.append(name), function(*args, **more))[1]
+        )
 
     note(live, "start")
     note(udf, "make_engine")
