@@ -184,7 +184,7 @@ def make_events_floor(path: str, plan: Any, workload: dict[str, Any]) -> Callabl
     def touch(columns: Any, values: Any, lookup: Any) -> Any:
         total = 0
         for i in range(columns.size):
-            # A plain sum is compiled to vector gathers, which can be three times slower.
+            # A plain sum, which the compiler can vectorise, took three times as long.
             total = (total ^ lookup[columns[i]]) + values[i]
         return total
 
