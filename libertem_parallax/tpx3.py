@@ -37,8 +37,9 @@ def write_tpx3(path: Path, frames: NDArray[Any], frames_per_chunk: int = 64) -> 
     path
         File to write, replaced if it exists.
     frames : (scan rows, scan columns, detector rows, detector columns) unsigned integer or bool
-        Counts. Smaller frames than the detector's are put into its middle, so that pixel
-        ``(rows // 2, columns // 2)`` comes to its ``(256, 256)``.
+        Counts; LiberTEM-live delivers float32, exact up to 2²⁴. Smaller frames than the detector's
+        are put into its middle, so that pixel ``(rows // 2, columns // 2)`` comes to its
+        ``(256, 256)``.
     frames_per_chunk
         Frames that are sent together.
 

@@ -537,6 +537,11 @@ def test_tiles_of_events_out_of_bounds_are_refused(engine):
     A, S = empty(plan, "uint8")
     with pytest.raises(ValueError, match="events of dtype uint8 need an accumulator of int64"):
         engine(plan, "uint8", np.arange(35), A, S, events=True)
+    with pytest.raises(ValueError, match="takes frames: make one with events=True"):
+        engine(plan, "uint8", np.arange(35), A, S).add_events(events)
+    A, S = empty(plan, "uint8", events=True)
+    with pytest.raises(ValueError, match="takes events: make one with events=False"):
+        engine(plan, "uint8", np.arange(35), A, S, events=True).add(make_frames(plan, "uint8"))
 
 
 def test_sums_of_events_that_overflow_are_reported(engine):

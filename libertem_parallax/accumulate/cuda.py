@@ -118,7 +118,6 @@ class CudaEngine(Engine):
         events: bool = False,
     ) -> None:
         super().__init__(plan, dtype, index, A, S, events=events)
-        self._events = events
         self._kernel = _kernel(device, "events" if events else "scatter", self.dtype, A.dtype)
         rows, cols = plan.pixels.max(axis=0) - plan.pixels.min(axis=0) + 1
         frame_bytes = int(rows) * max(int(cols) * self.dtype.itemsize, ROW_BYTES)
@@ -314,7 +313,7 @@ class CudaEngine(Engine):
         """Constants of one part of the detector, made once for a plan."""
         place = (*origin, *shape)
         if place not in self._tables:
-            key = (self._device.id, self._events, self.dtype.itemsize, *place)
+            key = (self._device.id, self.events, self.dtype.itemsize, *place)
             # One thread makes them: if another replaced them, they would go while in use.
             with _lock, self._failing(), self._device:
                 shared = _tables.setdefault(self.plan, {})

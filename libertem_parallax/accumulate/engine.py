@@ -156,6 +156,7 @@ class Engine(ABC):
         if len(index) and (index[0] < 0 or index[-1] >= positions or (np.diff(index) <= 0).any()):
             raise ValueError(f"index: expected ascending scan positions from 0 to {positions - 1}.")
         self.plan = plan
+        self.events = events
         self.dtype = native_dtype(dtype)
         self.index = index
         self.A = A
@@ -179,7 +180,7 @@ class Engine(ABC):
             If the tile reaches beyond the frames or the detector or has another dtype, or a pixel
             in use is not finite or too large for exact sums (64-bit integers only).
         """
-        self._check(frames.shape, frames.dtype, origin, first)
+        self._check(frames.shape, frames.dtype, origin, first, events=False)
         if frames.dtype.kind == "b":
             frames = frames.view(self.dtype)
         frames = np.asarray(frames, self.dtype)
@@ -228,7 +229,7 @@ class Engine(ABC):
         values = np.asarray(events.data)
         columns = np.asarray(events.indices)
         bounds = np.asarray(events.indptr, np.int64)
-        self._check((len(bounds) - 1, *shape), values.dtype, origin, first)
+        self._check((len(bounds) - 1, *shape), values.dtype, origin, first, events=True)
         if (
             values.shape != columns.shape
             or columns.dtype.kind not in "iu"
@@ -250,7 +251,7 @@ class Engine(ABC):
             first,
         )
         if self.S.dtype.kind == "f":
-            self._refuse_overflow()
+            self._refuse_overflow(first, first + len(bounds) - 1)
 
     @abstractmethod
     def _add_events(
@@ -273,8 +274,19 @@ class Engine(ABC):
         """Complete `A` and `S`; nothing is added afterwards."""
 
     def _check(
-        self, shape: tuple[int, ...], dtype: np.dtype[Any], origin: tuple[int, int], first: int
+        self,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        origin: tuple[int, int],
+        first: int,
+        *,
+        events: bool,
     ) -> None:
+        if events != self.events:
+            raise ValueError(
+                f"this engine takes {'events' if self.events else 'frames'}: make one with "
+                f"events={events}."
+            )
         rows, cols = self.plan.detector_shape
         if (
             len(shape) != 3
@@ -337,13 +349,13 @@ class Engine(ABC):
             "the data."
         )
 
-    def _refuse_overflow(self) -> None:
-        """Raise if the values were finite, but a sum of them is not."""
-        finite = np.isfinite(self.S)
+    def _refuse_overflow(self, first: int = 0, stop: int | None = None) -> None:
+        """Raise if the values were finite, but the sum of one of the frames is not."""
+        finite = np.isfinite(self.S[first:stop])
         if not finite.all():
+            frame = first + int(np.argmin(finite))
             raise ValueError(
-                f"the sum of the frame at scan position {self._position(int(np.argmin(finite)))} "
-                "overflows float64."
+                f"the sum of the frame at scan position {self._position(frame)} overflows float64."
             )
 
     def _pixels_within(
