@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property, reduce
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from llvmlite import ir
@@ -30,6 +31,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from .engine import Engine, value_range
+from .plan import Plan
 
 __all__ = ["CompiledEngine"]
 
@@ -365,7 +367,7 @@ class CompiledEngine(Engine):
     def _add(self, frames: NDArray[Any], origin: tuple[int, int], first: int) -> None:
         place = (*origin, *frames.shape[1:])
         if place not in self._tiles:
-            self._tiles[place] = self._make_tile(origin, frames.shape[1:], frames.dtype)
+            self._tiles[place] = self._make_tile(place, frames.dtype)
         tile = self._tiles[place]
         if not len(tile.targets):
             return
@@ -384,29 +386,44 @@ class CompiledEngine(Engine):
             self.S[first : first + len(frames)],
         )
 
-    def _make_tile(
-        self, origin: tuple[int, int], shape: tuple[int, ...], dtype: np.dtype[Any]
-    ) -> _Tile:
-        """Cover the tile's bright-field pixels with chunks, and cut these into batches."""
-        width, lanes = CHUNK // dtype.itemsize, VECTOR // dtype.itemsize
-        pixels = self.plan.pixels - np.asarray(origin)
-        inside = ((pixels >= 0) & (pixels < shape)).all(axis=1)
-        rows, columns = pixels[inside].T
-        # Chunks follow each other from the first pixel of a row on, but stay within the tile.
-        _, first, row = np.unique(rows, return_index=True, return_inverse=True)
-        begin = columns[first][row]
-        place = np.column_stack([rows, (columns - begin) // width])
-        # Pixels come in row-major order, so chunks do.
-        starts = np.ones(len(place), dtype=bool)
-        starts[1:] = (place[1:] != place[:-1]).any(axis=1)
-        chunk = np.cumsum(starts) - 1
-        left = np.minimum(begin + place[:, 1] * width, max(shape[1] - width, 0))
-        # As many chunks at a time as the buffer takes.
+    def _make_tile(self, place: tuple[int, ...], dtype: np.dtype[Any]) -> _Tile:
+        """Take what was worked out for the plan before, and a new buffer."""
+        shared = _tables.setdefault(self.plan, {})
+        key = (dtype.itemsize, *place)
+        if key not in shared:
+            shared[key] = _make_table(self.plan, place[:2], place[2:], dtype.itemsize)
+        lanes, width = VECTOR // dtype.itemsize, CHUNK // dtype.itemsize
         size = GROUP_BYTES // (width * VECTOR)
-        slots = chunk % size * width + columns - left
-        chunks = np.column_stack([rows, left, slots - (columns - left)])[starts]
-        cuts = np.append(np.arange(0, len(chunks), size), len(chunks))
-        pixel_cuts = np.searchsorted(chunk, cuts)
-        batches = np.column_stack([cuts[:-1], cuts[1:], pixel_cuts[:-1], pixel_cuts[1:]])
-        values = np.empty((BLOCK // lanes, size * width, lanes), dtype)
-        return _Tile(chunks, slots, self.plan.targets[inside], batches, values)
+        return _Tile(*shared[key], np.empty((BLOCK // lanes, size * width, lanes), dtype))
+
+
+# What partitions share, by part of the detector: with many pixels, it takes milliseconds.
+_Table = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+_tables: WeakKeyDictionary[Plan, dict[tuple[int, ...], _Table]] = WeakKeyDictionary()
+
+
+def _make_table(
+    plan: Plan, origin: tuple[int, ...], shape: tuple[int, ...], itemsize: int
+) -> _Table:
+    """Cover the tile's bright-field pixels with chunks, and cut these into batches."""
+    width = CHUNK // itemsize
+    pixels = plan.pixels - np.asarray(origin)
+    inside = ((pixels >= 0) & (pixels < shape)).all(axis=1)
+    rows, columns = pixels[inside].T
+    # Chunks follow each other from the first pixel of a row on, but stay within the tile.
+    _, first, row = np.unique(rows, return_index=True, return_inverse=True)
+    begin = columns[first][row]
+    place = np.column_stack([rows, (columns - begin) // width])
+    # Pixels come in row-major order, so chunks do.
+    starts = np.ones(len(place), dtype=bool)
+    starts[1:] = (place[1:] != place[:-1]).any(axis=1)
+    chunk = np.cumsum(starts) - 1
+    left = np.minimum(begin + place[:, 1] * width, max(shape[1] - width, 0))
+    # As many chunks at a time as the buffer takes.
+    size = GROUP_BYTES // (width * VECTOR)
+    slots = chunk % size * width + columns - left
+    chunks = np.column_stack([rows, left, slots - (columns - left)])[starts]
+    cuts = np.append(np.arange(0, len(chunks), size), len(chunks))
+    pixel_cuts = np.searchsorted(chunk, cuts)
+    batches = np.column_stack([cuts[:-1], cuts[1:], pixel_cuts[:-1], pixel_cuts[1:]])
+    return chunks, slots, plan.targets[inside], batches
