@@ -182,7 +182,7 @@ def _read(file: Path) -> list[Row]:
 
 
 @click.command()
-@click.option("--rounds", default=7, show_default=True, help="Runs of every path.")
+@click.option("--rounds", default=5, show_default=True, help="Runs of every path.")
 @click.option(
     "--quick", is_flag=True, help="The two smallest workloads only, three rounds, no curves."
 )
