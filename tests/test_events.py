@@ -207,3 +207,18 @@ def test_workers_with_a_gpu_get_events(executor, dtype, inline, tmp_path, standi
     assert Watching.given == {("csr_matrix", dtype)}
     assert cupy.launches == 3
     assert all(name.startswith("events<") for _, name in cupy.compiled)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("executor", ["inline", "threads"])
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "float32"])
+def test_events_on_a_gpu(executor, dtype, inline, tmp_path, monkeypatch):
+    frames = make_events(dtype)
+    if dtype == "float32":
+        frames = np.rint(1000 * frames)
+    expected = dense(inline, frames, engine="numba")
+    path = write(tmp_path, frames, seed=3)
+    monkeypatch.setenv("LIBERTEM_USE_CUDA", "0")
+    with libertem.api.Context.make_with(executor) as ctx:
+        ds = ctx.load("raw_csr", path=path, num_partitions=3)
+        assert_same(results(ctx, ds, engine="cuda"), expected)
