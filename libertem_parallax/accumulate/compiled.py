@@ -342,18 +342,19 @@ class CompiledEngine(Engine):
         first: int,
     ) -> None:
         frames = slice(first, first + len(bounds) - 1)
-        outside, bad = _accumulate_events(
-            _locked(values),
-            _locked(columns),
-            bounds,
-            self.index[frames],
-            self.plan.scan_shape[1],
-            self.A.shape[3],
-            _locked(self._lookup(shape, origin)),
-            *value_range(self.dtype),
-            self.A.reshape(-1),
-            self.S[frames],
-        )
+        with np.errstate(over="ignore"):  # in plain Python; sums that overflow are reported
+            outside, bad = _accumulate_events(
+                _locked(values),
+                _locked(columns),
+                bounds,
+                self.index[frames],
+                self.plan.scan_shape[1],
+                self.A.shape[3],
+                _locked(self._lookup(shape, origin)),
+                *value_range(self.dtype),
+                self.A.reshape(-1),
+                self.S[frames],
+            )
         if outside >= 0:
             self._refuse_outside(first + outside)
         if bad >= 0:
