@@ -381,9 +381,9 @@ def test_engines_give_the_same_file(
 ) -> None:
     used = []
 
-    def make(name: str, *args: Any) -> Any:
+    def make(name: str, *args: Any, **options: Any) -> Any:
         used.append(name)
-        return make_engine(name, *args)
+        return make_engine(name, *args, **options)
 
     monkeypatch.setattr(udf, "make_engine", make)
     in_file = engine_name if by_file else "auto"

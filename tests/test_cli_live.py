@@ -296,11 +296,11 @@ def test_interrupted_while_frames_are_added(
     run: Run, merlin: Simulator, frames: NDArray[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(udf: ParallaxUDF, dest: Any, src: Any) -> None:
-        dest.A[:] += src.A
+        udf.params.geometry.plan.add_part(src.A, int(src.part[1]), dest.A)
         if Path("live.png").exists():
             interrupt()
         dest.S[:] += src.S
-        dest.plan[:] = src.plan
+        dest.part[0] = src.part[0]
 
     Gate(monkeypatch)
     with monkeypatch.context() as patch:
