@@ -40,8 +40,8 @@ __global__ void __launch_bounds__(LANES *WARPS)
            const long long *__restrict__ lookup,    // (size,) where in A a pixel goes, or negative
            Sum *__restrict__ A,                     // flat; added to
            Sum *__restrict__ S,                     // (n,) added to
-           int *__restrict__ trouble,               // (2,) 1 + a frame with an event off the tile, or
-                                                    // out of the range of values; the highest
+           int *__restrict__ trouble,               // (2,) first frame with an event off the tile, or
+                                                    // out of the range of values; larger if none
            int n, int size, int first,              // frames before the first one, for trouble
            Value low, Value high)                   // range of values
 {
@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(LANES *WARPS)
             const int column = columns[e];
             if (column < 0 || column >= size)
             {
-                atomicMax(trouble, first + t + 1);
+                atomicMin(trouble, first + t);
                 continue;
             }
             const long long target = lookup[column];
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(LANES *WARPS)
             // Not the other way round: nothing compares with what is not a number.
             if (!(value >= low && value <= high))
             {
-                atomicMax(trouble + 1, first + t + 1);
+                atomicMin(trouble + 1, first + t);
                 continue;
             }
             add(begin + target, static_cast<Sum>(value));

@@ -30,7 +30,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from .engine import Engine, value_range
+from .engine import Engine, Events, value_range
 from .plan import Plan
 
 __all__ = ["CompiledEngine"]
@@ -333,14 +333,9 @@ class CompiledEngine(Engine):
     """`Engine` compiled by Numba, on one thread; releases the GIL."""
 
     def _add_events(
-        self,
-        values: NDArray[Any],
-        columns: NDArray[Any],
-        bounds: NDArray[np.int64],
-        shape: tuple[int, int],
-        origin: tuple[int, int],
-        first: int,
+        self, events: Events, shape: tuple[int, int], origin: tuple[int, int], first: int
     ) -> None:
+        values, columns, bounds = events
         frames = slice(first, first + len(bounds) - 1)
         with np.errstate(over="ignore"):  # in plain Python; sums that overflow are reported
             outside, bad = _accumulate_events(

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from .engine import Engine, value_range
+from .engine import Engine, Events, value_range
 from .plan import Plan
 
 __all__ = ["CudaEngine", "CudaError", "describe"]
@@ -43,6 +43,9 @@ MOST_FRAMES = 65535 * FRAMES
 
 #: Part of a buffer that is for events; the rest is for where those of each frame begin.
 EVENTS_SHARE = 0.75
+
+#: In place of a frame with a bad event: more than there can be, of equal bytes to be set at once.
+NO_TROUBLE = 0x7F7F7F7F
 
 _C_TYPES = {
     "int8": "signed char",
@@ -136,9 +139,10 @@ class CudaEngine(Engine):
                 # Last, since it waits until the memory is free.
                 self._positions = _to_device(y * A.shape[3] + x)
                 stream = self._slots[0].stream
-                for sums in (self._device_A, self._device_S, self._trouble):
-                    if sums.size:
-                        sums.data.memset_async(0, sums.nbytes, stream)
+                sums = (self._device_A, 0), (self._device_S, 0), (self._trouble, NO_TROUBLE & 0xFF)
+                for array, byte in sums:
+                    if array.size:
+                        array.data.memset_async(byte, array.nbytes, stream)
                 stream.synchronize()
         self._turn = 0
         self._batch: _Batch | _EventBatch | None = None
@@ -179,14 +183,9 @@ class CudaEngine(Engine):
                 self._launch()
 
     def _add_events(
-        self,
-        values: NDArray[Any],
-        columns: NDArray[Any],
-        bounds: NDArray[np.int64],
-        shape: tuple[int, int],
-        origin: tuple[int, int],
-        first: int,
+        self, events: Events, shape: tuple[int, int], origin: tuple[int, int], first: int
     ) -> None:
+        _, columns, bounds = events
         pixels = shape[0] * shape[1]
         if columns.dtype != np.int32:  # what does not fit the kernel's would not be recognised
             outside = (columns < 0) | (columns >= pixels)
@@ -208,7 +207,7 @@ class CudaEngine(Engine):
                 batch = self._batch = _EventBatch(
                     lookup, pixels, first + frame, self._next_slot(), self.dtype
                 )
-            end, stop = batch.append(values, columns, bounds, frame, event)
+            end, stop = batch.append(events, frame, event)
             if end == frame:
                 self._launch()  # it is full
             frame, event = end, stop
@@ -233,10 +232,10 @@ class CudaEngine(Engine):
             slot.stream.synchronize()
             outside, bad = slot.host[:8].view(np.int32)
         self._abandon.detach()
-        if outside:
-            self._refuse_outside(outside - 1)
-        if bad:
-            self._refuse_value(bad - 1)
+        if outside < NO_TROUBLE:
+            self._refuse_outside(outside)
+        if bad < NO_TROUBLE:
+            self._refuse_value(bad)
         if self.S.dtype.kind == "f":
             self._refuse_overflow()
 
@@ -382,15 +381,9 @@ class _EventBatch:
         self.bounds = bounds.view(np.int64)
         self.bounds[0] = 0
 
-    def append(
-        self,
-        values: NDArray[Any],
-        columns: NDArray[Any],
-        bounds: NDArray[np.int64],
-        frame: int,
-        event: int,
-    ) -> tuple[int, int]:
+    def append(self, events: Events, frame: int, event: int) -> tuple[int, int]:
         """Take what fits of a tile, from an event of a frame on; return where to go on."""
+        values, columns, bounds = events
         room = len(self.values) - self.events
         end = int(np.searchsorted(bounds, event + room, "right")) - 1
         end = min(end, len(bounds) - 1, frame + len(self.bounds) - 1 - self.count)

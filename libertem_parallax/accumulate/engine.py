@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from .plan import Plan
 
-__all__ = ["Engine", "accumulator_dtype", "native_dtype", "value_range"]
+__all__ = ["Engine", "Events", "accumulator_dtype", "native_dtype", "value_range"]
 
 
 def accumulator_dtype(dtype: DTypeLike, pixels: int, events: bool = False) -> np.dtype[Any]:
@@ -87,6 +87,14 @@ def value_range(dtype: DTypeLike) -> tuple[Any, Any]:
     else:
         limits = np.iinfo(dtype if dtype.itemsize < 8 else f"{dtype.kind}4")
     return dtype.type(limits.min), dtype.type(limits.max)
+
+
+class Events(NamedTuple):
+    """Events of a tile, in native byte order; engines check where they lie."""
+
+    values: NDArray[Any]  # (E,) of the engine's `native_dtype`
+    columns: NDArray[Any]  # (E,) integers: pixel of the tile
+    bounds: NDArray[np.int64]  # (T + 1,) where those of a frame begin; ascending, up to E
 
 
 class Engine(ABC):
@@ -226,8 +234,7 @@ class Engine(ABC):
             that is found out later.
         """
         shape = self.plan.detector_shape if shape is None else shape
-        values = np.asarray(events.data)
-        columns = np.asarray(events.indices)
+        values, columns = np.asarray(events.data), np.asarray(events.indices)
         bounds = np.asarray(events.indptr, np.int64)
         self._check((len(bounds) - 1, *shape), values.dtype, origin, first, events=True)
         if (
@@ -242,28 +249,17 @@ class Engine(ABC):
                 f"{columns.dtype} and indptr from {bounds[0]} to {bounds[-1]}: expected as many "
                 "indices as values, of integers, and indptr to ascend within them."
             )
-        self._add_events(
-            values.astype(self.dtype, copy=False),
-            columns.astype(columns.dtype.newbyteorder("="), copy=False),
-            bounds,
-            shape,
-            origin,
-            first,
-        )
+        columns = columns.astype(columns.dtype.newbyteorder("="), copy=False)
+        events = Events(values.astype(self.dtype, copy=False), columns, bounds)
+        self._add_events(events, shape, origin, first)
         if self.S.dtype.kind == "f":
             self._refuse_overflow(first, first + len(bounds) - 1)
 
     @abstractmethod
     def _add_events(
-        self,
-        values: NDArray[Any],  # (E,) of the engine's `native_dtype`
-        columns: NDArray[Any],  # (E,) integers, unchecked
-        bounds: NDArray[np.int64],  # (T + 1,)
-        shape: tuple[int, int],
-        origin: tuple[int, int],
-        first: int,
+        self, events: Events, shape: tuple[int, int], origin: tuple[int, int], first: int
     ) -> None:
-        """Add a tile of events."""
+        """Add a tile of events, of which only their number and dtype have been checked."""
 
     def _lookup(self, shape: tuple[int, int], origin: tuple[int, int]) -> NDArray[Any]:
         """`Plan.lookup` of a part of the detector, flat."""

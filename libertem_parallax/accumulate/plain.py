@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .engine import Engine, value_range
+from .engine import Engine, Events, value_range
 
 __all__ = ["PlainEngine"]
 
@@ -29,14 +29,9 @@ class PlainEngine(Engine):
                 S += values
 
     def _add_events(
-        self,
-        values: NDArray[Any],
-        columns: NDArray[Any],
-        bounds: NDArray[np.int64],
-        shape: tuple[int, int],
-        origin: tuple[int, int],
-        first: int,
+        self, events: Events, shape: tuple[int, int], origin: tuple[int, int], first: int
     ) -> None:
+        values, columns, bounds = events
         lookup = self._lookup(shape, origin)
         frames = first + np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))
         values, columns = (part[bounds[0] : bounds[-1]] for part in (values, columns))

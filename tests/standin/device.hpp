@@ -171,10 +171,10 @@ inline void __syncthreads()
     standin::barrier();
 }
 
-inline int atomicMax(int *highest, int value)
+inline int atomicMin(int *lowest, int value)
 {
-    const int before = *highest;
-    *highest = max(before, value);
+    const int before = *lowest;
+    *lowest = min(before, value);
     return before;
 }
 
