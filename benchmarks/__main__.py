@@ -40,8 +40,9 @@ PATHS = (
     "numba, engine alone",
     "numpy",
 )
-#: Only where frames come as events: the same frames as dense ones, and what events need at least.
-EVENTS = ("numba, dense", "scatter floor")
+#: Only where frames come as events: the same frames as dense ones, from a file of their own or made
+#: by LiberTEM, and what events need at least.
+EVENTS = ("numba, dense", "numba, made dense", "scatter floor")
 GPU = ("bus floor", "device floor", "cuda", "cuda, phase flip", "cuda, engine alone")
 #: Paths of other packages, in environments of their own.
 PEERS = {
@@ -156,7 +157,7 @@ def measure(
             electrons,
             times,
             correlations.get(path),
-            events=workload.storage == "raw_csr" and path != "numba, dense",
+            events=workload.storage == "raw_csr" and not path.endswith("dense"),
         )
         for path, times in seconds.items()
     ]
@@ -227,7 +228,7 @@ def main(
     "bus floor" sends the box around it to the GPU, "device floor" adds as often on the GPU.
 
     Where frames come as events, "floor" reads every event and what is to be done with its pixel,
-    "scatter floor" adds as often; "dense" are the same frames in full.
+    "scatter floor" adds as often; "dense" are the same frames in full, "made dense" by LiberTEM.
 
     All paths read the same file, which is in memory after the first run, and take turns; their
     images are compared first. Updates are bright-field pixels that were added, electrons the counts

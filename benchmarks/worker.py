@@ -99,7 +99,9 @@ def make_dense(workload: dict[str, Any]) -> dict[str, Any]:
     return {**workload, "storage": "npy", "file": str(file)}
 
 
-def make_run(udf: Any, workload: dict[str, Any]) -> Callable[[], Any]:
+def make_run(
+    udf: Any, workload: dict[str, Any], backends: tuple[str, ...] | None = None
+) -> Callable[[], Any]:
     """Make ``Context.run_udf``; it returns the first result, the image if there is one."""
     ctx = make_context(workload["executor"], workload["workers"])
     partitions = (
@@ -108,7 +110,8 @@ def make_run(udf: Any, workload: dict[str, Any]) -> Callable[[], Any]:
     ds = ctx.load(workload["storage"], path=workload["file"], **partitions)
 
     def run() -> Any:
-        return next((buffer.data for buffer in ctx.run_udf(dataset=ds, udf=udf).values()), None)
+        results = ctx.run_udf(dataset=ds, udf=udf, backends=backends)
+        return next((buffer.data for buffer in results.values()), None)
 
     return run
 
@@ -306,7 +309,7 @@ def prepare(
         What to run; the image; number of bright-field pixels; counts in them. The last three are
         None where the path has none.
     """
-    if path.endswith("dense"):
+    if path == "numba, dense":
         workload = make_dense(workload)
     if path.startswith("quantEM"):
         run = make_quantem(path, workload)
@@ -331,7 +334,7 @@ def prepare(
         image = Finish(udf.params.geometry).parallax(plan.fold(A), S.reshape(plan.scan_shape))
         return run, image, len(plan.pixels), float(S.sum())
     udf = make_udf(path, workload)
-    run = make_run(udf, workload)
+    run = make_run(udf, workload, (udf.BACKEND_NUMPY,) if path.endswith("made dense") else None)
     image = run()
     if path.endswith("UDF"):
         return run, None, None, None

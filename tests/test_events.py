@@ -11,6 +11,7 @@ import pytest
 import scipy.sparse
 import sparse
 from conftest import needs_compiler
+from libertem.udf.base import NoOpUDF
 from libertem.udf.sum import SumUDF
 from test_accumulate import to_events
 from test_udf import PARAMETERS, ctx, inline, make_frames, run, sums
@@ -145,6 +146,31 @@ def test_phase_flip_and_others_in_one_run(inline, tmp_path):
     np.testing.assert_array_equal(one["reconstruction"].data, expected["parallax"])
     np.testing.assert_array_equal(both["reconstruction"].data, expected["reconstruction"])
     np.testing.assert_array_equal(total["intensity"].data, frames.sum(axis=(0, 1)))
+
+
+class FloatsOnWorkers(NoOpUDF):
+    """Asks workers for floats, as LiberTEM does for UDFs that take events on a GPU."""
+
+    asks = bool
+
+    @classmethod
+    def new_for_partition(cls, kwargs, partition, roi):
+        udf = super().new_for_partition(kwargs, partition, roi)
+        udf.asks = np.float32
+        return udf
+
+    def get_preferred_input_dtype(self):
+        return self.asks
+
+
+def test_workers_may_get_floats_of_integers(ctx, inline, tmp_path):
+    """CuPy's sparse arrays hold no integers, so other UDFs in the run may cause that."""
+    frames = make_events()
+    expected = dense(inline, frames)
+    ds = ctx.load("raw_csr", path=write(tmp_path, frames), num_partitions=3)
+    udf = ParallaxUDF.from_parameters(**PARAMETERS)
+    image = ctx.run_udf(ds, [udf, FloatsOnWorkers()])[0]["reconstruction"].data
+    assert_same((*sums(udf), image), expected)
 
 
 def test_no_frame_is_ever_made_of_events(inline, tmp_path):
