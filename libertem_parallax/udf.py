@@ -10,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 from libertem.common.backend import get_use_cuda
 from libertem.common.buffers import BufferWrapper
+from libertem.common.sparse import to_dense
 from libertem.udf import UDF
 from numpy.typing import NDArray
 
@@ -50,6 +51,7 @@ class ParallaxUDF(UDF):
         names = ["auto", *ENGINES]  # a list compares, where a mapping would hash what is given
         if engine not in names:
             raise ValueError(f"engine = {engine!r}: expected one of {', '.join(names)}.")
+        check_flag("suppress_Nyquist_noise", suppress_Nyquist_noise)
         super().__init__(
             geometry=geometry, suppress_Nyquist_noise=suppress_Nyquist_noise, engine=engine
         )
@@ -146,7 +148,6 @@ class ParallaxUDF(UDF):
             center,
             bf_mask,
         )
-        check_flag("suppress_Nyquist_noise", suppress_Nyquist_noise)
         return cls(geometry, suppress_Nyquist_noise, engine)
 
     def get_result_buffers(self) -> dict[str, BufferWrapper]:
@@ -197,7 +198,16 @@ class ParallaxUDF(UDF):
         first = self.meta.slice.origin[0]
         frames = np.arange(first, first + self.meta.slice.shape[0])
         # LiberTEM counts the frames within the region of interest.
-        return frames if self.meta.roi is None else np.flatnonzero(self.meta.roi)[frames]
+        roi = self._roi
+        return frames if roi is None else np.flatnonzero(roi)[frames]
+
+    @property
+    def _roi(self) -> NDArray[np.bool_] | None:
+        """Region of interest as an array, which may come as a sparse one or a list."""
+        if self.meta.roi is None:
+            return None
+        roi: NDArray[np.bool_] = to_dense(self.meta.roi)
+        return roi.reshape(self.params.geometry.plan.scan_shape)
 
     @property
     def _events(self) -> bool:
@@ -269,7 +279,9 @@ class ParallaxUDF(UDF):
             for name in ("A", "S"):
                 self.results.get_buffer(name).raw_data[:] = 0
             dest.part[0] = digest
-        plan.add_part(src.A, int(first), dest.A)
+        # Whole numbers may come in floats: in a run with UDFs that take events on a GPU, LiberTEM
+        # makes such of integer frames on workers, but not here.
+        plan.add_part(src.A.astype(dest.A.dtype, copy=False), int(first), dest.A)
         dest.S[:] = src.S
 
     def get_results(self) -> dict[str, NDArray[np.float32]]:
@@ -280,11 +292,10 @@ class ParallaxUDF(UDF):
         Those of a complete scan are always made anew.
         """
         scanned = self.meta.get_valid_nav_mask()
-        if scanned is not None and not scanned.any():
+        if scanned.size and not scanned.any():
             self._asked_before_frames = True
-        complete = scanned is None or scanned.all()
         start = time.perf_counter()
-        if not self._plots or complete or start >= self._images_keep_until:
+        if not self._plots or scanned.all() or start >= self._images_keep_until:
             self._images = self._make_images()
             stop = time.perf_counter()
             self._images_keep_until = stop + _PLOT_SHARE * (stop - start)
@@ -299,9 +310,10 @@ class ParallaxUDF(UDF):
             # Nothing was added under this geometry yet.
             return np.zeros(plan.image_shape, np.float32)
         S = self.results.get_buffer("S").raw_data
-        if self.meta.roi is not None:
+        roi = self._roi
+        if roi is not None:
             full = np.zeros(plan.scan_shape, dtype=S.dtype)
-            full[self.meta.roi] = S
+            full[roi] = S
             S = full
         return self._finisher().parallax(
             self.results.get_buffer("A").raw_data, S.reshape(plan.scan_shape)

@@ -289,12 +289,24 @@ def test_tiles_out_of_bounds_are_refused(engine, shape, origin, first):
     assert not A.any()
 
 
-@pytest.mark.parametrize("index", [[0, 6], [-1, 0], [1, 0], [2, 2]])
-def test_positions_off_the_scan_are_refused(engine, index):
+@pytest.mark.parametrize(
+    ("index", "dtype"),
+    [
+        ([0, 6], "int64"),
+        ([-1, 0], "int64"),
+        ([1, 0], "int64"),
+        ([2, 2], "int64"),
+        ([0, 1], "int32"),
+        ([0, 2**40, 1], "uint64"),  # differences wrap
+        ([0, 1], "float64"),
+        ([0, 1], ">i8"),
+    ],
+)
+def test_positions_off_the_scan_are_refused(engine, index, dtype):
     plan = make_plan((2, 3), (8, 8), 1)
-    A, S = empty(plan, "uint8", 2)
-    with pytest.raises(ValueError, match="ascending scan positions from 0 to 5"):
-        engine(plan, np.uint8, np.array(index), A, S)
+    A, S = empty(plan, "uint8", len(index))
+    with pytest.raises(ValueError, match="ascending scan positions from 0 to 5, of int64"):
+        engine(plan, np.uint8, np.array(index, dtype), A, S)
 
 
 def test_unfit_accumulators_are_refused(engine):
@@ -305,10 +317,15 @@ def test_unfit_accumulators_are_refused(engine):
         engine(plan, np.uint8, index, A[:, :, :-1], S)
     with pytest.raises(ValueError, match=r"A: expected a C-contiguous array .* not C-contiguous"):
         engine(plan, np.uint8, index, np.asfortranarray(A), S)
-    with pytest.raises(ValueError, match="S: expected shape"):
+    with pytest.raises(ValueError, match=r"A: expected .* and dtype int32, got .* >i4"):
+        engine(plan, np.uint8, index, A.astype(">i4"), S.astype(">i4"))
+    with pytest.raises(ValueError, match="S: expected a C-contiguous array"):
         engine(plan, np.uint8, index, A, S[:-1])
-    with pytest.raises(ValueError, match="S: expected shape"):
+    with pytest.raises(ValueError, match=r"S: expected .* and dtype int32, got .* int64"):
         engine(plan, np.uint8, index, A, S.astype(np.int64))
+    for apart in (np.repeat(S, 2)[::2], S[::-1]):
+        with pytest.raises(ValueError, match=r"S: expected .* not C-contiguous"):
+            engine(plan, np.uint8, index, A, apart)
     for dtype in ("uint32", "float32"):
         with pytest.raises(ValueError, match=f"frames of dtype {dtype} need an accumulator of"):
             engine(plan, dtype, index, A, S)
@@ -316,6 +333,9 @@ def test_unfit_accumulators_are_refused(engine):
         engine(plan, np.complex64, index, A, S)
     with pytest.raises(ValueError, match="tile of dtype int8: expected uint8"):
         engine(plan, np.uint8, index, A, S).add(np.ones((6, 8, 8), np.int8))
+    # More than fits the sums of truth values.
+    with pytest.raises(ValueError, match="tile of dtype uint8: expected bool"):
+        engine(plan, np.bool_, index, A, S).add(np.full((6, 8, 8), 255, np.uint8))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -518,6 +538,7 @@ def test_events_whose_sums_were_not_exact_are_refused(engine, dtype, bad):
         {"data": np.ones(8, np.uint8)},
         {"indices": np.arange(8)},
         {"indices": np.arange(9.0)},
+        {"indptr": np.array([], int)},
     ],
 )
 def test_events_that_contradict_themselves_are_refused(engine, change):

@@ -11,6 +11,8 @@ import definition
 import libertem.api
 import numpy as np
 import pytest
+import scipy.sparse
+import sparse
 from libertem.io.corrections import CorrectionSet
 from libertem.udf.sum import SumUDF
 
@@ -278,6 +280,32 @@ def test_a_region_of_interest_is_the_scan_without_the_rest(ctx, inline, tileshap
     (A, S), (A_expected, S_expected) = sums(udf), sums(all_of)
     np.testing.assert_array_equal(A, A_expected)
     np.testing.assert_array_equal(S, S_expected[roi.reshape(-1)])
+    np.testing.assert_array_equal(image, expected)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        sparse.COO,
+        sparse.GCXS,
+        scipy.sparse.csr_matrix,
+        scipy.sparse.csr_array,
+        lambda roi: tuple(map(int, np.argwhere(roi)[0])),
+        lambda roi: [((int(y), int(x)), True) for y, x in np.argwhere(roi)],
+    ],
+    ids=["COO", "GCXS", "csr_matrix", "csr_array", "position", "list"],
+)
+def test_regions_of_interest_of_any_form(ctx, form):
+    """That LiberTEM takes."""
+    frames = make_frames((8, 9, 24, 25), "uint16")
+    roi = np.zeros((8, 9), bool)
+    roi[3, 4] = roi[5, 0] = True
+    given = form(roi)
+    if isinstance(given, tuple):
+        roi[5, 0] = False
+    udf = ParallaxUDF.from_parameters(**PARAMETERS)
+    expected = run(ctx, frames, udf, roi=roi)["reconstruction"]
+    image = run(ctx, frames, udf, roi=given)["reconstruction"]
     np.testing.assert_array_equal(image, expected)
 
 
@@ -584,6 +612,13 @@ def test_plots_do_not_make_an_image_for_every_partition(inline, monkeypatch):
     plt.close("all")
     np.testing.assert_array_equal(image, expected)
     assert len(made) <= 5  # before the first frame, after it, and complete
+    # A later run does not show images of an earlier one, and plots are forgotten.
+    before = len(made)
+    made.clear()
+    inline.run_udf(dataset=ds, udf=udf, plots=True)
+    plt.close("all")
+    assert len(made) == before
+    inline.run_udf(dataset=ds, udf=udf, roi=np.zeros((8, 9), bool))
     made.clear()
     images = [part.buffers[0]["reconstruction"].data for part in inline.run_udf_iter(ds, udf)]
     assert len(made) == len(images) == 8

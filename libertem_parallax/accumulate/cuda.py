@@ -232,9 +232,9 @@ class CudaEngine(Engine):
             slot.stream.synchronize()
             outside, bad = slot.host[:8].view(np.int32)
         self._abandon.detach()
-        if outside < NO_TROUBLE:
-            self._refuse_outside(outside)
-        if bad < NO_TROUBLE:
+        if min(outside, bad) < NO_TROUBLE:
+            if outside <= bad:
+                self._refuse_outside(outside)
             self._refuse_value(bad)
         if self.S.dtype.kind == "f":
             self._refuse_overflow()

@@ -68,7 +68,7 @@ def native_dtype(dtype: DTypeLike) -> np.dtype[Any]:
 
 
 def value_range(dtype: DTypeLike) -> tuple[Any, Any]:
-    """Lowest and highest value that an event may have, so that sums are exact and finite.
+    """Lowest and highest value that an event may have.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ def value_range(dtype: DTypeLike) -> tuple[Any, Any]:
     Returns
     -------
     tuple
-        Two scalars of the dtype: all that there is, but of integers of 64 bits only what fits 32,
+        Two scalars of the dtype: all that is finite, but of integers of 64 bits only what fits 32,
         as the sum of 2³¹ of them fits 64.
     """
     dtype = np.dtype(dtype)
@@ -151,21 +151,28 @@ class Engine(ABC):
                 f"{'events' if events else 'frames'} of dtype {dtype} need an accumulator of "
                 f"{needed}, got {A.dtype}."
             )
-        if A.shape != plan.accumulator_shape or not A.flags.c_contiguous:
-            raise ValueError(
-                f"A: expected a C-contiguous array of shape {plan.accumulator_shape}, "
-                f"got shape {A.shape}, {'' if A.flags.c_contiguous else 'not '}C-contiguous."
-            )
-        if S.shape != index.shape or S.dtype != A.dtype:
-            raise ValueError(
-                f"S: expected shape {index.shape} and dtype {A.dtype}, got {S.shape} and {S.dtype}."
-            )
+        for name, sums, shape, of in (
+            ("A", A, plan.accumulator_shape, A.dtype.newbyteorder("=")),
+            ("S", S, index.shape, A.dtype),
+        ):
+            if sums.shape != shape or sums.dtype != of or not sums.flags.c_contiguous:
+                raise ValueError(
+                    f"{name}: expected a C-contiguous array of shape {shape} and dtype {of}, got "
+                    f"{sums.shape} and {sums.dtype}, "
+                    f"{'' if sums.flags.c_contiguous else 'not '}C-contiguous."
+                )
         positions = plan.scan_shape[0] * plan.scan_shape[1]
-        if len(index) and (index[0] < 0 or index[-1] >= positions or (np.diff(index) <= 0).any()):
-            raise ValueError(f"index: expected ascending scan positions from 0 to {positions - 1}.")
+        if index.dtype != np.int64 or (
+            len(index)
+            and (index[0] < 0 or index[-1] >= positions or (index[1:] <= index[:-1]).any())
+        ):
+            raise ValueError(
+                f"index: expected ascending scan positions from 0 to {positions - 1}, of int64."
+            )
         self.plan = plan
         self.events = events
         self.dtype = native_dtype(dtype)
+        self._given = dtype.newbyteorder("=")
         self.index = index
         self.A = A
         self.S = S
@@ -238,7 +245,8 @@ class Engine(ABC):
         bounds = np.asarray(events.indptr, np.int64)
         self._check((len(bounds) - 1, *shape), values.dtype, origin, first, events=True)
         if (
-            values.shape != columns.shape
+            not len(bounds)
+            or values.shape != columns.shape
             or columns.dtype.kind not in "iu"
             or bounds[0] < 0
             or bounds[-1] > len(values)
@@ -246,8 +254,8 @@ class Engine(ABC):
         ):
             raise ValueError(
                 f"events with {len(values)} values, {len(columns)} indices of dtype "
-                f"{columns.dtype} and indptr from {bounds[0]} to {bounds[-1]}: expected as many "
-                "indices as values, of integers, and indptr to ascend within them."
+                f"{columns.dtype} and indptr {bounds}: expected as many indices as values, of "
+                "integers, and indptr to ascend within them."
             )
         columns = columns.astype(columns.dtype.newbyteorder("="), copy=False)
         events = Events(values.astype(self.dtype, copy=False), columns, bounds)
@@ -295,8 +303,8 @@ class Engine(ABC):
                 f"tile of shape {shape} at frame {first}, detector pixel {origin}: expected "
                 f"(frames, rows, columns) within {len(self.index)} frames of {rows} x {cols}."
             )
-        if native_dtype(dtype) != self.dtype:
-            raise ValueError(f"tile of dtype {dtype}: expected {self.dtype}.")
+        if dtype.newbyteorder("=") != self._given:
+            raise ValueError(f"tile of dtype {dtype}: expected {self._given}.")
 
     def _check_range(self, frames: NDArray[Any], origin: tuple[int, int], first: int) -> None:
         largest = np.iinfo(np.int64).max // len(self.plan.pixels)

@@ -36,15 +36,16 @@ class PlainEngine(Engine):
         frames = first + np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))
         values, columns = (part[bounds[0] : bounds[-1]] for part in (values, columns))
         outside = (columns < 0) | (columns >= len(lookup))
-        if outside.any():
-            self._refuse_outside(frames[np.argmax(outside)])
-        targets = lookup[columns]
+        targets = np.where(outside, -1, lookup[np.where(outside, 0, columns)])
         used = targets >= 0
-        frames, values, targets = frames[used], values[used], targets[used]
         low, high = value_range(self.dtype)
-        bad = ~((low <= values) & (values <= high))
+        bad = outside | used & ~((low <= values) & (values <= high))
         if bad.any():
-            self._refuse_value(frames[np.argmax(bad)])
+            frame = frames[np.argmax(bad)]
+            if outside[frames == frame].any():
+                self._refuse_outside(frame)
+            self._refuse_value(frame)
+        frames, values, targets = frames[used], values[used], targets[used]
         y, x = np.divmod(self.index[frames], self.plan.scan_shape[1])
         with np.errstate(over="ignore"):  # is reported with the frame
             np.add.at(self.A.reshape(-1), targets + y * self.A.shape[3] + x, values)

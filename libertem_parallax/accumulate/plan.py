@@ -197,13 +197,9 @@ class Plan:
         return ((lowest + self._lowest[0]) % ny, count) if count < ny else (0, ny)
 
     def add_part(self, part: NDArray[Any], first: int, folded: NDArray[Any]) -> None:
-        """Add rows of a folded accumulator, from `first` on, to the whole of it.
-
-        They may be whole numbers in float64 where that is of integers: in a run with others that
-        take events on a GPU, LiberTEM makes floats of integer frames on workers.
-        """
+        """Add rows of a folded accumulator, from `first` on, to the whole of it."""
         for rows, wrapped_rows in _wrap(part.shape[2], first, self.scan_shape[0]):
-            folded[:, :, wrapped_rows] += part[:, :, rows].astype(folded.dtype, copy=False)
+            folded[:, :, wrapped_rows] += part[:, :, rows]
 
 
 def _wrap(length: int, lowest: int, n: int) -> Iterator[tuple[slice, slice]]:
