@@ -21,8 +21,8 @@ from .geometry import Geometry, check_flag
 __all__ = ["ParallaxPhaseFlipUDF", "ParallaxUDF"]
 
 
-#: With plots, images are kept for so many times as long as it took to make them.
-_PLOT_SHARE = 50
+#: With plots, images may take up this share of the time.
+_PLOT_SHARE = 1 / 50
 
 
 class ParallaxUDF(UDF):
@@ -135,18 +135,18 @@ class ParallaxUDF(UDF):
             If the detector cuts off the bright field, or shifts exceed the scan.
         """
         geometry = Geometry.from_parameters(
-            shape,
-            scan_sampling,
-            energy,
-            semiangle_cutoff,
-            reciprocal_sampling,
-            angular_sampling,
-            aberration_coefs,
-            rotation_angle,
-            upsampling_factor,
-            detector_flip_cols,
-            center,
-            bf_mask,
+            shape=shape,
+            scan_sampling=scan_sampling,
+            energy=energy,
+            semiangle_cutoff=semiangle_cutoff,
+            reciprocal_sampling=reciprocal_sampling,
+            angular_sampling=angular_sampling,
+            aberration_coefs=aberration_coefs,
+            rotation_angle=rotation_angle,
+            upsampling_factor=upsampling_factor,
+            detector_flip_cols=detector_flip_cols,
+            center=center,
+            bf_mask=bf_mask,
         )
         return cls(geometry, suppress_Nyquist_noise, engine)
 
@@ -298,7 +298,7 @@ class ParallaxUDF(UDF):
         if not self._plots or scanned.all() or start >= self._images_keep_until:
             self._images = self._make_images()
             stop = time.perf_counter()
-            self._images_keep_until = stop + _PLOT_SHARE * (stop - start)
+            self._images_keep_until = stop + (stop - start) / _PLOT_SHARE
         return self._images
 
     def _make_images(self) -> dict[str, NDArray[np.float32]]:

@@ -566,11 +566,17 @@ def test_tiles_of_events_out_of_bounds_are_refused(engine):
         engine(plan, "uint8", np.arange(35), A, S, events=True).add(make_frames(plan, "uint8"))
 
 
-def test_sums_of_events_that_overflow_are_reported(engine):
+def test_sums_that_overflow_are_reported(engine):
     plan = make_plan()
-    events = to_events(np.full((35, 9, 11), np.finfo(np.float64).max))
-    with pytest.raises(ValueError, match="overflows float64"):
-        add_events(engine, plan, events, "float64")
+    frames = np.ones((35, 9, 11))
+    frames[20:] = np.finfo(np.float64).max  # finite, but not the sum
+    with pytest.raises(ValueError, match=r"scan position \(2, 6\) overflows float64"):
+        add_events(engine, plan, to_events(frames), "float64")
+    A, S = empty(plan, "float64")
+    worker = engine(plan, "float64", np.arange(35), A, S)
+    with pytest.raises(ValueError, match=r"scan position \(2, 6\) overflows float64"):  # noqa: PT012
+        worker.add(frames)
+        worker.finish()
 
 
 @pytest.mark.parametrize(
@@ -592,6 +598,14 @@ def test_sums_of_events_that_overflow_are_reported(engine):
 )
 def test_accumulator_dtype_holds_the_largest_sum(dtype, pixels, expected):
     assert accumulator_dtype(dtype, pixels) == expected
+
+
+def test_tables_hold_targets_of_any_size():
+    pixel = np.zeros((1, 2), int)
+    for columns, dtype in ((2**31 - 1, np.int32), (2**31, np.int64)):
+        plan = Plan((1, columns), (1, 1), 1, pixel, pixel)
+        assert plan.lookup.dtype == dtype
+        assert plan.lookup == 0
 
 
 def test_plans_that_lead_out_of_bounds_are_refused():

@@ -58,7 +58,7 @@ def make_engine(
     Parameters
     ----------
     name
-        Of `ENGINES`; or ``"auto"``: CUDA where there is a GPU, else Numba.
+        A key of `ENGINES`; or ``"auto"``: CUDA where there is a GPU, else Numba.
     plan, dtype, index, A, S
         See `Engine`.
     device

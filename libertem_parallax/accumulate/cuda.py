@@ -3,7 +3,8 @@
 The host cuts the box around the bright field out of the frames into one of `SLOTS` pinned buffers,
 or copies events into it; when that is full, its stream copies it to the device and starts the
 kernel, while the host fills the next one. So cropping, copying and adding overlap, and no more than
-the box crosses the bus. The accumulator stays on the device until `CudaEngine.finish`.
+the box crosses the bus, but for rows so short that cutting them gains nothing. The accumulator
+stays on the device until `CudaEngine.finish`.
 
 All that is done with CuPy is memory, streams and launches; none of its own kernels is needed, so it
 does not compile any.

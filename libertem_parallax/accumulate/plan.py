@@ -153,15 +153,16 @@ class Plan:
         Parameters
         ----------
         A : accumulator_shape
-        out : folded_shape, or what `part` says
+            The accumulator.
+        out : folded_shape, or (u, u, count, Nx) with the `count` of `part`
             Where to add it. Default: zeros.
         frames
             If only some were added: their scan positions, for `part`. Default: all of them.
 
         Returns
         -------
-        folded_shape, or what `part` says
-            Of the same dtype; ``(a, b, y, x)`` is pixel ``(u y + a, u x + b)`` of the image.
+        like `out`
+            Of the same dtype as `A`; ``(a, b, y, x)`` is pixel ``(u y + a, u x + b)`` of the image.
         """
         ny, nx = self.scan_shape
         first, count = (0, ny) if frames is None else self.part(frames)
