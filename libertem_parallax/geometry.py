@@ -29,6 +29,9 @@ _DECIMALS = 6
 #: Image pixels. Larger shifts are mistakes, and from 2**33 on float64 does not hold the decimals.
 _LARGEST_SHIFT = 2**31
 
+#: Smaller ones as the largest of all are mistakes as well, such as micrometers for Å.
+_LEAST_SHIFT = 0.05
+
 #: Larger factors are mistakes, too.
 _LARGEST_UPSAMPLING = 1000
 
@@ -86,7 +89,8 @@ class Geometry:
         Warns
         -----
         UserWarning
-            If the detector cuts off the bright field, or shifts exceed the scan.
+            If the detector cuts off the bright field, shifts exceed the scan or come to nothing, or
+            the rotation is more than a full turn.
         """
         scan_shape, detector_shape = _shape(shape)
         scan_sampling = _pair("scan_sampling", scan_sampling, "Å")
@@ -110,6 +114,12 @@ class Geometry:
         coefs = aberrations.canonical(aberration_coefs)
         rotation_angle = 0.0 if rotation_angle is None else rotation_angle
         rotation = _number("rotation_angle", rotation_angle, "rad", positive=False)
+        if abs(rotation) > 2 * math.pi:
+            warnings.warn(
+                f"rotation_angle = {rotation:g} is more than a full turn: expected rad, of which a "
+                f"degree is 0.01745. {rotation:g} degrees are {math.radians(rotation):.4g}.",
+                stacklevel=3,
+            )
         u = _upsampling(upsampling_factor)
         flip = check_flag("detector_flip_cols", detector_flip_cols)
         _check_memory(
@@ -135,7 +145,8 @@ class Geometry:
         _warn_if_cut_off(stored_center, detector_shape, sampling, cutoff)
         with np.errstate(over="ignore", invalid="ignore"):
             displacement = aberrations.gradient(coefs, angles[usable])
-            shifts = np.rint(np.round(displacement / np.asarray(scan_sampling) * u, _DECIMALS))
+            exact = displacement / np.asarray(scan_sampling) * u
+            shifts = np.rint(np.round(exact, _DECIMALS))
         if not (np.abs(shifts) < _LARGEST_SHIFT).all():
             raise ValueError(
                 f"aberration_coefs = {coefs} shift the images by up to "
@@ -149,6 +160,14 @@ class Geometry:
                 f"shifts of up to {largest[0]:.4g} x {largest[1]:.4g} Å exceed the scan of "
                 f"{scan_shape[0] * scan_sampling[0]:.4g} x {scan_shape[1] * scan_sampling[1]:.4g} "
                 "Å: the image wraps around. Check aberration_coefs (Å) and scan_sampling (Å).",
+                stacklevel=3,
+            )
+        if any(coefs.values()) and len(shifts) > 1 and np.abs(exact).max() < _LEAST_SHIFT:
+            warnings.warn(
+                f"aberration_coefs = {coefs} shift images by no more than "
+                f"{np.abs(displacement).max():.2g} Å, or {np.abs(exact).max():.2g} pixels: what "
+                "comes out is the bright-field image. Check aberration_coefs (Å), semiangle_cutoff "
+                "(mrad) and the sampling.",
                 stacklevel=3,
             )
         plan = Plan(scan_shape, detector_shape, u, np.argwhere(usable), shifts.astype(np.int64))
@@ -219,7 +238,7 @@ def _shape(shape: Iterable[int]) -> tuple[tuple[int, int], tuple[int, int]]:
 
 def _number(name: str, value: Any, unit: str, *, positive: bool = True) -> float:
     try:
-        number = float(value)
+        number = float(_not_text(value))
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number) or (positive and number <= 0):
@@ -231,7 +250,7 @@ def _number(name: str, value: Any, unit: str, *, positive: bool = True) -> float
 
 
 def _not_text(value: Any) -> Any:
-    """Refuse texts where two numbers are expected: "12" would be 1 and 2."""
+    """Refuse texts where numbers are expected: as two of them, "12" would be 1 and 2."""
     if isinstance(value, str):
         raise TypeError
     return value

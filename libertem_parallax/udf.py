@@ -132,7 +132,8 @@ class ParallaxUDF(UDF):
         Warns
         -----
         UserWarning
-            If the detector cuts off the bright field, or shifts exceed the scan.
+            If the detector cuts off the bright field, shifts exceed the scan or come to nothing, or
+            the rotation is more than a full turn.
         """
         geometry = Geometry.from_parameters(
             shape=shape,

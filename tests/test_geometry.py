@@ -133,6 +133,7 @@ def test_phase_flip_filter_is_the_transform_of_the_real_kernel(shape, u, suppres
         ({"energy": 300}, r"energy = 300: expected at least 10 keV, in eV"),
         ({"energy": float("nan")}, "energy = nan"),
         ({"energy": None}, "energy = None"),
+        ({"energy": "300e3"}, "energy = '300e3': expected a positive number"),
         ({"semiangle_cutoff": -4.0}, r"semiangle_cutoff = -4.0: expected a positive .* \(mrad\)"),
         ({"scan_sampling": "12"}, "scan_sampling = '12': expected two positive numbers"),
         ({"upsampling_factor": True}, "upsampling_factor = True: expected an integer"),
@@ -194,6 +195,21 @@ def test_a_bright_field_cut_off_by_the_detector_warns(center, place, flip):
     make(**shape, angular_sampling=sampling, semiangle_cutoff=0.4 * room)
     with pytest.warns(UserWarning, match=f"the detector cuts off the bright field: .* {place} of"):
         make(**shape, angular_sampling=sampling, semiangle_cutoff=0.4 * (room + 1e-6))
+
+
+def test_shifts_that_come_to_nothing_warn():
+    """At 4 mrad, micrometers of defocus taken for Å shift by 0.004 times as much."""
+    with pytest.warns(UserWarning, match=r"by no more than 0\.006 Å, or 0\.0015 pixels: what"):
+        make(aberration_coefs={"C10": -1.5}, angular_sampling=(0.4, 0.4), scan_sampling=(4, 4))
+    make(aberration_coefs={"C10": -60.0})  # 0.24 Å
+    make(aberration_coefs={"C10": 0.0})
+    make(aberration_coefs={})
+
+
+def test_degrees_for_radians_warn():
+    with pytest.warns(UserWarning, match=r"rotation_angle = -15 is .* -15 degrees are -0\.2618"):
+        make(rotation_angle=-15)
+    make(rotation_angle=-2 * np.pi)
 
 
 def test_shifts_beyond_the_scan_warn():
