@@ -100,9 +100,10 @@ def canonical(coefs: Mapping[str, float] | None) -> dict[str, float]:
     for name, value in (coefs or {}).items():
         symbol = ALIASES.get(name, name)
         if symbol not in SYMBOLS:
-            near = difflib.get_close_matches(str(name), [*SYMBOLS, *ALIASES], n=1, cutoff=0)
+            near = difflib.get_close_matches(str(name), [*SYMBOLS, *ALIASES], n=1)
             raise ValueError(
-                f"aberration_coefs: unknown name {name!r}; the nearest known one is {near[0]!r}. "
+                f"aberration_coefs: unknown name {name!r}"
+                f"{f'; the nearest known one is {near[0]!r}' if near else ''}. "
                 f"Known: {', '.join(SYMBOLS)}; aliases: {', '.join(ALIASES)}."
             )
         if symbol in given:
@@ -117,7 +118,7 @@ def canonical(coefs: Mapping[str, float] | None) -> dict[str, float]:
 
 def _finite(name: str, value: Any) -> float:
     try:
-        number = float(value)
+        number = math.nan if isinstance(value, str) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):

@@ -117,6 +117,8 @@ def test_aliases():
     ("coefs", "message"),
     [
         ({"C100": 1}, "unknown name 'C100'; the nearest known one is 'C10'"),
+        ({"C99": 1}, r"unknown name 'C99'\. Known: C10"),
+        ({"C10": "-1.5e4"}, r"aberration_coefs\['C10'\] = '-1.5e4': expected a finite number"),
         ({"defocsu": 1}, "the nearest known one is 'defocus'"),
         ({"phi_12": 1}, "the nearest known one is 'phi12'"),
         ({"C10": float("nan")}, r"aberration_coefs\['C10'\] = nan: expected a finite number \(Å\)"),
