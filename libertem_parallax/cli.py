@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import io
+import json
 import math
 import os
 import platform
@@ -201,7 +202,9 @@ _ACQUISITION_OPTIONS = (
         "--suppress-nyquist-noise/--no-suppress-nyquist-noise",
         "suppress_Nyquist_noise",
         default=None,
-        help="Zero the Nyquist frequencies of the image, which hold only noise.  [default: yes]",
+        help="Zero the Nyquist frequencies of the image where the rounding of shifts to pixels "
+        "fills them with noise: of the parallax image if it is upsampled, of the phase-flipped one "
+        "always.  [default: yes]",
     ),
     click.option(
         "--engine",
@@ -210,6 +213,18 @@ _ACQUISITION_OPTIONS = (
         "All give the same.  [default: auto: the GPU where one works, else the CPU]",
     ),
 )
+
+
+def _output_option(default: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make the option for the image; the default is told in words."""
+    return click.option(
+        "-o",
+        "--output",
+        type=click.Path(path_type=Path),
+        metavar="IMAGE",
+        help="Where to write the image: .tif (float32, with the pixel size for ImageJ), .npy "
+        f"(float32) or .png (8-bit gray, to look at).  [default: {default}]",
+    )
 
 
 def _acquisition_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -229,15 +244,7 @@ Examples:
 
 @main.command(short_help="Reconstruct an image from a 4D-STEM data set.", epilog=_EXAMPLES)
 @click.argument("data", type=click.Path(exists=True, path_type=Path))
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    metavar="IMAGE",
-    help="Where to write the image: .tif (float32, with the pixel size for ImageJ), .npy "
-    "(float32) or .png (8-bit gray, to look at).  "
-    "[default: DATA's name with _parallax.tif, in the current folder]",
-)
+@_output_option("DATA's name with _parallax.tif, in the current folder")
 @_acquisition_options
 @click.option(
     "--load",
@@ -258,10 +265,8 @@ def reconstruct(data: Path, params: Path | None, output: Path | None, **options:
     _check_required(parameters)
     inputs = [data, params, parameters.get("bf_mask")]
     _check_output(output, [path for path in inputs if path is not None])
-    load = parameters.pop("load", {})
-    phase_flip = parameters.pop("phase_flip", False)
-    if "bf_mask" in parameters:
-        parameters["bf_mask"] = _read_mask(parameters["bf_mask"])
+    load = parameters["load"]
+    phase_flip, parameters = _split(parameters)
 
     from libertem.api import Context
 
@@ -332,9 +337,9 @@ def demo(output: Path) -> None:
 
     blur = 6.0
     scan_sampling, pixel_size = parameters["scan_sampling"], _pixel_size(udf)
-    truth = _blur(_resample(simulation.truth, flipped.shape), pixel_size, blur)
-    parallax, flipped = _blur(parallax, pixel_size, blur), _blur(flipped, pixel_size, blur)
-    bright_field = _blur(bright_field, scan_sampling, blur)
+    truth = images.blur(_resample(simulation.truth, flipped.shape), pixel_size, blur)
+    parallax, flipped = (images.blur(image, pixel_size, blur) for image in (parallax, flipped))
+    bright_field = images.blur(bright_field, scan_sampling, blur)
     images.overview(
         picture_path,
         [
@@ -466,14 +471,7 @@ Examples:
     help="Blur these pictures, but not the image that is written, with a Gaussian of this standard "
     "deviation, to see through the noise of few electrons.  [default: 0, with --simulate 6]",
 )
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    metavar="IMAGE",
-    help="Where to write the image: .tif (float32, with the pixel size for ImageJ), .npy "
-    "(float32) or .png (8-bit gray, to look at).  [default: live_parallax.tif]",
-)
+@_output_option("live_parallax.tif, with --simulate image.tif in that folder")
 @_acquisition_options
 def live(
     detector: str | None,
@@ -567,18 +565,25 @@ class _Recorded(NamedTuple):
 
 def _write_for_detector(detector: str, folder: Path, frames: NDArray[Any]) -> Path:
     """Write what a simulated detector sends, and return a file with the same for LiberTEM."""
-    import h5py
+    import numpy as np
+    from scipy.sparse import csr_array
 
     from . import merlin, tpx3
+    from .live import write_events
 
     if detector == "merlin":
         # 12 bits make the frames large enough to be delivered in many bunches of some MB.
         merlin.write_mib(folder / "frames.hdr", frames, bits=12)
         return folder / "frames.hdr"
     tpx3.write_tpx3(folder / "frames.tpx3", frames)
-    with h5py.File(folder / "frames.h5", "w") as file:
-        file["frames"] = frames
-    return folder / "frames.h5"
+    # The stream has them in the middle of a larger detector, and so has the file.
+    ny, nx, rows, cols = frames.shape
+    events = csr_array(frames.reshape(ny * nx, rows * cols))
+    row, col = np.divmod(events.indices, cols)
+    height, width = tpx3.DETECTOR_SHAPE
+    pixels = (row + (height // 2 - rows // 2)) * width + col + (width // 2 - cols // 2)
+    events = csr_array((events.data, pixels, events.indptr), shape=(ny * nx, height * width))
+    return write_events(folder, (ny, nx), tpx3.DETECTOR_SHAPE, events)
 
 
 @contextlib.contextmanager
@@ -608,24 +613,29 @@ def _live_simulated(
 
     from . import images
     from .simulate import simulate
+    from .tpx3 import DETECTOR_SHAPE
 
     folder, dose = Path("libertem-parallax-live"), 30.0
     blur = 6.0 if recording.blur is None else recording.blur
     params, growth = folder / "params.toml", folder / "growth.png"
     output = output or folder / "image.tif"
+    # One frame tells what will be simulated, so that mistakes show before that takes its time.
+    simulated = simulate(scan_shape=(1, 1), dose=None).parameters
+    parameters = _merge(_merge({**simulated, "phase_flip": True}, given), options)
+    shape = parameters.pop("shape")
+    detector_shape = DETECTOR_SHAPE if detector == "asi_tpx3" else shape[2:]
+    _check_parameters(parameters, detector_shape)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _check_output(output, [])
+        _check_output(output, [parameters["bf_mask"]] if "bf_mask" in parameters else [])
         simulation = simulate(
             dose=dose, seed=1, progress=partial(tqdm, desc="Simulating", unit=" rows")
         )
-        params.write_text(_to_toml(simulation.parameters), encoding="utf-8")
+        params.write_text(_to_toml(parameters), encoding="utf-8")
         data = _write_for_detector(detector, folder, simulation.frames)
     except OSError as error:
         raise click.ClickException(f"cannot write to {folder}: {error}") from error
     ny, nx = simulation.frames.shape[:2]
-    parameters = _merge({**simulation.parameters, "phase_flip": True, **given}, options)
-    del parameters["shape"]
     recording = recording._replace(
         start=detector == "merlin", interval=min(recording.interval, 0.5), blur=blur
     )
@@ -648,19 +658,19 @@ def _live_simulated(
             (
                 f"{frames / (ny * nx):.0%} scanned",
                 f"blurred by {blur:g} Å",
-                _blur(picture, pixel_size, blur),
+                images.blur(picture, pixel_size, blur),
                 pixel_size,
             )
             for frames, picture in (pictures[i] for i in chosen)
         ],
     )
-    truth = _blur(_resample(simulation.truth, image.shape), pixel_size, blur)
+    truth = images.blur(_resample(simulation.truth, image.shape), pixel_size, blur)
     _report(
-        *_simulated(parameters, plan, dose),
+        *_simulated(simulation.parameters, plan, dose),
         *recorded.rows,
         (
             "Correlation",
-            f"{_correlation(_blur(image, pixel_size, blur), truth):.2f} with the truth, both "
+            f"{_correlation(images.blur(image, pixel_size, blur), truth):.2f} with the truth, both "
             f"blurred by {blur:g} Å",
         ),
         ("As it grew", str(growth)),
@@ -668,9 +678,8 @@ def _live_simulated(
     )
     if recorded.problem is None:
         command = ["reconstruct", str(data), "--params", str(params)]
-        flip = " --phase-flip" if parameters["phase_flip"] else ""
         click.echo("\nThe same from the files:")
-        click.echo(f"  libertem-parallax {shlex.join(command)} -o image.tif{flip}")
+        click.echo(f"  libertem-parallax {shlex.join(command)} -o image.tif")
     recorded.end()
 
 
@@ -689,10 +698,7 @@ def _record(
     from . import live
     from .tpx3 import DETECTOR_SHAPE
 
-    parameters = {name: value for name, value in parameters.items() if name != "load"}
-    phase_flip = parameters.pop("phase_flip", False)
-    if "bf_mask" in parameters:
-        parameters["bf_mask"] = _read_mask(parameters["bf_mask"])
+    phase_flip, parameters = _split(parameters)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_messages_only())
         gpu = _default_gpu() if parameters.get("engine", "auto") == "auto" else None
@@ -755,9 +761,12 @@ def _open_screen(
     """Open a window for the growing image, or choose a file; its path is None for a window."""
     from . import images, live
 
-    height, width = pixel_size
-    blur = recording.blur or 0.0
-    screen = partial(live.Screen, interval=recording.interval, blur=(blur / height, blur / width))
+    screen = partial(
+        live.Screen,
+        interval=recording.interval,
+        pixel_size=pixel_size,
+        sigma=recording.blur or 0.0,
+    )
     window = live.open_window(str(output)) if snapshot is None else None
     if window is not None:
         return screen(window), None
@@ -976,21 +985,21 @@ def _read_parameters(path: Path) -> dict[str, Any]:
     return parameters
 
 
-def _merge(parameters: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Combine a file's parameters with the command line's, which win."""
+def _merge(parameters: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Combine parameters, as of a file, with those of the command line, which win."""
     from .aberrations import ALIASES
 
-    given = {name: value for name, value in options.items() if value is not None}
+    given = {name: value for name, value in changes.items() if value is not None}
     merged = {**parameters, **given}
-    # The file's coefficients stay, except those given anew, by whatever name.
-    coefs = parameters.get("aberration_coefs", {})
-    anew = {ALIASES.get(name, name) for name in options["aberration_coefs"]}
+    # Coefficients stay, except those given anew, by whatever name.
+    coefs, new = (source.get("aberration_coefs", {}) for source in (parameters, given))
+    anew = {ALIASES.get(name, name) for name in new}
     merged["aberration_coefs"] = {
         **{name: value for name, value in coefs.items() if ALIASES.get(name, name) not in anew},
-        **options["aberration_coefs"],
+        **new,
     }
-    merged["load"] = {**parameters.get("load", {}), **options.get("load", {})}
-    # One sampling describes the detector: an option replaces whichever the file has.
+    merged["load"] = {**parameters.get("load", {}), **given.get("load", {})}
+    # One sampling describes the detector: what is given replaces whichever there was.
     if any(name in given for name in _SAMPLINGS):
         for name in set(_SAMPLINGS) - set(given):
             merged.pop(name, None)
@@ -1019,7 +1028,7 @@ def _check_required(parameters: Mapping[str, Any]) -> None:
 
 
 def _check_output(output: Path, inputs: Iterable[Path]) -> None:
-    from .images import WRITERS
+    from .images import WRITERS, try_to_write
 
     problem = None
     if output.suffix.lower() not in WRITERS:
@@ -1028,10 +1037,15 @@ def _check_output(output: Path, inputs: Iterable[Path]) -> None:
         problem = f"there is no folder {output.parent}; create it first"
     elif output.is_dir():
         problem = "that is a folder; give the name of a file"
-    elif not os.access(output if output.exists() else output.parent, os.W_OK):
-        problem = "no permission to write there; choose another place"
+    elif output.exists() and not os.access(output, os.W_OK):
+        problem = "that is write-protected; choose another name"
     elif output.exists() and any(path.exists() and output.samefile(path) for path in inputs):
         problem = "that is an input, which would be overwritten; choose another name"
+    else:
+        try:
+            try_to_write(output)
+        except OSError as error:
+            problem = f"cannot write there: {error}; choose another place"
     if problem:
         raise click.UsageError(f"--output {output}: {problem}.")
 
@@ -1106,6 +1120,23 @@ def _messages_only() -> Iterator[None]:
             yield
     except (OSError, RuntimeError, TypeError, ValueError) as error:
         raise click.ClickException(str(error)) from error
+
+
+def _check_parameters(parameters: Mapping[str, Any], detector_shape: tuple[int, int]) -> None:
+    """Refuse what no scan on such a detector can be reconstructed with."""
+    phase_flip, checked = _split(parameters)
+    # A small scan may be exceeded by shifts that the real one is not.
+    with _messages_only(), warnings.catch_warnings(action="ignore"):
+        _udf_class(phase_flip).from_parameters((8, 8, *detector_shape), **checked)
+
+
+def _split(parameters: Mapping[str, Any]) -> tuple[bool, dict[str, Any]]:
+    """Tell which UDF is to be made and with which parameters; reads the mask."""
+    arguments = {name: value for name, value in parameters.items() if name != "load"}
+    phase_flip = arguments.pop("phase_flip", False)
+    if "bf_mask" in arguments:
+        arguments["bf_mask"] = _read_mask(arguments["bf_mask"])
+    return phase_flip, arguments
 
 
 def _make_udf(parameters: Mapping[str, Any], *, phase_flip: bool) -> Any:
@@ -1192,12 +1223,15 @@ def _to_toml(parameters: Mapping[str, Any]) -> str:
     """Write the parameters of an acquisition as a file for --params."""
     lines, tables = [], []
     for name, value in parameters.items():
-        if name == "shape":  # comes with the data
+        if name in ("shape", "load"):  # come with the data
             continue
         if isinstance(value, Mapping):
             tables += ["", f"[{name}]", *(f"{key} = {float(v)!r}" for key, v in value.items())]
         else:
-            text = repr(list(value)) if isinstance(value, tuple) else repr(value)
+            # Numbers, lists, true, false and texts are written in TOML as in JSON.
+            text = json.dumps(
+                str(value.absolute()) if isinstance(value, Path) else value, ensure_ascii=False
+            )
             lines.append(f"{name} = {text}  # {PARAMETERS[name][1]}")
     return "\n".join([*lines, *tables, ""])
 
@@ -1209,16 +1243,6 @@ def _resample(image: NDArray[Any], shape: tuple[int, int]) -> NDArray[Any]:
     for axis, count in enumerate(shape):
         image = scipy.signal.resample(image, count, axis=axis)
     return image
-
-
-def _blur(image: NDArray[Any], pixel_size: tuple[float, float], blur: float) -> NDArray[Any]:
-    """Convolve a periodic image with a Gaussian; ``blur`` is its standard deviation in Å."""
-    import scipy.ndimage
-
-    blurred: NDArray[Any] = scipy.ndimage.gaussian_filter(
-        image, [blur / size for size in pixel_size], mode="wrap"
-    )
-    return blurred
 
 
 def _correlation(a: NDArray[Any], b: NDArray[Any]) -> float:
@@ -1233,7 +1257,8 @@ def _by(values: Iterable[Any]) -> str:
 
 def _speed(frames: int, seconds: float) -> str:
     rate = float(f"{frames / seconds:.2g}")
-    return f"{frames:,} frames in {seconds:.2g} s, {rate:,.0f} frames/s"
+    digits = f"{seconds:,.0f}" if seconds >= 10 else f"{seconds:.2g}"
+    return f"{frames:,} frames in {digits} s, {rate:,.0f} frames/s"
 
 
 def _report(*rows: tuple[str, str]) -> None:
