@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -24,8 +25,10 @@ from PIL import Image
 
 from libertem_parallax import ParallaxPhaseFlipUDF, ParallaxUDF, udf
 from libertem_parallax.accumulate import ENGINES, make_engine
-from libertem_parallax.cli import PARAMETERS, main, reconstruct
-from libertem_parallax.cli import _speed as speed
+from libertem_parallax.cli import main
+from libertem_parallax.cli.parameters import PARAMETERS
+from libertem_parallax.cli.reconstruct import reconstruct
+from libertem_parallax.cli.run import speed_text
 
 SHAPE = (6, 8, 10, 12)
 
@@ -354,7 +357,7 @@ def test_an_image_that_is_write_protected_is_not_replaced(
     ],
 )
 def test_speed(frames: int, seconds: float, text: str) -> None:
-    assert speed(frames, seconds) == text
+    assert speed_text(frames, seconds) == text
 
 
 def test_missing_frames_are_told(run: Run, folder: Path) -> None:
@@ -563,6 +566,23 @@ def test_demo_says_where_it_cannot_write(run: Run, folder: Path) -> None:
     check_error(run("demo --output data/scan.npy"), ["--output", "scan.npy"])
     (folder / "occupied/frames.h5").mkdir(parents=True)
     check_error(run("demo --output occupied"), ["--output", "occupied"])
+
+
+def test_help_does_not_wait_for_what_is_slow_to_import() -> None:
+    code = (
+        "import sys; from libertem_parallax.cli import main\n"
+        "main(['--help'], standalone_mode=False)\n"
+        "print([name for name in ('libertem', 'numba', 'matplotlib') if name in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "Commands:" in result.stdout
+    assert result.stdout.endswith("[]\n")
 
 
 def test_version(run: Run) -> None:
