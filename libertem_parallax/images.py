@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["WRITERS", "gray_limits", "overview", "save", "snapshot"]
+__all__ = ["WRITERS", "blur", "gray_limits", "overview", "save", "snapshot", "try_to_write"]
 
 # Dots of a panel of the overview: a multiple of the demo's images, so that all of their pixels
 # come out at the same size.
@@ -54,10 +54,33 @@ def snapshot(path: Path, image: NDArray[Any], limits: tuple[float, float]) -> No
         _write_gray(file, image, limits)
 
 
+def try_to_write(path: Path) -> None:
+    """Find out whether an image can be written, as far as that can be known before.
+
+    Parameters
+    ----------
+    path
+        Of the image; nothing is changed there.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be made that `save` makes first.
+    """
+    part = _part(path)
+    part.open("wb").close()
+    part.unlink()
+
+
+def _part(path: Path) -> Path:
+    """Where a file is written before it takes the place of an older one."""
+    return path.with_name(path.name + ".part")
+
+
 @contextmanager
 def _replacing(path: Path) -> Iterator[Any]:
     """Write a file whole or not at all: what fails leaves an older one as it was."""
-    part = path.with_name(path.name + ".part")
+    part = _part(path)
     try:
         with part.open("wb") as file:
             yield file
@@ -171,6 +194,31 @@ def _round_length(limit: float) -> float:
     """Largest of 1, 2, 5, 10, 20, 50 ... that does not exceed the limit, which may be small."""
     magnitude = 10.0 ** math.floor(math.log10(limit))
     return max(n * magnitude for n in (1, 2, 5) if n * magnitude <= limit)
+
+
+def blur(image: NDArray[Any], pixel_size: tuple[float, float], sigma: float) -> NDArray[Any]:
+    """Convolve a periodic image with a Gaussian.
+
+    Parameters
+    ----------
+    image
+        Rows and columns of real numbers.
+    pixel_size
+        Height and width of a pixel in Å.
+    sigma
+        Standard deviation in Å.
+
+    Returns
+    -------
+    numpy.ndarray
+        Of the image's shape and dtype.
+    """
+    import scipy.ndimage
+
+    blurred: NDArray[Any] = scipy.ndimage.gaussian_filter(
+        image, [sigma / size for size in pixel_size], mode="wrap"
+    )
+    return blurred
 
 
 def gray_limits(image: NDArray[Any]) -> tuple[float, float]:

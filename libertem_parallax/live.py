@@ -22,9 +22,9 @@ from typing import Any, NamedTuple, Self, TypeVar
 import numpy as np
 import psutil
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
+from scipy.sparse import csr_array
 
-from .images import gray_limits
+from .images import blur, gray_limits
 
 __all__ = [
     "FRAMES_PER_PARTITION",
@@ -40,6 +40,7 @@ __all__ = [
     "start",
     "stream",
     "warm_up",
+    "write_events",
 ]
 
 #: Control and data ports by the detector's name, as the manufacturers set them; Timepix3 has one.
@@ -324,16 +325,17 @@ def acquire(
     announced = f"the detector announces {pending.nimages:,} frames"
     known = pending.nav_shape
     if known is not None:
-        announced += f", a scan of {_by(known)}"
+        announced += ", a scan of {} x {}".format(*known)
     if nav_shape is None and known is None:
         raise DetectorError(
             f"{announced}, but not the shape of the scan: give it with --nav-shape ROWS COLUMNS."
         )
     shape = nav_shape or tuple(known)
     if math.prod(shape) != pending.nimages or known not in (None, shape):
-        given = f", but --nav-shape {_by(shape)} has {math.prod(shape):,}" if nav_shape else ""
+        if nav_shape:
+            announced += ", but --nav-shape {} x {} has {:,}".format(*shape, math.prod(shape))
         raise DetectorError(
-            f"{announced}{given}. Change the scan in the detector's software, or --nav-shape."
+            f"{announced}. Change the scan in the detector's software, or --nav-shape."
         )
     return watch.wait(
         lambda: ctx.make_acquisition(
@@ -373,7 +375,12 @@ def warm_up(ctx: Any, udf: Any, dtype: np.dtype[Any], *, events: bool = False) -
     roi[0, 0] = True
     if events:
         with tempfile.TemporaryDirectory() as folder:
-            path = _write_empty(Path(folder), plan.scan_shape, plan.detector_shape, dtype)
+            # One event of value 0, in a file: the sparse data sets that LiberTEM makes of memory
+            # compile code of their own for many seconds.
+            indptr = np.minimum(np.arange(roi.size + 1), 1)
+            arrays = np.zeros(1, dtype), np.zeros(1, np.int32), indptr
+            empty = csr_array(arrays, shape=(roi.size, math.prod(plan.detector_shape)))
+            path = write_events(Path(folder), plan.scan_shape, plan.detector_shape, empty)
             ctx.run_udf(ctx.load("raw_csr", path=str(path), num_partitions=1), udf, roi=roi)
     else:
         zero = np.zeros((1, 1, 1, 1), dtype)
@@ -381,29 +388,35 @@ def warm_up(ctx: Any, udf: Any, dtype: np.dtype[Any], *, events: bool = False) -
         ctx.run_udf(ctx.load("memory", data=frames, sig_dims=2, num_partitions=1), udf, roi=roi)
 
 
-def _write_empty(
+def write_events(
     folder: Path,
     scan_shape: tuple[int, int],
     detector_shape: tuple[int, int],
-    dtype: np.dtype[Any],
+    events: csr_array,
 ) -> Path:
-    """Write a scan of empty frames as LiberTEM's raw_csr, but for one event of value 0.
+    """Write a scan as events that LiberTEM reads, which it calls ``raw_csr``.
 
-    The sparse data sets that LiberTEM makes of memory compile code of their own for many seconds.
+    Parameters
+    ----------
+    folder
+        Where to write ``events.toml`` and three files that it names.
+    scan_shape, detector_shape
+        Rows and columns.
+    events : (scan positions, detector pixels) scipy.sparse.csr_array
+        Counts.
+
+    Returns
+    -------
+    pathlib.Path
+        Of ``events.toml``.
     """
-    indptr = np.ones(math.prod(scan_shape) + 1, np.int64)
-    indptr[0] = 0
-    arrays: dict[str, NDArray[Any]] = {
-        "indptr": indptr,
-        "indices": np.zeros(1, np.int32),
-        "data": np.zeros(1, dtype),
-    }
     lines = ["[params]", 'filetype = "raw_csr"', f"nav_shape = {list(scan_shape)}"]
     lines += [f"sig_shape = {list(detector_shape)}", "[raw_csr]"]
-    for name, array in arrays.items():
+    for name in ("data", "indices", "indptr"):
+        array: NDArray[Any] = getattr(events, name)
         array.tofile(folder / f"{name}.raw")
         lines += [f'{name}_file = "{name}.raw"', f'{name}_dtype = "{array.dtype.name}"']
-    path = folder / "empty.toml"
+    path = folder / "events.toml"
     path.write_text("\n".join(lines), encoding="utf-8")
     return path
 
@@ -578,17 +591,21 @@ class Screen:
         Takes an image and the values to be black and white.
     interval
         Seconds between two pictures, at least.
-    blur
-        Standard deviations of a Gaussian along rows and columns in pixels, for the pictures only.
+    pixel_size
+        Height and width of the image's pixels in Å.
+    sigma
+        Standard deviation in Å of a Gaussian that blurs the pictures, and only these.
     """
 
     def __init__(
         self,
         show: Callable[[NDArray[Any], tuple[float, float]], None],
         interval: float,
-        blur: tuple[float, float] = (0, 0),
+        pixel_size: tuple[float, float] = (1, 1),
+        sigma: float = 0,
     ) -> None:
-        self._show, self._interval, self._blur = show, interval, blur
+        self._show, self._interval = show, interval
+        self._pixel_size, self._sigma = pixel_size, sigma
         self._next = -math.inf
 
     def due(self) -> bool:
@@ -615,15 +632,11 @@ class Screen:
         scanned = results.damage.data
         factor = image.shape[0] // scanned.shape[0]
         pixels = scanned.repeat(factor, axis=0).repeat(factor, axis=1)
-        picture = gaussian_filter(image, self._blur, mode="wrap")
+        picture = blur(image, self._pixel_size, self._sigma)
         self._show(picture, gray_limits(picture[pixels]))
         end = time.perf_counter()
         self._next = end + max(self._interval, (end - begin) / _SCREEN_SHARE)
         return int(scanned.sum()), image
-
-
-def _by(values: tuple[int, ...]) -> str:
-    return " x ".join(str(value) for value in values)
 
 
 def _first_line(error: Exception) -> str:

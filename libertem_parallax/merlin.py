@@ -1,4 +1,4 @@
-"""Quantum Detectors' Merlin without the detector: its files, a simulator on loopback, its trigger.
+"""Quantum Detectors' Merlin without the detector: its files, a simulator on loopback.
 
 LiberTEM-live, which brings the simulator, is imported where it is needed: writing files is not.
 """
@@ -12,15 +12,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from libertem_live.hooks import Hooks, ReadyForDataEnv
-
-__all__ = ["Simulator", "simulator", "soft_trigger", "write_mib"]
+__all__ = ["Simulator", "simulator", "write_mib"]
 
 _HOST = "127.0.0.1"
 _HEADER = 384  # bytes before every frame
@@ -122,7 +119,8 @@ class Simulator(NamedTuple):
 def simulator(path_hdr: Path, *, dwelltime: int | None = None) -> Iterator[Simulator]:
     """Run LiberTEM-live's Merlin simulator on loopback, on free ports.
 
-    It sends the whole scan each time it is told to start and then triggered, as by `soft_trigger`.
+    It sends the whole scan each time it is told to start and then triggered (STARTACQUISITION,
+    SOFTTRIGGER on the control port).
     Close connections to it before leaving the context: it does not stop while it waits for somebody
     to take its frames.
 
@@ -180,27 +178,3 @@ def _replaced(module: Any, **replacements: Any) -> Iterator[None]:
     finally:
         for name, original in originals.items():
             setattr(module, name, original)
-
-
-def soft_trigger(conn: Any) -> Hooks:
-    """Make the hooks that start and trigger an active acquisition over the control port.
-
-    Parameters
-    ----------
-    conn
-        Connection from ``make_connection("merlin").open``.
-
-    Returns
-    -------
-    libertem_live.api.Hooks
-        For ``make_acquisition(conn=conn, nav_shape=..., hooks=...)``.
-    """
-    from libertem_live.hooks import Hooks
-
-    class SoftTrigger(Hooks):
-        def on_ready_for_data(self, env: ReadyForDataEnv) -> None:  # noqa: ARG002
-            with conn.control() as control:
-                control.cmd("STARTACQUISITION")
-                control.cmd("SOFTTRIGGER")
-
-    return SoftTrigger()

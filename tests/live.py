@@ -31,14 +31,27 @@ def merlin_detector(path, frames, bits):
     with merlin.simulator(hdr) as simulator:
 
         def trigger(conn):
-            merlin.soft_trigger(conn).on_ready_for_data(None)
+            soft_trigger(conn).on_ready_for_data(None)
 
         yield Detector(
             open=lambda ctx: ctx.make_connection("merlin").open(**simulator._asdict()),
-            hooks=merlin.soft_trigger,
+            hooks=soft_trigger,
             trigger=trigger,
             knows_nav_shape=True,
         )
+
+
+def soft_trigger(conn):
+    """Hooks that start and trigger an active acquisition over a Merlin's control port."""
+    from libertem_live.hooks import Hooks
+
+    class SoftTrigger(Hooks):
+        def on_ready_for_data(self, env):
+            with conn.control() as control:
+                control.cmd("STARTACQUISITION")
+                control.cmd("SOFTTRIGGER")
+
+    return SoftTrigger()
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -24,7 +25,10 @@ from PIL import Image
 
 from libertem_parallax import ParallaxPhaseFlipUDF, ParallaxUDF, udf
 from libertem_parallax.accumulate import ENGINES, make_engine
-from libertem_parallax.cli import PARAMETERS, main, reconstruct
+from libertem_parallax.cli import main
+from libertem_parallax.cli.parameters import PARAMETERS
+from libertem_parallax.cli.reconstruct import reconstruct
+from libertem_parallax.cli.run import speed_text
 
 SHAPE = (6, 8, 10, 12)
 
@@ -321,9 +325,39 @@ def test_an_image_that_cannot_be_written_leaves_the_old_one(run: Run, folder: Pa
     command = f"reconstruct data/scan.npy {BRIEF} -o image.tif"
     succeeded(run(command))
     old = (folder / "image.tif").read_bytes()
-    (folder / "image.tif.part").mkdir()
-    check_error(run(command), ["cannot write image.tif"])
+    # A pixel size that the format cannot hold.
+    check_error(run(f"{command} --scan-sampling 1e-9 1e-9"), ["cannot write image.tif"])
     assert (folder / "image.tif").read_bytes() == old
+    # Where the new file cannot be made beside the old one, nothing is computed in vain.
+    (folder / "image.tif.part").mkdir()
+    result = run(command)
+    check_error(result, ["--output image.tif", "cannot write there"])
+    assert "Reconstructing" not in result.stderr
+    assert (folder / "image.tif").read_bytes() == old
+
+
+def test_an_image_that_is_write_protected_is_not_replaced(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the folder allows it. To the administrator everything is allowed, so we ask how."""
+    (folder / "image.tif").touch()
+    monkeypatch.setattr(os, "access", lambda path, mode: (Path(path).name, mode) != protected)
+    protected = ("image.tif", os.W_OK)
+    check_error(run(f"reconstruct data/scan.npy {BRIEF} -o image.tif"), ["write-protected"])
+
+
+@pytest.mark.parametrize(
+    ("frames", "seconds", "text"),
+    [
+        (262_144, 123.4, "262,144 frames in 123 s, 2,100 frames/s"),
+        (3_600_000, 7200.0, "3,600,000 frames in 7,200 s, 500 frames/s"),
+        (1000, 99.6, "1,000 frames in 100 s, 10 frames/s"),
+        (5184, 7.912, "5,184 frames in 7.9 s, 660 frames/s"),
+        (48, 0.0123, "48 frames in 0.012 s, 3,900 frames/s"),
+    ],
+)
+def test_speed(frames: int, seconds: float, text: str) -> None:
+    assert speed_text(frames, seconds) == text
 
 
 def test_missing_frames_are_told(run: Run, folder: Path) -> None:
@@ -532,6 +566,23 @@ def test_demo_says_where_it_cannot_write(run: Run, folder: Path) -> None:
     check_error(run("demo --output data/scan.npy"), ["--output", "scan.npy"])
     (folder / "occupied/frames.h5").mkdir(parents=True)
     check_error(run("demo --output occupied"), ["--output", "occupied"])
+
+
+def test_help_does_not_wait_for_what_is_slow_to_import() -> None:
+    code = (
+        "import sys; from libertem_parallax.cli import main\n"
+        "main(['--help'], standalone_mode=False)\n"
+        "print([name for name in ('libertem', 'numba', 'matplotlib') if name in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "Commands:" in result.stdout
+    assert result.stdout.endswith("[]\n")
 
 
 def test_version(run: Run) -> None:

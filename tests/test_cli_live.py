@@ -468,6 +468,7 @@ def test_everything_was_run_once_before_the_detector_starts(
     [
         ("--energy 300", ["energy = 300", "eV"]),
         ("-o nowhere/image.tif", ["nowhere", "create it"]),
+        ("-o taken.tif", ["--output taken.tif", "cannot write there"]),
         ("--snapshot scan.toml", ["scan.toml", "file"]),
         ("--timeout 0", ["--timeout"]),
     ],
@@ -480,6 +481,7 @@ def test_the_detector_is_not_started_in_vain(
     messages: list[str],
 ) -> None:
     Path("scan.toml").touch()
+    Path("taken.tif.part").mkdir()
     monkeypatch.setattr(live, "start", lambda *_: pytest.fail("it was started"))
     result = run(arguments(merlin, f"--start {options}"))
     assert result.exit_code in (1, 2)
@@ -809,12 +811,34 @@ def test_pictures_take_a_small_part_of_the_time(monkeypatch: pytest.MonkeyPatch)
         assert count == pytest.approx(pictures, rel=0.03)
 
 
-@pytest.mark.parametrize(("detector", "size"), [("merlin", 64), ("asi_tpx3", 512)])
-def test_simulate(run: Run, monkeypatch: pytest.MonkeyPatch, detector: str, size: int) -> None:
+@pytest.mark.parametrize(
+    ("detector", "size", "options"),
+    [
+        ("merlin", 64, ""),
+        ("asi_tpx3", 512, ""),
+        ("merlin", 64, "--aberration defocus=1.4e4 --energy 200e3"),
+        ("merlin", 64, "--params mine/scan.toml --no-phase-flip"),
+        ("asi_tpx3", 512, "--aberration C10=-1.2e4 --center 255.5 256.5"),
+    ],
+)
+def test_simulate(
+    run: Run, monkeypatch: pytest.MonkeyPatch, detector: str, size: int, options: str
+) -> None:
+    """Whatever parameters the image is made with, the files give the same; the specimen stays."""
+    mask = np.ones((64, 64), dtype=bool)
+    mask[30] = False
+    Path("mine").mkdir()
+    np.save("mine/mask.npy", mask)
+    Path("mine/scan.toml").write_text(
+        'reciprocal_sampling = [0.0156, 0.0157]\nbf_mask = "mask.npy"\nphase_flip = true\n'
+        '[aberration_coefs]\ndefocus = 1.3e4\n[load]\ntype = "raw"\n',
+        encoding="utf-8",
+    )
     monkeypatch.setattr(simulate, "simulate", partial(simulate.simulate, scan_shape=(20, 24)))
-    result = run(f"live --simulate {detector}")
+    result = run(f"live --simulate {detector} {options}")
     assert result.exit_code == 0, result.output
     assert f"20 x 24 scan, {size} x {size} detector" in result.stdout
+    assert "300 keV, 4 mrad, defocus 1.5 µm" in result.stdout
     folder = Path("libertem-parallax-live")
     for name in ("live.png", "growth.png"):
         with Image.open(folder / name) as picture:
@@ -825,6 +849,33 @@ def test_simulate(run: Run, monkeypatch: pytest.MonkeyPatch, detector: str, size
     np.testing.assert_array_equal(
         tifffile.imread("image.tif"), tifffile.imread(folder / "image.tif")
     )
+
+
+@pytest.mark.parametrize("detector", ["merlin", "asi_tpx3"])
+@pytest.mark.parametrize(
+    ("options", "messages"),
+    [
+        ("--energy 300", ["energy = 300", "eV"]),
+        ("--params both.toml", ["exactly one", "both"]),
+        ("--aberration C11=1", ["aberration_coefs", "C11"]),
+        ("--bf-mask mask.npy", ["bf_mask", "(63, 64)"]),
+        ("--center 512 0", ["center = (512.0, 0.0)"]),
+        ("-o taken.tif", ["--output taken.tif"]),
+    ],
+)
+def test_nothing_is_simulated_in_vain(
+    run: Run, detector: str, options: str, messages: list[str]
+) -> None:
+    np.save("mask.npy", np.ones((63, 64), dtype=bool))
+    sampling = "reciprocal_sampling = [0.0156, 0.0156]\nangular_sampling = [0.3, 0.3]\n"
+    Path("both.toml").write_text(sampling, encoding="utf-8")
+    Path("taken.tif.part").mkdir()
+    result = run(f"live --simulate {detector} {options}")
+    assert result.exit_code in (1, 2)
+    assert isinstance(result.exception, SystemExit)
+    for message in messages:
+        assert message in result.stderr
+    assert "Simulating" not in result.stderr
 
 
 def test_simulate_interrupted_in_a_process_of_its_own(tmp_path: Path) -> None:

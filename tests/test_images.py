@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from libertem_parallax.images import _round_length, overview, save
+from libertem_parallax.images import _round_length, overview, save, try_to_write
 
 
 def test_png_of_a_constant_image(tmp_path: Path) -> None:
@@ -14,6 +14,24 @@ def test_png_of_a_constant_image(tmp_path: Path) -> None:
     with Image.open(tmp_path / "image.png") as picture:
         assert picture.size == (4, 3)
         assert set(np.asarray(picture).ravel()) == {0}
+
+
+def test_a_failed_write_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
+    image = np.zeros((3, 4))
+    (tmp_path / "image.tif").write_bytes(b"an older image")
+    with pytest.raises(ValueError, match="max_denominator"):
+        save(tmp_path / "image.tif", image, (1e-9, 1e-9))  # more than the format can hold
+    assert [path.name for path in tmp_path.iterdir()] == ["image.tif"]
+    assert (tmp_path / "image.tif").read_bytes() == b"an older image"
+
+
+def test_trying_to_write_changes_nothing(tmp_path: Path) -> None:
+    try_to_write(tmp_path / "image.tif")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "image.tif").write_bytes(b"an older image")
+    try_to_write(tmp_path / "image.tif")
+    assert [path.name for path in tmp_path.iterdir()] == ["image.tif"]
+    assert (tmp_path / "image.tif").read_bytes() == b"an older image"
 
 
 def test_png_keeps_contrast_despite_an_outlier(tmp_path: Path) -> None:

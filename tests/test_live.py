@@ -21,7 +21,7 @@ from libertem.udf import UDF
 from libertem.udf.raw import PickUDF
 from libertem_live.api import LiveContext
 from libertem_live.detectors.merlin import sim
-from live import dectris_detector, memory_detector, merlin_detector, tpx3_detector
+from live import dectris_detector, memory_detector, merlin_detector, soft_trigger, tpx3_detector
 
 from libertem_parallax import ParallaxPhaseFlipUDF, merlin, tpx3
 from libertem_parallax.simulate import simulate
@@ -426,12 +426,11 @@ def test_the_dwell_time_is_kept(ctx, tmp_path):
     """No frame comes before its time: a lower bound, which a slow machine does not break."""
     frames = make_frames("uint16", 4095)
     merlin.write_mib(tmp_path / "scan.hdr", frames)
-    hooks = merlin.soft_trigger
     with (
         merlin.simulator(tmp_path / "scan.hdr", dwelltime=5000) as simulator,
         ctx.make_connection("merlin").open(**simulator._asdict()) as conn,
     ):
-        aq = ctx.make_acquisition(conn=conn, nav_shape=SCAN, hooks=hooks(conn))
+        aq = ctx.make_acquisition(conn=conn, nav_shape=SCAN, hooks=soft_trigger(conn))
         start = time.monotonic()
         actual = run(ctx, aq)
         assert time.monotonic() - start >= 0.005 * (SCAN[0] * SCAN[1] - 2)

@@ -1,0 +1,101 @@
+"""``demo``: a simulated specimen, reconstructed, next to the truth."""
+
+from __future__ import annotations
+
+import shlex
+from functools import partial
+from pathlib import Path
+
+import click
+
+from .parameters import to_toml
+from .run import COMPILES, by, image_pixel_size, make_udf, report, run
+from .specimen import correlation, describe_simulation, resample
+
+
+@click.command(short_help="Simulate a specimen and reconstruct it.")
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("libertem-parallax-demo"),
+    show_default=True,
+    metavar="DIR",
+    help="Folder for pictures, data and parameters; created where it does not exist.",
+)
+def demo(output: Path) -> None:
+    """Simulate protein shells in ice, reconstruct them, and show the result next to the truth.
+
+    Takes seconds (longer the first time, when code is compiled). The data and parameters are
+    kept, to go on with `libertem-parallax reconstruct`.
+    """
+    import h5py
+    from libertem.api import Context
+    from tqdm import tqdm
+
+    from .. import images
+    from ..simulate import simulate
+
+    frames_path, params_path, picture_path = (
+        output / name for name in ("frames.h5", "params.toml", "demo.png")
+    )
+    dose = 30.0
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        # LiberTEM compiles for seconds before it first reads a .npy file, but not for HDF5.
+        with h5py.File(frames_path, "w") as file:
+            simulation = simulate(
+                dose=dose, seed=1, progress=partial(tqdm, desc="Simulating", unit=" rows")
+            )
+            file["frames"] = simulation.frames
+    except OSError as error:
+        raise click.ClickException(f"--output: cannot write to {output}: {error}") from error
+    parameters = simulation.parameters
+    params_path.write_text(to_toml(parameters), encoding="utf-8")
+
+    with Context.make_with("threads") as ctx:
+        dataset = ctx.load("hdf5", path=frames_path, ds_path="/frames")
+        udf = make_udf(parameters, phase_flip=False)
+        click.echo(f"Reconstructing{COMPILES}", err=True)
+        parallax = run(ctx, dataset, udf)[0]["reconstruction"]
+        # The second run is the one to be timed: there is nothing to compile any more.
+        udf = make_udf(parameters, phase_flip=True)
+        results, speed = run(ctx, dataset, udf)
+        flipped = results["reconstruction"]
+    plan = udf.params.geometry.plan
+    rows, cols = plan.pixels.T
+    bright_field = simulation.frames[..., rows, cols].mean(axis=-1)
+
+    blur = 6.0
+    scan_sampling, pixel_size = parameters["scan_sampling"], image_pixel_size(udf)
+    truth = images.blur(resample(simulation.truth, flipped.shape), pixel_size, blur)
+    parallax, flipped = (images.blur(image, pixel_size, blur) for image in (parallax, flipped))
+    bright_field = images.blur(bright_field, scan_sampling, blur)
+    images.overview(
+        picture_path,
+        [
+            (title, f"blurred by {blur:g} Å", image, size)
+            for title, image, size in (
+                ("Mean bright field", bright_field, scan_sampling),
+                ("Parallax", parallax, pixel_size),
+                ("Parallax, phase-flipped", flipped, pixel_size),
+                ("True phase of the specimen", truth, pixel_size),
+            )
+        ],
+    )
+
+    report(
+        *describe_simulation(parameters, plan, dose),
+        ("Reconstructed", speed),
+        ("", f"parallax with and without phase flip, {by(flipped.shape)} pixels"),
+        (
+            "Correlation",
+            f"{correlation(flipped, truth):.2f} of the phase-flipped image with "
+            f"the truth, both blurred by {blur:g} Å",
+        ),
+        ("", f"{correlation(parallax, truth):.2f} without phase flip: the contrast is inverted"),
+        ("Pictures", str(picture_path)),
+        ("Data", f"{frames_path}, {params_path}"),
+    )
+    command = ["reconstruct", str(frames_path), "--params", str(params_path)]
+    click.echo("\nTry next:")
+    click.echo(f"  libertem-parallax {shlex.join(command)} -o image.tif --phase-flip")

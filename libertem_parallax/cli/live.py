@@ -1,0 +1,290 @@
+"""``live``: an image while a detector records, or a simulated one."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import warnings
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .options import acquisition_options, output_option
+from .parameters import check_required, merge, read_parameters, split_parameters, to_toml
+from .record import Recording, record
+from .run import check_output, image_pixel_size, messages_only, report, udf_class
+from .specimen import correlation, describe_simulation, resample
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_EXAMPLES = """\b
+Examples:
+  libertem-parallax live --simulate merlin
+  libertem-parallax live --simulate asi_tpx3
+  libertem-parallax live merlin --host 192.168.0.2 --params scan.toml -o image.tif
+  libertem-parallax live dectris --host 192.168.0.3 --nav-shape 512 512 \\
+      --params scan.toml -o image.tif
+"""
+
+
+@click.command(short_help="Reconstruct while a detector records.", epilog=_EXAMPLES)
+@click.argument("detector", required=False, type=click.Choice(["merlin", "dectris", "asi_tpx3"]))
+@click.option(
+    "--simulate",
+    type=click.Choice(["merlin", "asi_tpx3"]),
+    help="Simulate a specimen and run a detector's simulator on this machine, too. Data and "
+    "pictures go to the folder libertem-parallax-live.",
+)
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Where the detector's software runs."
+)
+@click.option(
+    "--port",
+    type=int,
+    help="Its control port, for asi_tpx3 the only one.  "
+    "[default: merlin 6341, dectris 80, asi_tpx3 8283]",
+)
+@click.option("--data-port", type=int, help="Its data port.  [default: merlin 6342, dectris 9999]")
+@click.option(
+    "--nav-shape",
+    type=(click.IntRange(min=1), click.IntRange(min=1)),
+    metavar="Y X",
+    help="Scan rows and columns.  [default: what the detector says, where it knows]",
+)
+@click.option(
+    "--start",
+    is_flag=True,
+    help="Start the acquisition that is set up in the detector's software, instead of waiting for "
+    "one: arm, and trigger a Merlin. Not for asi_tpx3.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=60.0,
+    show_default=True,
+    help="Seconds to wait for an acquisition, and then for its first frame.",
+)
+@click.option(
+    "--silence",
+    type=click.FloatRange(min=0, min_open=True),
+    default=10.0,
+    show_default=True,
+    help="Seconds without any frame after which the acquisition counts as broken off.",
+)
+@click.option(
+    "--frames-per-partition",
+    type=click.IntRange(min=1),
+    help="Frames to be added at a time.  [default: 512]",
+)
+@click.option(
+    "--snapshot",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Show the growing image as the file DIR/live.png, written anew every --interval seconds, "
+    "and not in a window.  [default: where there is no display, next to the image]",
+)
+@click.option(
+    "--interval",
+    type=click.FloatRange(min=0),
+    default=2.0,
+    show_default=True,
+    help="Seconds between two pictures of the growing image, or longer: they take a twentieth of "
+    "the time at most.",
+)
+@click.option(
+    "--blur",
+    type=click.FloatRange(min=0),
+    metavar="Å",
+    help="Blur these pictures, but not the image that is written, with a Gaussian of this standard "
+    "deviation, to see through the noise of few electrons.  [default: 0, with --simulate 6]",
+)
+@output_option("live_parallax.tif, with --simulate image.tif in that folder")
+@acquisition_options
+def live(
+    detector: str | None,
+    simulate: str | None,
+    host: str,
+    port: int | None,
+    data_port: int | None,
+    output: Path | None,
+    params: Path | None,
+    snapshot: Path | None,
+    **options: Any,
+) -> None:
+    """Reconstruct the parallax image while DETECTOR records, and show it growing.
+
+    Waits for an acquisition, or starts one with --start. After Ctrl-C, or when the detector fails,
+    what has arrived is written, and what is missing is told.
+
+    Parameters come from options, from a TOML file, or both.
+    """
+    try:
+        import libertem_live.api  # noqa: F401
+    except ImportError as error:
+        raise click.ClickException(
+            "LiberTEM-live is missing, which talks to detectors. Install it with: "
+            f"python -m pip install 'libertem-parallax[live]' ({error})"
+        ) from error
+    if (detector is None) == (simulate is None):
+        raise click.UsageError(
+            "give either a DETECTOR, merlin, dectris or asi_tpx3, or --simulate merlin or asi_tpx3."
+        )
+    given = {} if params is None else read_parameters(params)
+    recording = Recording(*(options.pop(name) for name in Recording._fields))
+    if simulate is not None:
+        _live_simulated(simulate, given, options, output, snapshot, recording)
+        return
+    assert detector is not None
+    if detector == "asi_tpx3" and recording.start:
+        raise click.UsageError(
+            "--start: asi_tpx3 cannot be started from here. Leave it out, and start the "
+            "acquisition in the detector's software as soon as this command waits for one."
+        )
+    if detector == "asi_tpx3" and data_port is not None:
+        raise click.UsageError("--data-port: asi_tpx3 has one port only, give it with --port.")
+    parameters = merge(given, options)
+    check_required(parameters)
+    output = output or Path("live_parallax.tif")
+    check_output(output, [path for path in (params, parameters.get("bf_mask")) if path])
+
+    from ..live import PORTS, Address
+
+    default_port, default_data_port = PORTS[detector]
+    port = port or default_port
+    data_port = port if detector == "asi_tpx3" else data_port or default_data_port
+    address = Address(detector, host, port, data_port)
+    recorded = record(address, parameters, output, snapshot, recording)
+    report(*recorded.rows)
+    recorded.end()
+
+
+def _live_simulated(
+    detector: str,
+    given: dict[str, Any],
+    options: dict[str, Any],
+    output: Path | None,
+    snapshot: Path | None,
+    recording: Recording,
+) -> None:
+    import numpy as np
+    from tqdm import tqdm
+
+    from .. import images
+    from ..simulate import simulate
+    from ..tpx3 import DETECTOR_SHAPE
+
+    folder, dose = Path("libertem-parallax-live"), 30.0
+    blur = 6.0 if recording.blur is None else recording.blur
+    params, growth = folder / "params.toml", folder / "growth.png"
+    output = output or folder / "image.tif"
+    # One frame tells what will be simulated, so that mistakes show before that takes its time.
+    simulated = simulate(scan_shape=(1, 1), dose=None).parameters
+    parameters = merge(merge({**simulated, "phase_flip": True}, given), options)
+    shape = parameters.pop("shape")
+    detector_shape = DETECTOR_SHAPE if detector == "asi_tpx3" else shape[2:]
+    _check_parameters(parameters, detector_shape)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        check_output(output, [parameters["bf_mask"]] if "bf_mask" in parameters else [])
+        simulation = simulate(
+            dose=dose, seed=1, progress=partial(tqdm, desc="Simulating", unit=" rows")
+        )
+        params.write_text(to_toml(parameters), encoding="utf-8")
+        data = _write_for_detector(detector, folder, simulation.frames)
+    except OSError as error:
+        raise click.ClickException(f"cannot write to {folder}: {error}") from error
+    ny, nx = simulation.frames.shape[:2]
+    recording = recording._replace(
+        start=detector == "merlin", interval=min(recording.interval, 0.5), blur=blur
+    )
+    pictures: list[tuple[int, NDArray[Any]]] = []
+    with _simulated_detector(detector, folder, ny * nx) as address:
+        recorded = record(
+            address,
+            parameters,
+            output,
+            snapshot,
+            recording,
+            on_picture=lambda *picture: pictures.append(picture),
+        )
+    image, udf = recorded.image, recorded.udf
+    pixel_size, plan = image_pixel_size(udf), udf.params.geometry.plan
+    chosen = np.unique(np.linspace(0, len(pictures) - 1, 4).round().astype(int))
+    images.overview(
+        growth,
+        [
+            (
+                f"{frames / (ny * nx):.0%} scanned",
+                f"blurred by {blur:g} Å",
+                images.blur(picture, pixel_size, blur),
+                pixel_size,
+            )
+            for frames, picture in (pictures[i] for i in chosen)
+        ],
+    )
+    truth = images.blur(resample(simulation.truth, image.shape), pixel_size, blur)
+    report(
+        *describe_simulation(simulation.parameters, plan, dose),
+        *recorded.rows,
+        (
+            "Correlation",
+            f"{correlation(images.blur(image, pixel_size, blur), truth):.2f} with the truth, both "
+            f"blurred by {blur:g} Å",
+        ),
+        ("As it grew", str(growth)),
+        ("Data", f"{data}, {params}"),
+    )
+    if recorded.problem is None:
+        command = ["reconstruct", str(data), "--params", str(params)]
+        click.echo("\nThe same from the files:")
+        click.echo(f"  libertem-parallax {shlex.join(command)} -o image.tif")
+    recorded.end()
+
+
+def _check_parameters(parameters: Mapping[str, Any], detector_shape: tuple[int, int]) -> None:
+    """Refuse what no scan on such a detector can be reconstructed with."""
+    phase_flip, checked = split_parameters(parameters)
+    # A small scan may be exceeded by shifts that the real one is not.
+    with messages_only(), warnings.catch_warnings(action="ignore"):
+        udf_class(phase_flip).from_parameters((8, 8, *detector_shape), **checked)
+
+
+def _write_for_detector(detector: str, folder: Path, frames: NDArray[Any]) -> Path:
+    """Write what a simulated detector sends, and return a file with the same for LiberTEM."""
+    import numpy as np
+    from scipy.sparse import csr_array
+
+    from .. import merlin, tpx3
+    from ..live import write_events
+
+    if detector == "merlin":
+        # 12 bits make the frames large enough to be delivered in many bunches of some MB.
+        merlin.write_mib(folder / "frames.hdr", frames, bits=12)
+        return folder / "frames.hdr"
+    tpx3.write_tpx3(folder / "frames.tpx3", frames)
+    # The stream has them in the middle of a larger detector, and so has the file.
+    ny, nx, rows, cols = frames.shape
+    events = csr_array(frames.reshape(ny * nx, rows * cols))
+    row, col = np.divmod(events.indices, cols)
+    height, width = tpx3.DETECTOR_SHAPE
+    pixels = (row + (height // 2 - rows // 2)) * width + col + (width // 2 - cols // 2)
+    events = csr_array((events.data, pixels, events.indptr), shape=(ny * nx, height * width))
+    return write_events(folder, (ny, nx), tpx3.DETECTOR_SHAPE, events)
+
+
+@contextlib.contextmanager
+def _simulated_detector(detector: str, folder: Path, frames: int) -> Iterator[Any]:
+    """Run a detector that sends what was written, 1.5 ms per frame; its address."""
+    from .. import merlin, tpx3
+    from ..live import Address
+
+    if detector == "merlin":
+        with merlin.simulator(folder / "frames.hdr", dwelltime=1500) as where:
+            yield Address(detector, where.api_host, where.api_port, where.data_port)
+    else:
+        with tpx3.simulator(folder / "frames.tpx3", seconds=1.5e-3 * frames) as port:
+            yield Address(detector, port.data_host, port.data_port, port.data_port)

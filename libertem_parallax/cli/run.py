@@ -1,0 +1,192 @@
+"""What commands share: running a UDF with messages for people, writing and telling results."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+COMPILES = " (the first time, code is compiled, which takes some seconds)"
+
+
+def warn(message: str) -> None:
+    """Tell people of something that does not stop the command."""
+    from tqdm import tqdm
+
+    # On a line of its own, also where a progress bar is under way.
+    with tqdm.external_write_mode():
+        click.echo(f"Warning: {message}", err=True)
+
+
+@contextlib.contextmanager
+def messages_only() -> Iterator[None]:
+    """Show what the library says of input and GPU without tracebacks and lines of code."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        warn(str(message))
+
+    try:
+        with warnings.catch_warnings(action="once", category=UserWarning):
+            warnings.simplefilter("once", RuntimeWarning)
+            warnings.showwarning = show
+            yield
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def udf_class(phase_flip: bool) -> Any:
+    """Choose the UDF."""
+    from ..udf import ParallaxPhaseFlipUDF, ParallaxUDF
+
+    return ParallaxPhaseFlipUDF if phase_flip else ParallaxUDF
+
+
+def make_udf(parameters: Mapping[str, Any], *, phase_flip: bool) -> Any:
+    """Make the UDF from the arguments of its `from_parameters`; mistakes are told to people."""
+    with messages_only():
+        return udf_class(phase_flip).from_parameters(**parameters)
+
+
+def run(ctx: Any, dataset: Any, udf: Any) -> tuple[dict[str, NDArray[Any]], str]:
+    """Run with a progress bar; results by name, and how fast they were made."""
+    engine, plan = udf.params.engine, udf.params.geometry.plan
+    with messages_only():
+        gpu = default_gpu() if engine == "auto" else None
+        with assigned(gpu):
+            start = time.perf_counter()
+            results = ctx.run_udf(dataset, udf, progress=True)
+            seconds = time.perf_counter() - start
+    speed = speed_text(math.prod(plan.scan_shape), seconds)
+    return {name: buffer.data for name, buffer in results.items()}, speed + where(udf, gpu)
+
+
+def where(udf: Any, gpu: int | None) -> str:
+    """Tell where frames were added, with the GPU that was assigned if any."""
+    from ..accumulate import fallen_back
+
+    # Where the GPU failed, a part of the frames may have been added there.
+    if udf.params.geometry.plan in fallen_back:
+        return ""
+    return f", on the {'CPU' if gpu is None and udf.params.engine != 'cuda' else 'GPU'}"
+
+
+@contextlib.contextmanager
+def assigned(gpu: int | None) -> Iterator[None]:
+    """Assign a GPU, if any, to this process's workers as LiberTEM does to those of its own."""
+    from libertem.common.backend import get_use_cuda, set_use_cuda
+
+    if gpu is None or gpu == get_use_cuda():
+        yield
+        return
+    set_use_cuda(gpu)
+    try:
+        yield
+    finally:
+        del os.environ["LIBERTEM_USE_CUDA"]
+
+
+def default_gpu() -> int | None:
+    """Find out which GPU is used unless told otherwise; None for the CPU."""
+    from libertem.common.backend import get_use_cuda
+
+    if "LIBERTEM_USE_CUDA" in os.environ or "LIBERTEM_USE_CPU" in os.environ:
+        gpu: int | None = get_use_cuda()
+        return gpu
+    return 0 if count_gpus() else None
+
+
+def count_gpus() -> int:
+    """Count the GPUs that CuPy sees; 0 where it cannot be used."""
+    from ..accumulate.cuda import CudaError, describe
+
+    count = 0
+    with contextlib.suppress(CudaError):
+        while True:
+            describe(count)
+            count += 1
+    return count
+
+
+def image_pixel_size(udf: Any) -> tuple[float, float]:
+    """Height and width of the image's pixels in Å."""
+    geometry = udf.params.geometry
+    height, width = geometry.scan_sampling
+    factor = geometry.plan.upsampling_factor
+    return height / factor, width / factor
+
+
+def check_output(output: Path, inputs: Iterable[Path]) -> None:
+    """Refuse an image, before it is made, that could not be written or replaced an input."""
+    from ..images import WRITERS, try_to_write
+
+    problem = None
+    if output.suffix.lower() not in WRITERS:
+        problem = f"expected a name that ends with one of {', '.join(WRITERS)}"
+    elif not output.parent.is_dir():
+        problem = f"there is no folder {output.parent}; create it first"
+    elif output.is_dir():
+        problem = "that is a folder; give the name of a file"
+    elif output.exists() and not os.access(output, os.W_OK):
+        problem = "that is write-protected; choose another name"
+    elif output.exists() and any(path.exists() and output.samefile(path) for path in inputs):
+        problem = "that is an input, which would be overwritten; choose another name"
+    else:
+        try:
+            try_to_write(output)
+        except OSError as error:
+            problem = f"cannot write there: {error}; choose another place"
+    if problem:
+        raise click.UsageError(f"--output {output}: {problem}.")
+
+
+def save(output: Path, image: NDArray[Any], udf: Any) -> None:
+    """Write the image; tell people where that fails."""
+    from .. import images
+
+    try:
+        images.save(output, image, image_pixel_size(udf))
+    except (OSError, ValueError) as error:
+        raise click.ClickException(f"cannot write {output}: {error}") from error
+
+
+def described(udf: Any, dtype: Any) -> list[tuple[str, str]]:
+    """Tell what was reconstructed, in rows for `report`."""
+    from ..udf import ParallaxPhaseFlipUDF
+
+    plan = udf.params.geometry.plan
+    kind = "phase-flipped parallax" if isinstance(udf, ParallaxPhaseFlipUDF) else "parallax"
+    pixel_size = by(f"{size / 10:.4g}" for size in image_pixel_size(udf))
+    return [
+        ("Data", f"{by(plan.scan_shape)} scan, {by(plan.detector_shape)} detector, {dtype}"),
+        ("Bright field", f"{len(plan.pixels)} detector pixels"),
+        ("Image", f"{kind}, {by(plan.image_shape)} pixels of {pixel_size} nm"),
+    ]
+
+
+def by(values: Iterable[Any]) -> str:
+    """Join lengths of axes: 12 x 16."""
+    return " x ".join(str(value) for value in values)
+
+
+def speed_text(frames: int, seconds: float) -> str:
+    """Tell how many frames were added in how many seconds."""
+    rate = float(f"{frames / seconds:.2g}")
+    digits = f"{seconds:,.0f}" if seconds >= 10 else f"{seconds:.2g}"
+    return f"{frames:,} frames in {digits} s, {rate:,.0f} frames/s"
+
+
+def report(*rows: tuple[str, str]) -> None:
+    """Print a table of names and texts; without a name, a text belongs to that before."""
+    click.echo()
+    for name, text in rows:
+        click.echo(f"{name:<15}{text}")
