@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import tempfile
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -640,5 +641,5 @@ class Screen:
 
 
 def _first_line(error: Exception) -> str:
-    text = str(error) or repr(error)
-    return f"the connection to the detector failed: {text.splitlines()[0]}"
+    text = textwrap.shorten((str(error) or repr(error)).splitlines()[0], 150)
+    return f"the connection to the detector failed: {text}"

@@ -15,6 +15,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import scipy.ndimage
 import scipy.sparse
 import tifffile
 from click.testing import CliRunner, Result
@@ -29,6 +30,7 @@ from libertem_parallax.cli import main
 from libertem_parallax.cli.parameters import PARAMETERS
 from libertem_parallax.cli.reconstruct import reconstruct
 from libertem_parallax.cli.run import speed_text
+from libertem_parallax.images import save
 
 SHAPE = (6, 8, 10, 12)
 
@@ -170,6 +172,16 @@ def test_tiff_tells_imagej_the_pixel_size(run: Run) -> None:
     np.testing.assert_array_equal(image, expected())
 
 
+def test_only_pictures_are_blurred(run: Run) -> None:
+    """By so many Å along both axes; the mean stays."""
+    command = "reconstruct data/scan.npy --params data/scan.toml"
+    succeeded(run(f"{command} --blur 5 -o image.png"))
+    blurred = scipy.ndimage.gaussian_filter(expected(), (5 / 2, 5 / 2.5), mode="wrap")
+    save(Path("expected.png"), blurred, (2, 2.5))
+    assert Path("image.png").read_bytes() == Path("expected.png").read_bytes()
+    check_error(run(f"{command} --blur 5 -o image.tif"), ["--blur", "image.tif", ".png"])
+
+
 def test_png_has_the_pixels_of_the_image(run: Run) -> None:
     succeeded(run("reconstruct data/scan.npy --params data/scan.toml -o image.png"))
     with Image.open("image.png") as picture:
@@ -225,6 +237,16 @@ def test_files_of_events(run: Run, folder: Path) -> None:
     result = succeeded(run("reconstruct data/events.toml --params data/scan.toml -o image.npy"))
     np.testing.assert_array_equal(np.load("image.npy"), expected())
     assert "6 x 8 scan, 10 x 12 detector, uint8" in result.stdout
+    (folder / "data/data.raw").unlink()
+    check_error(
+        run("reconstruct data/events.toml --params data/scan.toml -o image.npy"),
+        ["data/events.toml names", "data/data.raw, which does not exist.\n"],
+    )
+    events.write_text("\n".join(line for line in lines if "indptr_file" not in line))
+    check_error(
+        run("reconstruct data/events.toml --params data/scan.toml -o image.npy"),
+        ["'indptr_file' is missing. Describe"],
+    )
     # The other way round, each says what it is not.
     check_error(
         run("reconstruct data/scan.npy --params data/events.toml"),
@@ -281,6 +303,7 @@ def test_warnings_are_shown_without_code(run: Run) -> None:
         (f"scan.npy {BRIEF} --load type=rww", ["rww", "--load"]),
         (f"scan.npy {BRIEF} --load nav_shpe=4", ["nav_shpe"]),
         (f"scan.npy {BRIEF} --load 4", ["--load", "'4'", "="]),
+        (f"scan.npy {BRIEF} --load 'nav_shape=[10'", ["[10 is no TOML"]),
         (f"scan.npy {BRIEF} --load 'nav_shape=[48]'", ["(48, 10, 12)", "four", "nav_shape"]),
         (f"scan.npy {BRIEF} --energy 300", ["energy = 300", "eV"]),
         (f"scan.npy {BRIEF} --energy fast", ["--energy", "fast"]),
@@ -360,18 +383,32 @@ def test_speed(frames: int, seconds: float, text: str) -> None:
     assert speed_text(frames, seconds) == text
 
 
-def test_missing_frames_are_told(run: Run, folder: Path) -> None:
+def test_frames_that_do_not_fit_the_scan_are_told(run: Run, folder: Path) -> None:
     """As when data are opened with the wrong shape or dtype."""
     frames()[:4].tofile(folder / "data/scan.raw")
-    load = "--load type=raw --load dtype=uint8 --load 'nav_shape=[6,8]' --load 'sig_shape=[10,12]'"
-    result = succeeded(run(f"reconstruct data/scan.raw {load} {BRIEF}"))
-    assert "Warning: data/scan.raw has no frames for 16 of 48 scan positions" in result.stderr
+    load = f"{BRIEF} --load type=raw --load dtype=uint8 --load 'sig_shape=[10,12]'"
+    for shape, warning in (
+        ("6,8", "has no frames for 16 of 48 scan positions"),
+        ("3,8", "has 8 frames more than the 24 scan positions; they are left out"),
+        ("4,8", None),
+    ):
+        result = succeeded(run(f"reconstruct data/scan.raw {load} --load 'nav_shape=[{shape}]'"))
+        lines = [line for line in result.stderr.splitlines() if "scan.raw has" in line]
+        assert len(lines) == (warning is not None)
+        assert warning is None or lines[0].startswith(f"Warning: data/scan.raw {warning}")
+    # Frames that are moved beyond the end are meant to be.
+    load += " --load 'nav_shape=[4,8]'"
+    result = succeeded(run(f"reconstruct data/scan.raw {load} --load sync_offset=-8"))
+    assert "more than" not in result.stderr
 
 
 @pytest.mark.parametrize(
     ("line", "messages"),
     [
         ("enery = 1", ["unknown key 'enery'", "one is 'energy'"]),
+        ("output = 1", ["unknown key 'output'. Known: scan_sampling"]),
+        ("C10 = -1e4", ["unknown key 'C10'; it belongs in the table [aberration_coefs]"]),
+        ("defocus = 1e4", ["unknown key 'defocus'; it belongs in the table [aberration_coefs]"]),
         ("energy = '300 kV'", ["energy = '300 kV'", "eV"]),
         ("energy = true", ["energy = True", "eV"]),
         ("scan_sampling = 4", ["scan_sampling = 4", "two numbers in Å"]),
@@ -559,7 +596,8 @@ def test_demo_and_what_it_proposes_next(run: Run, folder: Path) -> None:
     assert program == "libertem-parallax"
     result = succeeded(run(shlex.join(proposed)))
     assert "144 x 144 pixels of 0.1778 x 0.1778 nm" in result.stdout
-    assert tifffile.imread("image.tif").shape == (144, 144)
+    with Image.open("image.png") as picture:
+        assert picture.size == (144, 144)
 
 
 def test_demo_says_where_it_cannot_write(run: Run, folder: Path) -> None:

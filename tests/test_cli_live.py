@@ -494,6 +494,9 @@ def test_the_detector_is_not_started_in_vain(
     [
         ("live", "--simulate merlin"),
         ("live merlin --simulate merlin", "either"),
+        ("live --simulate merlin --host 127.0.0.1 --port 1", "--host, --port: without meaning"),
+        ("live --simulate merlin --nav-shape 8 12 --start", "--start, --nav-shape: without"),
+        ("live merlin --port 99999", "1<=x<=65535"),
         ("live eiger", "'merlin', 'dectris', 'asi_tpx3'"),
         ("live asi_tpx3", "--params"),
         ("live asi_tpx3 --start", "--start: asi_tpx3 cannot be started from here"),

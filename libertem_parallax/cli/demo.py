@@ -98,4 +98,4 @@ def demo(output: Path) -> None:
     )
     command = ["reconstruct", str(frames_path), "--params", str(params_path)]
     click.echo("\nTry next:")
-    click.echo(f"  libertem-parallax {shlex.join(command)} -o image.tif --phase-flip")
+    click.echo(f"  libertem-parallax {shlex.join(command)} -o image.png --phase-flip --blur 6")

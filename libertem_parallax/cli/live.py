@@ -30,6 +30,8 @@ Examples:
       --params scan.toml -o image.tif
 """
 
+_PORT = click.IntRange(1, 65535)
+
 
 @click.command(short_help="Reconstruct while a detector records.", epilog=_EXAMPLES)
 @click.argument("detector", required=False, type=click.Choice(["merlin", "dectris", "asi_tpx3"]))
@@ -39,16 +41,16 @@ Examples:
     help="Simulate a specimen and run a detector's simulator on this machine, too. Data and "
     "pictures go to the folder libertem-parallax-live.",
 )
-@click.option(
-    "--host", default="127.0.0.1", show_default=True, help="Where the detector's software runs."
-)
+@click.option("--host", help="Where the detector's software runs.  [default: 127.0.0.1]")
 @click.option(
     "--port",
-    type=int,
+    type=_PORT,
     help="Its control port, for asi_tpx3 the only one.  "
     "[default: merlin 6341, dectris 80, asi_tpx3 8283]",
 )
-@click.option("--data-port", type=int, help="Its data port.  [default: merlin 6342, dectris 9999]")
+@click.option(
+    "--data-port", type=_PORT, help="Its data port.  [default: merlin 6342, dectris 9999]"
+)
 @click.option(
     "--nav-shape",
     type=(click.IntRange(min=1), click.IntRange(min=1)),
@@ -107,7 +109,7 @@ Examples:
 def live(
     detector: str | None,
     simulate: str | None,
-    host: str,
+    host: str | None,
     port: int | None,
     data_port: int | None,
     output: Path | None,
@@ -136,6 +138,22 @@ def live(
     given = {} if params is None else read_parameters(params)
     recording = Recording(*(options.pop(name) for name in Recording._fields))
     if simulate is not None:
+        meaningless = [
+            name
+            for name, value in (
+                ("--host", host),
+                ("--port", port),
+                ("--data-port", data_port),
+                ("--start", recording.start),
+                ("--nav-shape", recording.nav_shape),
+            )
+            if value
+        ]
+        if meaningless:
+            raise click.UsageError(
+                f"{', '.join(meaningless)}: without meaning with --simulate, which runs a detector "
+                "of its own. Leave it out, or give a DETECTOR instead."
+            )
         _live_simulated(simulate, given, options, output, snapshot, recording)
         return
     assert detector is not None
@@ -156,7 +174,7 @@ def live(
     default_port, default_data_port = PORTS[detector]
     port = port or default_port
     data_port = port if detector == "asi_tpx3" else data_port or default_data_port
-    address = Address(detector, host, port, data_port)
+    address = Address(detector, host or "127.0.0.1", port, data_port)
     recorded = record(address, parameters, output, snapshot, recording)
     report(*recorded.rows)
     recorded.end()
@@ -211,6 +229,7 @@ def _live_simulated(
             recording,
             on_picture=lambda *picture: pictures.append(picture),
         )
+    pictures = list(dict(pictures).items())  # one of each number of frames
     image, udf = recorded.image, recorded.udf
     pixel_size, plan = image_pixel_size(udf), udf.params.geometry.plan
     chosen = np.unique(np.linspace(0, len(pictures) - 1, 4).round().astype(int))

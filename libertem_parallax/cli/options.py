@@ -62,7 +62,9 @@ def load_option(
 def _parse_toml_value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except tomllib.TOMLDecodeError as error:
+        if text[0] in "[{\"'":
+            raise click.BadParameter(f"{text} is no TOML: {error}.") from error
         return text
 
 
@@ -72,8 +74,8 @@ _ACQUISITION_OPTIONS = (
         "--params",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
         help="TOML file with parameters. Its keys are the names of the options with _ for -: "
-        "scan_sampling = [3.5, 3.5]; aberrations are a table [aberration_coefs], what to tell "
-        "LiberTEM is a table [load]. Options override it.",
+        "scan_sampling = [3.5, 3.5]; aberrations are a table [aberration_coefs]. Options override "
+        "it.",
     ),
     click.option(
         "--phase-flip/--no-phase-flip",

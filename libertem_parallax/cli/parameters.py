@@ -46,16 +46,20 @@ _SAMPLINGS = ("angular_sampling", "reciprocal_sampling")
 
 def read_parameters(path: Path) -> dict[str, Any]:
     """Read a parameter file and check names and types; values are checked by the library."""
+    from ..aberrations import ALIASES, SYMBOLS
+
     try:
         parameters = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise click.ClickException(f"{path}: cannot be read as TOML: {error}") from error
     for key, value in parameters.items():
         if key not in PARAMETERS:
-            near = difflib.get_close_matches(key, PARAMETERS, n=1, cutoff=0)[0]
+            near = difflib.get_close_matches(key, PARAMETERS, n=1)
+            hint = f"; the nearest known one is {near[0]!r}" if near else ""
+            if key in (*SYMBOLS, *ALIASES):
+                hint = "; it belongs in the table [aberration_coefs]"
             raise click.ClickException(
-                f"{path}: unknown key {key!r}; the nearest known one is {near!r}. "
-                f"Known: {', '.join(PARAMETERS)}."
+                f"{path}: unknown key {key!r}{hint}. Known: {', '.join(PARAMETERS)}."
             )
         kinds, expected = PARAMETERS[key]
         # To Python, True is an int.

@@ -12,7 +12,17 @@ import click
 
 from .options import acquisition_options, load_option, output_option
 from .parameters import check_required, merge, read_parameters, split_parameters
-from .run import COMPILES, check_output, described, make_udf, report, run, save, warn
+from .run import (
+    COMPILES,
+    check_output,
+    described,
+    image_pixel_size,
+    make_udf,
+    report,
+    run,
+    save,
+    warn,
+)
 
 _EXAMPLES = """\b
 Examples:
@@ -33,9 +43,19 @@ Examples:
     metavar="KEY=VALUE",
     help="Tell LiberTEM about the data, such as type=raw, dtype=uint16, "
     "'nav_shape=[256, 256]', 'sig_shape=[64, 64]'; VALUE as in TOML, or plain text. "
-    "Repeat it for more.  [default: type=auto]",
+    "Repeat it for more, or have a table [load] in the file for --params.  [default: type=auto]",
 )
-def reconstruct(data: Path, params: Path | None, output: Path | None, **options: Any) -> None:
+@click.option(
+    "--blur",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    metavar="Å",
+    help="Blur a .png with a Gaussian of this standard deviation, to see through the noise of few "
+    "electrons; other files hold the numbers as they are.",
+)
+def reconstruct(
+    data: Path, params: Path | None, output: Path | None, blur: float, **options: Any
+) -> None:
     """Reconstruct the parallax image of DATA, any 4D-STEM data set that LiberTEM opens.
 
     Parameters come from options, from a TOML file, or both.
@@ -45,17 +65,24 @@ def reconstruct(data: Path, params: Path | None, output: Path | None, **options:
     check_required(parameters)
     inputs = [data, params, parameters.get("bf_mask")]
     check_output(output, [path for path in inputs if path is not None])
+    if blur and output.suffix.lower() != ".png":
+        raise click.UsageError(
+            f"--blur: {output} holds the numbers as they are. Leave it out, or write a .png."
+        )
     load = parameters["load"]
     phase_flip, parameters = split_parameters(parameters)
 
     from libertem.api import Context
+
+    from .. import images
 
     with Context.make_with("threads") as ctx:
         dataset = _load(ctx, data, load)
         udf = make_udf({**parameters, "shape": dataset.shape}, phase_flip=phase_flip)
         click.echo(f"Reconstructing{COMPILES}", err=True)
         results, speed = run(ctx, dataset, udf)
-    save(output, results["reconstruction"], udf)
+    image = results["reconstruction"]
+    save(output, images.blur(image, image_pixel_size(udf), blur) if blur else image, udf)
     report(
         *described(udf, dataset.dtype),
         ("Time", speed),
@@ -74,9 +101,14 @@ def _load(ctx: Any, data: Path, load: Mapping[str, Any]) -> Any:
             dataset = ctx.load(kind, str(data), **arguments)
     # Every format has its own way to fail.
     except Exception as error:
+        if isinstance(error, FileNotFoundError) and error.filename:
+            raise click.ClickException(
+                f"{data} names {error.filename}, which does not exist."
+            ) from error
         told = ", ".join(f"{key} = {value!r}" for key, value in load.items())
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error).rstrip(".")
         raise click.ClickException(
-            f"LiberTEM cannot open {data} with {told or 'type = auto'}: {error}. "
+            f"LiberTEM cannot open {data} with {told or 'type = auto'}: {reason}. "
             "Describe the data with --load KEY=VALUE or a table [load] in the parameter file, for "
             "instance type, nav_shape, sig_shape and dtype for raw files."
         ) from error
@@ -86,14 +118,17 @@ def _load(ctx: Any, data: Path, load: Mapping[str, Any]) -> Any:
             "columns, detector rows and detector columns. Give the missing shape with "
             "--load 'nav_shape=[ROWS, COLUMNS]' or sig_shape."
         )
-    missing = sum(
-        count
-        for name, count in dataset.get_sync_offset_info().items()
-        if name.startswith("frames_inserted")
-    )
+    info, positions = dataset.get_sync_offset_info(), dataset.shape.nav.size
+    missing = info["frames_inserted_start"] + info["frames_inserted_end"]
     if missing:
         warn(
-            f"{data} has no frames for {missing:,} of {dataset.shape.nav.size:,} scan positions. "
+            f"{data} has no frames for {missing:,} of {positions:,} scan positions. "
             "Check nav_shape, sig_shape, dtype and sync_offset."
+        )
+    # An offset that is asked for moves frames beyond the end.
+    if info["frames_ignored_end"] and not load.get("sync_offset"):
+        warn(
+            f"{data} has {info['frames_ignored_end']:,} frames more than the {positions:,} scan "
+            "positions; they are left out. Check nav_shape, sig_shape and dtype."
         )
     return dataset

@@ -123,7 +123,8 @@ def record(
     if count < total:
         problem = (
             f"{count:,} of {total:,} frames ({count / total:.1%}) are in the image: "
-            f"{added.problem}. It was written to {output}."
+            f"{added.problem}. Only whole partitions count (--frames-per-partition). It was "
+            f"written to {output}."
         )
     rows = [
         *described(udf, dtype),
