@@ -14,8 +14,9 @@ from .geometry import Geometry
 
 __all__ = ["Finish"]
 
-#: Threads of a Fourier transform: two help, hundreds would only wait for each other.
-_THREADS = min(4, os.cpu_count() or 1)
+#: Threads of a Fourier transform of so many points or more: two help, hundreds would only wait for
+#: each other. Smaller ones gain nothing, and would wait where other cores are busy.
+_THREADS, _LARGE = min(4, os.cpu_count() or 1), 1 << 18
 
 
 class Finish:
@@ -61,7 +62,7 @@ class Finish:
         """
         plan = self.geometry.plan
         u, nx = plan.upsampling_factor, plan.scan_shape[1]
-        spectrum = scipy.fft.rfft2(S.astype(np.float64), workers=_THREADS)
+        spectrum = scipy.fft.rfft2(S.astype(np.float64), workers=_threads(S))
         image = np.empty(plan.image_shape, dtype=np.float32)
         product = np.empty_like(spectrum)
         for a in range(u):
@@ -88,15 +89,20 @@ class Finish:
         (u Ny, u Nx) float32
             Its convolution with the kernel of `Geometry.phase_flip_filter`, in counts.
         """
-        spectrum = scipy.fft.rfft2(parallax, workers=_THREADS)
+        spectrum = scipy.fft.rfft2(parallax, workers=_threads(parallax))
         spectrum *= self._filter
         return _inverse(spectrum, parallax.shape[1])
 
 
 def _inverse(spectrum: NDArray[Any], columns: int) -> NDArray[Any]:
     """`scipy.fft.irfft2`, which spends a third of its time on temporaries; overwrites."""
-    rows = scipy.fft.ifft(spectrum, axis=0, overwrite_x=True, workers=_THREADS)
-    return scipy.fft.irfft(rows, columns, axis=1, overwrite_x=True, workers=_THREADS)
+    threads = _threads(spectrum)
+    rows = scipy.fft.ifft(spectrum, axis=0, overwrite_x=True, workers=threads)
+    return scipy.fft.irfft(rows, columns, axis=1, overwrite_x=True, workers=threads)
+
+
+def _threads(values: NDArray[Any]) -> int:
+    return _THREADS if values.size * (1 + np.iscomplexobj(values)) >= _LARGE else 1
 
 
 def _suppress_nyquist(image: NDArray[np.float32]) -> None:
