@@ -188,7 +188,8 @@ class ParallaxUDF(UDF):
         """Take arrays on the host on all workers: events as they are, else dense frames.
 
         Engines upload what they need themselves. So workers with a GPU name none of LiberTEM's
-        backends for GPUs; with them it would make dense frames of events, or floats of integers.
+        backends for GPUs. With CUDA it would make dense frames of events; with CuPy's sparse arrays
+        floats of integers, which are larger, exact only up to 53 bits, and copied while all waits.
         """
         on_host = (self.BACKEND_SCIPY_CSR, self.BACKEND_SCIPY_CSR_ARRAY, self.BACKEND_NUMPY)
         return on_host if get_use_cuda() is not None else (*on_host, self.BACKEND_CUDA)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 import sparse
+import sparseconverter
 from conftest import needs_compiler
 from libertem.udf.base import NoOpUDF
 from libertem.udf.sum import SumUDF
@@ -146,6 +147,15 @@ def test_phase_flip_and_others_in_one_run(inline, tmp_path):
     np.testing.assert_array_equal(one["reconstruction"].data, expected["parallax"])
     np.testing.assert_array_equal(both["reconstruction"].data, expected["reconstruction"])
     np.testing.assert_array_equal(total["intensity"].data, frames.sum(axis=(0, 1)))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "uint64"])
+def test_why_workers_with_a_gpu_do_not_ask_for_arrays_of_cupy(dtype):
+    """When these hold integers one day, `get_backends` should be thought over."""
+    of_cupy = sparseconverter.result_type(dtype, sparseconverter.CUPY_SCIPY_CSR)
+    assert np.dtype(of_cupy).kind == "f"
+    assert np.dtype(of_cupy).itemsize > np.dtype(dtype).itemsize or dtype == "uint64"
+    assert sparseconverter.result_type(dtype, sparseconverter.SCIPY_CSR) == dtype
 
 
 class FloatsOnWorkers(NoOpUDF):
