@@ -30,7 +30,10 @@ _DECIMALS = 6
 _LARGEST_SHIFT = 2**31
 
 #: Smaller ones as the largest of all are mistakes as well, such as micrometers for Å.
-_LEAST_SHIFT = 0.05
+_LEAST_SHIFT = 0.005
+
+#: Two turns, with room for rounding. Larger ones are degrees.
+_LARGEST_ROTATION = 12.6
 
 #: Larger factors are mistakes, too.
 _LARGEST_UPSAMPLING = 1000
@@ -90,7 +93,7 @@ class Geometry:
         -----
         UserWarning
             If the detector cuts off the bright field, shifts exceed the scan or come to nothing, or
-            the rotation is more than a full turn.
+            the rotation is more than two turns.
         """
         scan_shape, detector_shape = _shape(shape)
         scan_sampling = _pair("scan_sampling", scan_sampling, "Å")
@@ -114,9 +117,9 @@ class Geometry:
         coefs = aberrations.canonical(aberration_coefs)
         rotation_angle = 0.0 if rotation_angle is None else rotation_angle
         rotation = _number("rotation_angle", rotation_angle, "rad", positive=False)
-        if abs(rotation) > 2 * math.pi:
+        if abs(rotation) > _LARGEST_ROTATION:
             warnings.warn(
-                f"rotation_angle = {rotation:g} is more than a full turn: expected rad, of which a "
+                f"rotation_angle = {rotation:g} is more than two turns: expected rad, of which a "
                 f"degree is 0.01745. {rotation:g} degrees are {math.radians(rotation):.4g}.",
                 stacklevel=3,
             )
@@ -162,12 +165,13 @@ class Geometry:
                 "Å: the image wraps around. Check aberration_coefs (Å) and scan_sampling (Å).",
                 stacklevel=3,
             )
-        if any(coefs.values()) and len(shifts) > 1 and np.abs(exact).max() < _LEAST_SHIFT:
+        aberrated = any(value for symbol, value in coefs.items() if symbol.startswith("C"))
+        if aberrated and len(shifts) > 1 and np.abs(exact).max() < _LEAST_SHIFT:
             warnings.warn(
                 f"aberration_coefs = {coefs} shift images by no more than "
-                f"{np.abs(displacement).max():.2g} Å, or {np.abs(exact).max():.2g} pixels: what "
-                "comes out is the bright-field image. Check aberration_coefs (Å), semiangle_cutoff "
-                "(mrad) and the sampling.",
+                f"{np.abs(displacement).max():.2g} Å, or {np.abs(exact).max():.2g} pixels: the "
+                "parallax image is just the bright-field image. Check aberration_coefs (Å), "
+                "semiangle_cutoff (mrad) and the sampling.",
                 stacklevel=3,
             )
         plan = Plan(scan_shape, detector_shape, u, np.argwhere(usable), shifts.astype(np.int64))

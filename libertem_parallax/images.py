@@ -216,7 +216,10 @@ def blur(image: NDArray[Any], pixel_size: tuple[float, float], sigma: float) -> 
     import scipy.ndimage
 
     blurred: NDArray[Any] = scipy.ndimage.gaussian_filter(
-        image, [sigma / size for size in pixel_size], mode="wrap"
+        image,
+        # Beyond the image's size, nothing is left but its mean.
+        [min(sigma / size, n) for size, n in zip(pixel_size, image.shape, strict=True)],
+        mode="wrap",
     )
     return blurred
 

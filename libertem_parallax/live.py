@@ -416,7 +416,7 @@ def write_events(
     for name in ("data", "indices", "indptr"):
         array: NDArray[Any] = getattr(events, name)
         array.tofile(folder / f"{name}.raw")
-        lines += [f'{name}_file = "{name}.raw"', f'{name}_dtype = "{array.dtype.name}"']
+        lines += [f'{name}_file = "{name}.raw"', f'{name}_dtype = "{array.dtype.str}"']
     path = folder / "events.toml"
     path.write_text("\n".join(lines), encoding="utf-8")
     return path

@@ -133,7 +133,7 @@ class ParallaxUDF(UDF):
         -----
         UserWarning
             If the detector cuts off the bright field, shifts exceed the scan or come to nothing, or
-            the rotation is more than a full turn.
+            the rotation is more than two turns.
         """
         geometry = Geometry.from_parameters(
             shape=shape,
@@ -266,7 +266,8 @@ class ParallaxUDF(UDF):
         Raises
         ------
         ValueError
-            If the upsampling factor was changed while running.
+            If the upsampling factor was changed while running, or sums of integers came as
+            floating point numbers that do not hold them.
         """
         plan = self.params.geometry.plan
         if dest.A.shape != plan.folded_shape:
@@ -281,9 +282,19 @@ class ParallaxUDF(UDF):
             for name in ("A", "S"):
                 self.results.get_buffer(name).raw_data[:] = 0
             dest.part[0] = digest
-        # Whole numbers may come in floats: in a run with UDFs that take events on a GPU, LiberTEM
-        # makes such of integer frames on workers, but not here.
-        plan.add_part(src.A.astype(dest.A.dtype, copy=False), int(first), dest.A)
+        A = src.A
+        if A.dtype.kind != dest.A.dtype.kind:
+            # In a run with UDFs that take events on a GPU, LiberTEM makes floats of integer frames
+            # on workers, but not here.
+            largest = max(np.abs(sums).max(initial=0) for sums in (A, src.S))
+            if np.dtype(self.meta.dataset_dtype).itemsize == 8 or largest >= 2**53:
+                raise ValueError(
+                    "the frames are integers, but came as floating point numbers, in which sums of "
+                    "that size are not exact. LiberTEM does so for some of the UDFs in this run: "
+                    "run this one by itself."
+                )
+            A = A.astype(dest.A.dtype)
+        plan.add_part(A, int(first), dest.A)
         dest.S[:] = src.S
 
     def get_results(self) -> dict[str, NDArray[np.float32]]:

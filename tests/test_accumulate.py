@@ -297,7 +297,7 @@ def test_tiles_out_of_bounds_are_refused(engine, shape, origin, first):
         ([1, 0], "int64"),
         ([2, 2], "int64"),
         ([0, 1], "int32"),
-        ([0, 2**40, 1], "uint64"),  # differences wrap
+        ([0, 2**40, 1], "uint64"),
         ([0, 1], "float64"),
         ([0, 1], ">i8"),
     ],
@@ -526,6 +526,21 @@ def test_events_whose_sums_were_not_exact_are_refused(engine, dtype, bad):
         events.data[np.flatnonzero(~dark & (np.arange(len(dark)) > events.indptr[frame]))[0]] = bad
     with pytest.raises(ValueError, match=r"\(1, 1\) has an event in the bright field whose value"):
         add_events(engine, plan, events, dtype)
+
+
+@pytest.mark.parametrize("indices", ["int32", "int64", "uint64"])
+@pytest.mark.parametrize("first", ["outside", "value"])
+def test_the_first_frame_with_a_bad_event_is_named(engine, indices, first):
+    plan = make_plan()
+    events = to_events(np.ones((35, 9, 11)), indices=indices)
+    frames = (8, 21) if first == "outside" else (21, 8)
+    outside, bad = (int(events.indptr[frame]) for frame in frames)
+    events.indices[outside] = 99
+    used = plan.lookup.reshape(-1)[events.indices[bad : bad + 99]] >= 0
+    events.data[bad + np.argmax(used)] = np.nan
+    message = "has an event off the detector" if first == "outside" else "in the bright field whose"
+    with pytest.raises(ValueError, match=rf"scan position \(1, 1\) .*{message}"):
+        add_events(engine, plan, events, "float64")
 
 
 @pytest.mark.parametrize(

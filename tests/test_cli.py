@@ -180,6 +180,9 @@ def test_only_pictures_are_blurred(run: Run) -> None:
     save(Path("expected.png"), blurred, (2, 2.5))
     assert Path("image.png").read_bytes() == Path("expected.png").read_bytes()
     check_error(run(f"{command} --blur 5 -o image.tif"), ["--blur", "image.tif", ".png"])
+    for number in ("nan", "inf", "-1"):
+        check_error(run(f"{command} --blur {number} -o image.png"), ["--blur", number])
+    succeeded(run(f"{command} --blur 1e13 -o image.png"))
 
 
 def test_png_has_the_pixels_of_the_image(run: Run) -> None:
@@ -594,6 +597,7 @@ def test_demo_and_what_it_proposes_next(run: Run, folder: Path) -> None:
 
     program, *proposed = shlex.split(result.stdout.splitlines()[-1])
     assert program == "libertem-parallax"
+    assert proposed[-3:] == ["--phase-flip", "--blur", "6"]
     result = succeeded(run(shlex.join(proposed)))
     assert "144 x 144 pixels of 0.1778 x 0.1778 nm" in result.stdout
     with Image.open("image.png") as picture:

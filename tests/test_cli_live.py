@@ -854,6 +854,16 @@ def test_simulate(
     )
 
 
+def test_simulate_leaves_a_file_of_parameters_alone(run: Run) -> None:
+    file = Path("libertem-parallax-live/params.toml")
+    file.parent.mkdir()
+    file.write_text("upsampling_factor = 2  # mine", encoding="utf-8")
+    result = run(f"live --simulate merlin --params {file}")
+    assert result.exit_code == 2
+    assert "Give a copy of it" in result.stderr
+    assert file.read_text(encoding="utf-8").endswith("# mine")
+
+
 @pytest.mark.parametrize("detector", ["merlin", "asi_tpx3"])
 @pytest.mark.parametrize(
     ("options", "messages"),

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import scipy.sparse
 import sparse
-import sparseconverter
 from conftest import needs_compiler
 from libertem.udf.base import NoOpUDF
 from libertem.udf.sum import SumUDF
@@ -149,15 +148,6 @@ def test_phase_flip_and_others_in_one_run(inline, tmp_path):
     np.testing.assert_array_equal(total["intensity"].data, frames.sum(axis=(0, 1)))
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "int32", "uint64"])
-def test_why_workers_with_a_gpu_do_not_ask_for_arrays_of_cupy(dtype):
-    """When these hold integers one day, `get_backends` should be thought over."""
-    of_cupy = sparseconverter.result_type(dtype, sparseconverter.CUPY_SCIPY_CSR)
-    assert np.dtype(of_cupy).kind == "f"
-    assert np.dtype(of_cupy).itemsize > np.dtype(dtype).itemsize or dtype == "uint64"
-    assert sparseconverter.result_type(dtype, sparseconverter.SCIPY_CSR) == dtype
-
-
 class FloatsOnWorkers(NoOpUDF):
     """Asks workers for floats, as LiberTEM does for UDFs that take events on a GPU."""
 
@@ -181,6 +171,21 @@ def test_workers_may_get_floats_of_integers(ctx, inline, tmp_path):
     udf = ParallaxUDF.from_parameters(**PARAMETERS)
     image = ctx.run_udf(ds, [udf, FloatsOnWorkers()])[0]["reconstruction"].data
     assert_same((*sums(udf), image), expected)
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("int64", 2**53 + 1), ("uint32", 2**32 - 1)])
+def test_floats_of_integers_are_refused_unless_they_hold_them(inline, dtype, value):
+    frames = np.full(SHAPE, value, dtype)
+    ds = inline.load("memory", data=frames, sig_dims=2, num_partitions=3)
+    udf = ParallaxUDF.from_parameters(**PARAMETERS)
+    alone = inline.run_udf(ds, udf)["reconstruction"].data
+    exact = sums(udf)
+    if dtype == "int64":
+        with pytest.raises(ValueError, match="run this one by itself"):
+            inline.run_udf(ds, [udf, FloatsOnWorkers()])
+        return
+    image = inline.run_udf(ds, [udf, FloatsOnWorkers()])[0]["reconstruction"].data
+    assert_same((*sums(udf), image), (*exact, alone))
 
 
 def test_no_frame_is_ever_made_of_events(inline, tmp_path):

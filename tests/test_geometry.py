@@ -199,17 +199,18 @@ def test_a_bright_field_cut_off_by_the_detector_warns(center, place, flip):
 
 def test_shifts_that_come_to_nothing_warn():
     """At 4 mrad, micrometers of defocus taken for Å shift by 0.004 times as much."""
-    with pytest.warns(UserWarning, match=r"by no more than 0\.006 Å, or 0\.0015 pixels: what"):
+    with pytest.warns(UserWarning, match=r"by no more than 0\.006 Å, or 0\.0015 pixels: the"):
         make(aberration_coefs={"C10": -1.5}, angular_sampling=(0.4, 0.4), scan_sampling=(4, 4))
-    make(aberration_coefs={"C10": -60.0})  # 0.24 Å
-    make(aberration_coefs={"C10": 0.0})
+    make(aberration_coefs={"C10": -6.0})  # 0.024 Å: near focus
+    make(aberration_coefs={"C10": 0.0, "C12": 0.0, "phi12": 0.3})
     make(aberration_coefs={})
 
 
 def test_degrees_for_radians_warn():
     with pytest.warns(UserWarning, match=r"rotation_angle = -15 is .* -15 degrees are -0\.2618"):
         make(rotation_angle=-15)
-    make(rotation_angle=-2 * np.pi)
+    make(rotation_angle=4 + np.pi)
+    make(rotation_angle=np.float32(-4 * np.pi))
 
 
 def test_shifts_beyond_the_scan_warn():

@@ -188,12 +188,10 @@ class CudaEngine(Engine):
     ) -> None:
         _, columns, bounds = events
         pixels = shape[0] * shape[1]
-        if columns.dtype != np.int32:  # what does not fit the kernel's would not be recognised
-            outside = (columns < 0) | (columns >= pixels)
-            outside[: bounds[0]] = outside[bounds[-1] :] = False
-            if outside.any():
-                frame = int(np.searchsorted(bounds, np.argmax(outside), "right")) - 1
-                self._refuse_outside(first + frame)
+        if columns.dtype != np.int32:  # in the kernel's, others may look as if they were inside
+            narrow = columns.astype(np.int32)
+            narrow[(columns < 0) | (columns >= pixels)] = -1
+            events = events._replace(columns=narrow)
         lookup = self._shared(
             origin, shape, lambda: _to_device(self._lookup(shape, origin).astype(np.int64))
         )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import acquisition_options, output_option
+from .options import acquisition_options, blur_option, output_option
 from .parameters import check_required, merge, read_parameters, split_parameters, to_toml
 from .record import Recording, record
 from .run import check_output, image_pixel_size, messages_only, report, udf_class
@@ -31,6 +31,8 @@ Examples:
 """
 
 _PORT = click.IntRange(1, 65535)
+#: Of what is simulated.
+_FOLDER = Path("libertem-parallax-live")
 
 
 @click.command(short_help="Reconstruct while a detector records.", epilog=_EXAMPLES)
@@ -97,12 +99,9 @@ _PORT = click.IntRange(1, 65535)
     help="Seconds between two pictures of the growing image, or longer: they take a twentieth of "
     "the time at most.",
 )
-@click.option(
-    "--blur",
-    type=click.FloatRange(min=0),
-    metavar="Å",
-    help="Blur these pictures, but not the image that is written, with a Gaussian of this standard "
-    "deviation, to see through the noise of few electrons.  [default: 0, with --simulate 6]",
+@blur_option(
+    "Blur these pictures, but not the image that is written, with a Gaussian of this standard "
+    "deviation, to see through the noise of few electrons.  [default: 0, with --simulate 6]"
 )
 @output_option("live_parallax.tif, with --simulate image.tif in that folder")
 @acquisition_options
@@ -154,6 +153,10 @@ def live(
                 f"{', '.join(meaningless)}: without meaning with --simulate, which runs a detector "
                 "of its own. Leave it out, or give a DETECTOR instead."
             )
+        if params is not None and params.resolve() == (_FOLDER / "params.toml").resolve():
+            raise click.UsageError(
+                f"--params {params}: --simulate writes that file anew. Give a copy of it."
+            )
         _live_simulated(simulate, given, options, output, snapshot, recording)
         return
     assert detector is not None
@@ -195,7 +198,7 @@ def _live_simulated(
     from ..simulate import simulate
     from ..tpx3 import DETECTOR_SHAPE
 
-    folder, dose = Path("libertem-parallax-live"), 30.0
+    folder, dose = _FOLDER, 30.0
     blur = 6.0 if recording.blur is None else recording.blur
     params, growth = folder / "params.toml", folder / "growth.png"
     output = output or folder / "image.tif"
@@ -211,7 +214,6 @@ def _live_simulated(
         simulation = simulate(
             dose=dose, seed=1, progress=partial(tqdm, desc="Simulating", unit=" rows")
         )
-        params.write_text(to_toml(parameters), encoding="utf-8")
         data = _write_for_detector(detector, folder, simulation.frames)
     except OSError as error:
         raise click.ClickException(f"cannot write to {folder}: {error}") from error
@@ -229,6 +231,7 @@ def _live_simulated(
             recording,
             on_picture=lambda *picture: pictures.append(picture),
         )
+    params.write_text(to_toml(parameters), encoding="utf-8")
     pictures = list(dict(pictures).items())  # one of each number of frames
     image, udf = recorded.image, recorded.udf
     pixel_size, plan = image_pixel_size(udf), udf.params.geometry.plan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -166,6 +167,19 @@ def acquisition_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(_ACQUISITION_OPTIONS):
         command = option(command)
     return command
+
+
+def _finite(_ctx: click.Context, _param: click.Parameter, number: float | None) -> float | None:
+    if number is not None and not math.isfinite(number):
+        raise click.BadParameter(f"{number} is no length in Å.")
+    return number
+
+
+def blur_option(text: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make the option for blurring what is to be looked at; None if not given."""
+    return click.option(
+        "--blur", type=click.FloatRange(min=0), callback=_finite, metavar="Å", help=text
+    )
 
 
 def output_option(default: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from .options import acquisition_options, load_option, output_option
+from .options import acquisition_options, blur_option, load_option, output_option
 from .parameters import check_required, merge, read_parameters, split_parameters
 from .run import (
     COMPILES,
@@ -45,16 +45,12 @@ Examples:
     "'nav_shape=[256, 256]', 'sig_shape=[64, 64]'; VALUE as in TOML, or plain text. "
     "Repeat it for more, or have a table [load] in the file for --params.  [default: type=auto]",
 )
-@click.option(
-    "--blur",
-    type=click.FloatRange(min=0),
-    default=0.0,
-    metavar="Å",
-    help="Blur a .png with a Gaussian of this standard deviation, to see through the noise of few "
-    "electrons; other files hold the numbers as they are.",
+@blur_option(
+    "Blur a .png with a Gaussian of this standard deviation, to see through the noise of few "
+    "electrons; other files hold the numbers as they are."
 )
 def reconstruct(
-    data: Path, params: Path | None, output: Path | None, blur: float, **options: Any
+    data: Path, params: Path | None, output: Path | None, blur: float | None, **options: Any
 ) -> None:
     """Reconstruct the parallax image of DATA, any 4D-STEM data set that LiberTEM opens.
 
@@ -106,7 +102,10 @@ def _load(ctx: Any, data: Path, load: Mapping[str, Any]) -> Any:
                 f"{data} names {error.filename}, which does not exist."
             ) from error
         told = ", ".join(f"{key} = {value!r}" for key, value in load.items())
-        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error).rstrip(".")
+        reason = str(error).rstrip(".")
+        if isinstance(error, KeyError):  # which knows the key only, but for HDF5
+            key = str(error.args[0])
+            reason = f"{key!r} is missing" if key.isidentifier() else key
         raise click.ClickException(
             f"LiberTEM cannot open {data} with {told or 'type = auto'}: {reason}. "
             "Describe the data with --load KEY=VALUE or a table [load] in the parameter file, for "
