@@ -337,7 +337,7 @@ class CompiledEngine(Engine):
     ) -> None:
         values, columns, bounds = events
         frames = slice(first, first + len(bounds) - 1)
-        with np.errstate(over="ignore"):  # in plain Python; sums that overflow are reported
+        with np.errstate(over="ignore"):  # as below
             outside, bad = _accumulate_events(
                 _locked(values),
                 _locked(columns),
@@ -372,15 +372,16 @@ class CompiledEngine(Engine):
             frames = np.pad(frames, ((0, 0), (0, 0), (0, missing)))
         if frames.strides[2] != frames.itemsize:
             frames = np.ascontiguousarray(frames)
-        _accumulate(
-            _locked(frames),
-            self.index[first : first + len(frames)],
-            self.plan.scan_shape[1],
-            self.A.shape[3],
-            *tile,
-            self.A.reshape(-1),
-            self.S[first : first + len(frames)],
-        )
+        with np.errstate(over="ignore"):  # in plain Python; sums that overflow are reported
+            _accumulate(
+                _locked(frames),
+                self.index[first : first + len(frames)],
+                self.plan.scan_shape[1],
+                self.A.shape[3],
+                *tile,
+                self.A.reshape(-1),
+                self.S[first : first + len(frames)],
+            )
 
     def _make_tile(self, place: tuple[int, ...], dtype: np.dtype[Any]) -> _Tile:
         """Take what was worked out for the plan before, and a new buffer."""
