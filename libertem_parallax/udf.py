@@ -205,7 +205,7 @@ class ParallaxUDF(UDF):
 
     @property
     def _roi(self) -> NDArray[np.bool_] | None:
-        """Region of interest as an array, which may come as a sparse one or a list."""
+        """Region of interest as an array; LiberTEM hands on sparse ones, and lists as such."""
         if self.meta.roi is None:
             return None
         roi: NDArray[np.bool_] = to_dense(self.meta.roi)
