@@ -325,7 +325,7 @@ def prepare(
         run()
         return run, None, None, None
     if path.endswith("engine alone"):
-        from libertem_parallax.finish import Finish
+        from libertem_parallax.images import Finish
 
         udf = make_udf(path, workload)
         plan = udf.params.geometry.plan

@@ -25,7 +25,7 @@ import psutil
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from .images import blur, gray_limits
+from .files import blur, gray_limits
 
 __all__ = [
     "FRAMES_PER_PARTITION",

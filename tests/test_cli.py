@@ -30,7 +30,7 @@ from libertem_parallax.cli import main
 from libertem_parallax.cli.parameters import PARAMETERS
 from libertem_parallax.cli.reconstruct import reconstruct
 from libertem_parallax.cli.run import speed_text
-from libertem_parallax.images import save
+from libertem_parallax.files import save
 
 SHAPE = (6, 8, 10, 12)
 

@@ -30,7 +30,7 @@ from PIL import Image
 from libertem_parallax import ParallaxPhaseFlipUDF, ParallaxUDF, live, simulate, tpx3, udf
 from libertem_parallax.accumulate import Engine
 from libertem_parallax.cli import main
-from libertem_parallax.finish import Finish
+from libertem_parallax.images import Finish
 
 pytest.importorskip("libertem_live", reason="LiberTEM-live is not installed")
 

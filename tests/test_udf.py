@@ -597,7 +597,7 @@ def test_plots_do_not_make_an_image_for_every_partition(inline, monkeypatch):
     import matplotlib.pyplot as plt
 
     monkeypatch.setattr(plt, "show", lambda *_, **__: None)
-    monkeypatch.setattr("libertem_parallax.udf._PLOT_SHARE", 1e-9)
+    monkeypatch.setattr("libertem_parallax.udf.parallax._PLOT_SHARE", 1e-9)
     frames = make_frames((8, 9, 24, 25), "uint16")
     ds = inline.load("memory", data=frames, sig_dims=2, num_partitions=8)
     udf = ParallaxPhaseFlipUDF.from_parameters(**PARAMETERS)

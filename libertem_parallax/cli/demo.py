@@ -32,7 +32,7 @@ def demo(output: Path) -> None:
     from libertem.api import Context
     from tqdm import tqdm
 
-    from .. import images
+    from .. import files
     from ..simulate import simulate
 
     frames_path, params_path, picture_path = (
@@ -67,10 +67,10 @@ def demo(output: Path) -> None:
 
     blur = 6.0
     scan_sampling, pixel_size = parameters["scan_sampling"], image_pixel_size(udf)
-    truth = images.blur(resample(simulation.truth, flipped.shape), pixel_size, blur)
-    parallax, flipped = (images.blur(image, pixel_size, blur) for image in (parallax, flipped))
-    bright_field = images.blur(bright_field, scan_sampling, blur)
-    images.overview(
+    truth = files.blur(resample(simulation.truth, flipped.shape), pixel_size, blur)
+    parallax, flipped = (files.blur(image, pixel_size, blur) for image in (parallax, flipped))
+    bright_field = files.blur(bright_field, scan_sampling, blur)
+    files.overview(
         picture_path,
         [
             (title, f"blurred by {blur:g} Å", image, size)

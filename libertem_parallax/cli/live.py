@@ -194,7 +194,7 @@ def _live_simulated(
     import numpy as np
     from tqdm import tqdm
 
-    from .. import images
+    from .. import files
     from ..simulate import simulate
     from ..tpx3 import DETECTOR_SHAPE
 
@@ -236,25 +236,25 @@ def _live_simulated(
     image, udf = recorded.image, recorded.udf
     pixel_size, plan = image_pixel_size(udf), udf.params.geometry.plan
     chosen = np.unique(np.linspace(0, len(pictures) - 1, 4).round().astype(int))
-    images.overview(
+    files.overview(
         growth,
         [
             (
                 f"{frames / (ny * nx):.0%} scanned",
                 f"blurred by {blur:g} Å",
-                images.blur(picture, pixel_size, blur),
+                files.blur(picture, pixel_size, blur),
                 pixel_size,
             )
             for frames, picture in (pictures[i] for i in chosen)
         ],
     )
-    truth = images.blur(resample(simulation.truth, image.shape), pixel_size, blur)
+    truth = files.blur(resample(simulation.truth, image.shape), pixel_size, blur)
     report(
         *describe_simulation(simulation.parameters, plan, dose),
         *recorded.rows,
         (
             "Correlation",
-            f"{correlation(images.blur(image, pixel_size, blur), truth):.2f} with the truth, both "
+            f"{correlation(files.blur(image, pixel_size, blur), truth):.2f} with the truth, both "
             f"blurred by {blur:g} Å",
         ),
         ("As it grew", str(growth)),

@@ -70,7 +70,7 @@ def reconstruct(
 
     from libertem.api import Context
 
-    from .. import images
+    from .. import files
 
     with Context.make_with("threads") as ctx:
         dataset = _load(ctx, data, load)
@@ -78,7 +78,7 @@ def reconstruct(
         click.echo(f"Reconstructing{COMPILES}", err=True)
         results, speed = run(ctx, dataset, udf)
     image = results["reconstruction"]
-    save(output, images.blur(image, image_pixel_size(udf), blur) if blur else image, udf)
+    save(output, files.blur(image, image_pixel_size(udf), blur) if blur else image, udf)
     report(
         *described(udf, dataset.dtype),
         ("Time", speed),

@@ -140,7 +140,7 @@ def _open_screen(
     output: Path, snapshot: Path | None, recording: Recording, pixel_size: tuple[float, float]
 ) -> tuple[Any, Path | None]:
     """Open a window for the growing image, or choose a file; its path is None for a window."""
-    from .. import images, live
+    from .. import files, live
 
     screen = partial(
         live.Screen,
@@ -157,7 +157,7 @@ def _open_screen(
 
     def write(image: NDArray[Any], limits: tuple[float, float]) -> None:
         try:
-            images.snapshot(picture, image, limits)
+            files.snapshot(picture, image, limits)
         except OSError as error:
             warn(f"cannot write {picture}: {error}")
 

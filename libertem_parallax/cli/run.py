@@ -127,7 +127,7 @@ def image_pixel_size(udf: Any) -> tuple[float, float]:
 
 def check_output(output: Path, inputs: Iterable[Path]) -> None:
     """Refuse an image, before it is made, that could not be written or replaced an input."""
-    from ..images import WRITERS, try_to_write
+    from ..files import WRITERS, try_to_write
 
     problem = None
     if output.suffix.lower() not in WRITERS:
@@ -151,10 +151,10 @@ def check_output(output: Path, inputs: Iterable[Path]) -> None:
 
 def save(output: Path, image: NDArray[Any], udf: Any) -> None:
     """Write the image; tell people where that fails."""
-    from .. import images
+    from .. import files
 
     try:
-        images.save(output, image, image_pixel_size(udf))
+        files.save(output, image, image_pixel_size(udf))
     except (OSError, ValueError) as error:
         raise click.ClickException(f"cannot write {output}: {error}") from error
 

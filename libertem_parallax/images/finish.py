@@ -10,7 +10,7 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
-from .geometry import Geometry
+from ..geometry import Geometry
 
 __all__ = ["Finish"]
 

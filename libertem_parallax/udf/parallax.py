@@ -14,9 +14,9 @@ from libertem.common.sparse import to_dense
 from libertem.udf import UDF
 from numpy.typing import NDArray
 
-from .accumulate import ENGINES, Engine, accumulator_dtype, make_engine
-from .finish import Finish
-from .geometry import Geometry, check_flag
+from ..accumulate import ENGINES, Engine, accumulator_dtype, make_engine
+from ..geometry import Geometry, check_flag
+from ..images import Finish
 
 __all__ = ["ParallaxPhaseFlipUDF", "ParallaxUDF"]
 

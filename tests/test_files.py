@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from libertem_parallax.images import _round_length, overview, save, try_to_write
+from libertem_parallax.files import _round_length, overview, save, try_to_write
 
 
 def test_png_of_a_constant_image(tmp_path: Path) -> None:

@@ -1,0 +1,5 @@
+"""From sums to images."""
+
+from .finish import Finish
+
+__all__ = ["Finish"]
