@@ -3,7 +3,6 @@
 import inspect
 import json
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -258,29 +257,6 @@ def test_files_of_events(run: Run, folder: Path) -> None:
     check_error(
         run("reconstruct data/scan.toml --params data/scan.toml"), ["cannot open data/scan.toml"]
     )
-
-
-def test_the_example_of_the_readme_for_events(run: Run) -> None:
-    """It runs as it stands, and so does the command after it, and gives the image of the frames."""
-    text = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
-    [(code, command)] = re.findall(
-        r"```python\n([^`]*?csr_array.*?)```.*?```bash\nlibertem-parallax (.*?)```", text, re.DOTALL
-    )
-    Path("libertem-parallax-demo").mkdir()
-    with h5py.File("libertem-parallax-demo/frames.h5", "w") as file:
-        file["frames"] = frames()
-    Path("libertem-parallax-demo/params.toml").write_text(
-        TOML.replace('bf_mask = "mask.npy"\n', ""), encoding="utf-8"
-    )
-    names: dict[str, Any] = {}
-    exec(code, names)
-    with names["ctx"] as ctx:
-        parameters = {**ACQUISITION, "bf_mask": None}
-        parallax = ParallaxUDF.from_parameters(shape=names["ds"].shape, **parameters)
-        image = ctx.run_udf(names["ds"], parallax)["reconstruction"].data
-    np.testing.assert_array_equal(image, expected(bf_mask=None))
-    succeeded(run(command))
-    np.testing.assert_array_equal(tifffile.imread("image.tif"), image)
 
 
 def test_warnings_are_shown_without_code(run: Run) -> None:

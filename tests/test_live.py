@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import re
 import threading
 import time
-import warnings
-from pathlib import Path
 
-import h5py
 import libertem.api
 import numpy as np
 import psutil
@@ -472,27 +468,3 @@ def test_another_geometry_while_a_detector_sends(ctx, name, detector, frames):
     np.testing.assert_array_equal(image, images["reconstruction"].data)
     A = expected.results.get_buffer("A").raw_data
     np.testing.assert_array_equal(udf.results.get_buffer("A").raw_data, A)
-
-
-def test_the_example_of_the_readme(tmp_path, monkeypatch):
-    """For re-tuning: it runs as it stands, and gives the image of the late frames."""
-    text = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
-    [code] = [
-        block
-        for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-        if "update_parameters_experimental" in block
-    ]
-    monkeypatch.chdir(tmp_path)
-    Path("libertem-parallax-demo").mkdir()
-    frames = np.random.default_rng(0).poisson(1, (18, 20, 64, 64)).astype(np.uint8)
-    with h5py.File("libertem-parallax-demo/frames.h5", "w") as file:
-        file["frames"] = frames
-    names = {}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "shifts of up to", UserWarning)
-        exec(code, names)
-        with libertem.api.Context.make_with("inline") as ctx:
-            ds = ctx.load("memory", data=frames, sig_dims=2)
-            roi = np.arange(18)[:, None].repeat(20, axis=1) >= 6
-            expected = ctx.run_udf(dataset=ds, udf=names["make_udf"](ds, C10=-1.5e4), roi=roi)
-    np.testing.assert_array_equal(names["image"], expected["reconstruction"].data)
