@@ -14,7 +14,17 @@ from typing import Any
 import click
 import numpy as np
 
-from libertem_parallax.accumulate import ENGINES, CudaError, Plan, accumulator_dtype, cuda
+from libertem_parallax.accumulate import ENGINES, CudaError, Plan, accumulator_dtype
+from libertem_parallax.accumulate.cuda.device import (
+    C_TYPES,
+    describe,
+    kernel,
+    launch_shape,
+    load_cupy,
+    pinned,
+    to_device,
+)
+from libertem_parallax.accumulate.cuda.upload import SLOT_BYTES, make_table
 from libertem_parallax.geometry import Geometry
 
 from .workloads import WORKLOADS, Workload
@@ -38,10 +48,10 @@ def _seconds(work: Callable[[], None]) -> float:
 
 def make_upload(size: int) -> Callable[[], None]:
     """Make an upload of so many bytes from pinned memory; calls wait for its end."""
-    cupy = cuda._cupy()
+    cupy = load_cupy()
     stream = cupy.cuda.Stream(non_blocking=True)
     step = min(size, _CHUNK)
-    host = cuda._pinned(cupy, step)
+    host = pinned(step)
     host[:] = 1
     device = cupy.empty(step, np.uint8)
 
@@ -61,21 +71,21 @@ def make_additions(dtype: str, count: int) -> tuple[Callable[[], None], int]:
     tuple
         What to call, and the number of additions.
     """
-    cupy = cuda._cupy()
+    cupy = load_cupy()
     stream = cupy.cuda.Stream(non_blocking=True)
     size, rounds = 1 << 20, 64
     blocks = -(-count // (256 * rounds))
     text = Path(__file__).with_name("floors.cu").read_text(encoding="utf-8")
     # atomicAdd knows no signed 64-bit integers; see kernels/scatter.cu.
-    c_type = "unsigned long long" if dtype == "int64" else cuda._C_TYPES[dtype]
+    c_type = "unsigned long long" if dtype == "int64" else C_TYPES[dtype]
     name = f"additions<{c_type}>"
     module = cupy.RawModule(code=text, options=("-std=c++17",), name_expressions=(name,))
-    kernel = module.get_function(name)
-    A = cuda._to_device(np.zeros(size, dtype))
+    function = module.get_function(name)
+    A = to_device(np.zeros(size, dtype))
 
     def add() -> None:
         with stream:
-            kernel((blocks,), (32, 8), (A, np.uint32(size), np.int32(rounds)))
+            function((blocks,), (32, 8), (A, np.uint32(size), np.int32(rounds)))
         stream.synchronize()
 
     return add, blocks * 256 * rounds
@@ -95,7 +105,7 @@ def floors(size: int) -> tuple[float, float, dict[str, float]]:
         Bytes per second from the host; bytes per second read and written on the device; additions
         per second by dtype of the sum.
     """
-    cupy = cuda._cupy()
+    cupy = load_cupy()
     stream = cupy.cuda.Stream(non_blocking=True)
     one, other = (cupy.empty(size, np.uint8) for _ in range(2))
 
@@ -113,13 +123,13 @@ def floors(size: int) -> tuple[float, float, dict[str, float]]:
 def _frames(workload: Workload, plan: Plan, size: int) -> Any:
     """At least one row of the scan, and so many frames that the bright field has `size` bytes."""
     itemsize = np.dtype(workload.dtype).itemsize
-    table = cuda._make_table(plan, (0, 0), plan.detector_shape, itemsize)
-    assert table is not None
+    where = make_table(plan, (0, 0), plan.detector_shape, itemsize)
+    assert where is not None
     positions = plan.scan_shape[0] * plan.scan_shape[1]
-    count = min(max(size // (table.size * itemsize), plan.scan_shape[1]), positions)
+    count = min(max(size // (where.size * itemsize), plan.scan_shape[1]), positions)
     rng = np.random.default_rng(0)  # no zeros, which the kernel does not send
     shape = (count, *plan.detector_shape)
-    return table, rng.integers(1, 3, shape, dtype=np.uint8).astype(workload.dtype)
+    return where, rng.integers(1, 3, shape, dtype=np.uint8).astype(workload.dtype)
 
 
 def kernel_rate(workload: Workload, plan: Plan, size: int, batch_bytes: int) -> tuple[float, float]:
@@ -139,35 +149,35 @@ def kernel_rate(workload: Workload, plan: Plan, size: int, batch_bytes: int) -> 
     tuple
         Additions per second, and bytes of frames per second.
     """
-    cupy = cuda._cupy()
-    table, frames = _frames(workload, plan, size)
-    box = np.ascontiguousarray(frames[:, table.rows, table.cols])
+    cupy = load_cupy()
+    where, frames = _frames(workload, plan, size)
+    box = np.ascontiguousarray(frames[:, where.rows, where.cols])
     accumulator = accumulator_dtype(box.dtype, len(plan.pixels))
-    kernel = cuda._kernel(0, "scatter", box.dtype, accumulator)
+    scatter = kernel(0, "scatter", box.dtype, accumulator)
     y, x = np.divmod(np.arange(len(box)), plan.scan_shape[1])
-    positions = cuda._to_device(y * plan.accumulator_shape[3] + x)
-    A = cuda._to_device(np.zeros(np.prod(plan.accumulator_shape), accumulator))
-    S = cuda._to_device(np.zeros(len(box), accumulator))
-    device_frames = cuda._to_device(box.reshape(-1))
+    positions = to_device(y * plan.accumulator_shape[3] + x)
+    A = to_device(np.zeros(np.prod(plan.accumulator_shape), accumulator))
+    S = to_device(np.zeros(len(box), accumulator))
+    device_frames = to_device(box.reshape(-1))
     stream = cupy.cuda.Stream(non_blocking=True)
-    step = max(1, batch_bytes // (table.size * box.itemsize))
+    step = max(1, batch_bytes // (where.size * box.itemsize))
 
     def work() -> None:
         with stream:
             for first in range(0, len(box), step):
                 n = min(step, len(box) - first)
-                kernel(
-                    *cuda._launch_shape(n, len(table.pixels)),
+                scatter(
+                    *launch_shape(n, len(where.pixels)),
                     (
-                        device_frames[first * table.size :],
+                        device_frames[first * where.size :],
                         positions[first:],
-                        table.pixels,
-                        table.targets,
+                        where.pixels,
+                        where.targets,
                         A,
                         S[first:],
                         np.int32(n),
-                        np.int32(table.size),
-                        np.int32(len(table.pixels)),
+                        np.int32(where.size),
+                        np.int32(len(where.pixels)),
                     ),
                 )
         stream.synchronize()
@@ -209,7 +219,7 @@ def table(size: int) -> Iterator[str]:
     size
         Bytes of the frames of every workload; several times the GPU's cache.
     """
-    yield cuda.describe()
+    yield describe()
     upload, copy, additions = floors(size)
     yield f"From the host {upload / 1e9:.1f} GB/s; on the device {copy / 1e9:,.0f} GB/s"
     rates = ", ".join(f"{rate / 1e9:,.0f} G/s {dtype}" for dtype, rate in additions.items())
@@ -220,7 +230,7 @@ def table(size: int) -> Iterator[str]:
         plan = Geometry.from_parameters(shape=workload.shape, **workload.parameters).plan
         yield f"{workload.name}, {len(plan.pixels)} bright-field pixels"
         accumulator = accumulator_dtype(workload.dtype, len(plan.pixels)).name
-        for batch in (cuda.SLOT_BYTES, 4 * cuda.SLOT_BYTES, size):
+        for batch in (SLOT_BYTES, 4 * SLOT_BYTES, size):
             added, read = kernel_rate(workload, plan, size, batch)
             yield (
                 f"  kernel, {batch / 2**20:6.1f} MiB{added / 1e9:10.1f} G additions/s"

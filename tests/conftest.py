@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 from standin import compiler
 from standin.cupy import CuPy
 
-from libertem_parallax.accumulate import cuda
+from libertem_parallax.accumulate.cuda import device, upload
 
 #: GPU nodes need not have LiberTEM-live to run the tests that need a GPU.
 collect_ignore = [] if find_spec("libertem_live") else ["test_live.py", "test_cli_live.py"]
@@ -30,8 +31,9 @@ def standin(monkeypatch):
 
     def use(**options):
         cupy = CuPy(**options)
-        monkeypatch.setattr(cuda, "_cupy", lambda: cupy)
-        monkeypatch.setattr(cuda, "_kernels", {})
+        importer = SimpleNamespace(import_module=lambda _: cupy)
+        monkeypatch.setattr(device, "importlib", importer)
+        monkeypatch.setattr(device, "_kernels", {})
         return cupy
 
     return use
@@ -50,5 +52,5 @@ def engine_name(request):
     if request.param == "cuda" and "gpu" not in request.keywords:
         request.getfixturevalue("standin")()
         # So that some of the tests' small detectors are cut along columns, and some are not.
-        request.getfixturevalue("monkeypatch").setattr(cuda, "ROW_BYTES", 16)
+        request.getfixturevalue("monkeypatch").setattr(upload, "ROW_BYTES", 16)
     return request.param

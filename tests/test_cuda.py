@@ -19,7 +19,8 @@ from test_udf import PARAMETERS, forced_tiles, run, sums
 from test_udf import make_frames as make_scan
 
 from libertem_parallax import ParallaxPhaseFlipUDF, ParallaxUDF
-from libertem_parallax.accumulate import ENGINES, CudaError, Plan, cuda, make_engine
+from libertem_parallax.accumulate import ENGINES, CudaError, Plan, make_engine
+from libertem_parallax.accumulate.cuda import device, engine, upload
 
 CUDA, NUMBA = ENGINES["cuda"], ENGINES["numba"]
 
@@ -38,9 +39,9 @@ def assert_same(actual, expected):
 @pytest.mark.parametrize("dtype", ["uint8", "int32", "float64"])
 def test_the_device_may_take_its_time(standin, monkeypatch, work, order, dtype):
     """Far more batches than slots, in tiles that do not fit them."""
-    monkeypatch.setattr(cuda, "SLOT_BYTES", 7 * 99 * np.dtype(dtype).itemsize)
-    monkeypatch.setattr(cuda, "SLOT_LIMIT", 0)
-    monkeypatch.setattr(cuda, "ROW_BYTES", 0)
+    monkeypatch.setattr(upload, "SLOT_BYTES", 7 * 99 * np.dtype(dtype).itemsize)
+    monkeypatch.setattr(upload, "SLOT_LIMIT", 0)
+    monkeypatch.setattr(upload, "ROW_BYTES", 0)
     cupy = standin(work=work, order=order)
     plan = make_plan((4, 41))
     frames = np.rint(make_frames(plan, dtype)).astype(dtype)
@@ -59,14 +60,14 @@ def test_the_device_may_take_its_time(standin, monkeypatch, work, order, dtype):
 @needs_compiler
 def test_batches_overlap(standin, monkeypatch):
     """The host fills one slot while the device has not even begun with the others."""
-    monkeypatch.setattr(cuda, "SLOT_BYTES", 99)
-    monkeypatch.setattr(cuda, "SLOT_LIMIT", 0)
-    monkeypatch.setattr(cuda, "ROW_BYTES", 0)
+    monkeypatch.setattr(upload, "SLOT_BYTES", 99)
+    monkeypatch.setattr(upload, "SLOT_LIMIT", 0)
+    monkeypatch.setattr(upload, "ROW_BYTES", 0)
     cupy = standin(work="late")
     plan = make_plan()
     worker = CUDA(plan, "uint8", np.arange(35), *empty(plan, "uint8"))
     frames = make_frames(plan, "uint8")
-    for n in range(1, cuda.SLOTS + 1):
+    for n in range(1, upload.SLOTS + 1):
         worker.add(frames[n - 1 : n], first=n - 1)
         assert (len(cupy.busy), cupy.launches) == (n, n)
     worker.add(frames[3:4], first=3)
@@ -100,9 +101,9 @@ def test_small_tiles_go_together(standin, monkeypatch):
     """As detectors send them; those of another part of the detector, or with a gap, do not."""
     cupy = standin()
     plan = Plan((8, 9), (8, 8), 1, np.array([[4, 3], [4, 4]]), np.zeros((2, 2), int))
-    monkeypatch.setattr(cuda, "SLOT_BYTES", 2 * 20)
-    monkeypatch.setattr(cuda, "SLOT_LIMIT", 0)
-    monkeypatch.setattr(cuda, "ROW_BYTES", 0)
+    monkeypatch.setattr(upload, "SLOT_BYTES", 2 * 20)
+    monkeypatch.setattr(upload, "SLOT_LIMIT", 0)
+    monkeypatch.setattr(upload, "ROW_BYTES", 0)
     frames = make_frames(plan, "uint8")
     expected = run_engine(NUMBA, plan, frames)
     A, S = empty(plan, "uint8")
@@ -121,9 +122,9 @@ def test_small_tiles_go_together(standin, monkeypatch):
 @needs_compiler
 def test_frames_larger_than_a_slot(standin, monkeypatch):
     standin(work="late")
-    monkeypatch.setattr(cuda, "SLOT_BYTES", 10)
-    monkeypatch.setattr(cuda, "SLOT_LIMIT", 0)
-    monkeypatch.setattr(cuda, "ROW_BYTES", 0)
+    monkeypatch.setattr(upload, "SLOT_BYTES", 10)
+    monkeypatch.setattr(upload, "SLOT_LIMIT", 0)
+    monkeypatch.setattr(upload, "ROW_BYTES", 0)
     plan = make_plan((2, 5))
     frames = make_frames(plan, "uint16")
     assert_same(run_engine(CUDA, plan, frames), run_engine(NUMBA, plan, frames))
@@ -135,7 +136,7 @@ def test_frames_larger_than_a_slot(standin, monkeypatch):
 @pytest.mark.parametrize("seed", range(3))
 def test_batches_of_events(standin, monkeypatch, work, size, seed):
     """Frames with none to more than a batch holds, in tiles of any size, in any order."""
-    monkeypatch.setattr(cuda, "SLOT_BYTES", size)
+    monkeypatch.setattr(upload, "SLOT_BYTES", size)
     cupy = standin(work=work)
     plan = make_plan((4, 41), reach=7)
     frames = make_frames(plan, "uint16")
@@ -184,18 +185,18 @@ def test_nothing_is_left_behind(standin):
     assert used[0][0] == len(plan.pixels) * (4 + 8)
     assert len(cupy.compiled) == 1
     gc.collect()
-    before = len(cuda._tables)
+    before = len(engine._tables)
     del plan
     gc.collect()
-    assert len(cuda._tables) == before - 1
+    assert len(engine._tables) == before - 1
     assert (cupy.pools[0].in_use, cupy.pinned.in_use) == (0, 0)
 
 
 @needs_compiler
 def test_what_an_engine_leaves_undone_harms_nobody(standin, monkeypatch):
     """One that is let go in mid-scan leaves work and buffers to the device, which others get."""
-    monkeypatch.setattr(cuda, "SLOT_BYTES", 99)
-    monkeypatch.setattr(cuda, "SLOT_LIMIT", 0)
+    monkeypatch.setattr(upload, "SLOT_BYTES", 99)
+    monkeypatch.setattr(upload, "SLOT_LIMIT", 0)
     standin(work="random")
     plan = make_plan()
     frames = make_frames(plan, "uint8")
@@ -211,8 +212,8 @@ def test_what_an_engine_leaves_undone_harms_nobody(standin, monkeypatch):
 
 @needs_compiler
 def test_several_workers_on_several_devices(standin, monkeypatch):
-    monkeypatch.setattr(cuda, "SLOT_BYTES", 1000)
-    monkeypatch.setattr(cuda, "SLOT_LIMIT", 0)
+    monkeypatch.setattr(upload, "SLOT_BYTES", 1000)
+    monkeypatch.setattr(upload, "SLOT_LIMIT", 0)
     cupy = standin(devices=2)
     plan = make_plan((4, 21))
     frames = make_frames(plan, "uint16")
@@ -296,13 +297,13 @@ def test_an_exception_that_is_kept_harms_nobody(standin):
 def test_large_boxes_still_fill_warps(standin, monkeypatch):
     """Slots grow until the frames of a launch are those of a warp."""
     cupy = standin()
-    monkeypatch.setattr(cuda, "SLOT_BYTES", 1 << 20)
+    monkeypatch.setattr(upload, "SLOT_BYTES", 1 << 20)
     pixels = np.argwhere(np.ones((100, 100), bool))
     plan = Plan((8, 16), (100, 256), 1, pixels, np.zeros_like(pixels))
     worker = CUDA(plan, "uint32", np.arange(128), *empty(plan, "uint32"))
     worker.add(np.ones((128, 100, 256), np.uint32))
     worker.finish()
-    assert cupy.launches == 128 // cuda.FRAMES
+    assert cupy.launches == 128 // device.FRAMES
     assert (worker.S == 10_000).all()
 
 
@@ -384,7 +385,7 @@ def test_unknown_devices_are_refused(standin):
 def test_cupy_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
     with pytest.raises(CudaError, match=r"CuPy is not installed\. Install .*\[cuda12\]"):
-        cuda.describe()
+        device.describe()
 
 
 def test_cupy_is_broken(monkeypatch, tmp_path):
@@ -392,12 +393,13 @@ def test_cupy_is_broken(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "cupy", raising=False)
     with pytest.raises(CudaError, match=r"cannot be imported: ImportError: libcudart.so.13"):
-        cuda.describe()
+        device.describe()
 
 
 def test_the_kernel_is_missing(monkeypatch, standin, tmp_path):
     standin()
-    monkeypatch.setattr(cuda, "__file__", str(tmp_path / "package" / "accumulate" / "cuda.py"))
+    file = tmp_path / "package" / "accumulate" / "cuda" / "device.py"
+    monkeypatch.setattr(device, "__file__", str(file))
     plan = make_plan()
     with pytest.raises(CudaError, match=r"scatter\.cu is missing: install"):
         CUDA(plan, "uint8", np.arange(35), *empty(plan, "uint8"))
@@ -406,9 +408,9 @@ def test_the_kernel_is_missing(monkeypatch, standin, tmp_path):
 @needs_compiler
 def test_a_mistake_in_the_kernel_is_shown(monkeypatch, standin, tmp_path):
     standin()
-    source = cuda._source("scatter").read_text(encoding="utf-8")
+    source = device.source("scatter").read_text(encoding="utf-8")
     (tmp_path / "scatter.cu").write_text(source.replace("const int lane", "const int line"))
-    monkeypatch.setattr(cuda, "_source", lambda _: tmp_path / "scatter.cu")
+    monkeypatch.setattr(device, "source", lambda _: tmp_path / "scatter.cu")
     plan = make_plan()
     with pytest.raises(CudaError, match=r"(?s)does not compile.*lane. was not declared"):
         CUDA(plan, "uint8", np.arange(35), *empty(plan, "uint8"))
@@ -419,8 +421,8 @@ def test_a_mistake_in_the_kernel_is_shown(monkeypatch, standin, tmp_path):
 @pytest.mark.parametrize("after", range(4))
 def test_a_failure_in_mid_scan_is_an_error(standin, monkeypatch, operation, after):
     """Whenever it is noticed; what was added so far is not taken for the sum."""
-    monkeypatch.setattr(cuda, "SLOT_BYTES", 99)
-    monkeypatch.setattr(cuda, "SLOT_LIMIT", 0)
+    monkeypatch.setattr(upload, "SLOT_BYTES", 99)
+    monkeypatch.setattr(upload, "SLOT_LIMIT", 0)
     cupy = standin(work="late")
     plan = make_plan()
     frames = make_frames(plan, "uint8")
@@ -507,18 +509,18 @@ def test_who_asks_for_cuda_gets_cuda_or_an_error(standin):
     cupy = standin()
     cupy.faults = {"device": error("cudaErrorNoDevice")}
     plan = make_plan()
-    for device in (None, 0):
+    for number in (None, 0):
         with pytest.raises(CudaError, match="no such GPU"):
-            make_engine("cuda", plan, "uint8", np.arange(35), *empty(plan, "uint8"), device)
+            make_engine("cuda", plan, "uint8", np.arange(35), *empty(plan, "uint8"), number)
 
 
 def test_where_there_is_no_gpu_none_is_looked_for(standin):
     cupy = standin()
     cupy.faults = {"device": error("cudaErrorNoDevice")}
     plan = make_plan()
-    for name, engine in (("auto", NUMBA), ("numba", NUMBA), ("numpy", ENGINES["numpy"])):
+    for name, expected in (("auto", NUMBA), ("numba", NUMBA), ("numpy", ENGINES["numpy"])):
         worker = make_engine(name, plan, "uint8", np.arange(35), *empty(plan, "uint8"))
-        assert type(worker) is engine
+        assert type(worker) is expected
 
 
 # Through LiberTEM
@@ -545,8 +547,8 @@ def on_cpu(frames, **options):
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", ">u2", "float32"])
 @pytest.mark.parametrize("tileshape", [None, (5, 24, 25), (4, 5, 6)])
 def test_udfs_use_the_gpu_of_their_worker(gpu_ctx, standin, monkeypatch, dtype, tileshape):
-    monkeypatch.setattr(cuda, "SLOT_BYTES", 5000)
-    monkeypatch.setattr(cuda, "SLOT_LIMIT", 0)
+    monkeypatch.setattr(upload, "SLOT_BYTES", 5000)
+    monkeypatch.setattr(upload, "SLOT_LIMIT", 0)
     cupy = standin(work="random")
     frames = make_scan(PARAMETERS["shape"], dtype)
     if dtype == "float32":
@@ -571,8 +573,8 @@ def test_udfs_run_on_workers_of_any_kind():
 @needs_compiler
 def test_bad_pixels_are_named_in_any_batch(standin, monkeypatch):
     standin()
-    monkeypatch.setattr(cuda, "SLOT_BYTES", 4 * 99 * 4)
-    monkeypatch.setattr(cuda, "SLOT_LIMIT", 0)
+    monkeypatch.setattr(upload, "SLOT_BYTES", 4 * 99 * 4)
+    monkeypatch.setattr(upload, "SLOT_LIMIT", 0)
     plan = make_plan()
     frames = make_frames(plan, "float32")
     row, col = plan.pixels[3]

@@ -12,7 +12,8 @@ import pytest
 from conftest import needs_compiler
 from standin import compiler
 
-from libertem_parallax.accumulate import accumulator_dtype, cuda
+from libertem_parallax.accumulate import accumulator_dtype
+from libertem_parallax.accumulate.cuda import device
 from libertem_parallax.accumulate.engine import value_range
 
 nvrtc = pytest.importorskip("cuda.bindings.nvrtc", reason="cuda-bindings is missing")
@@ -27,9 +28,9 @@ INSTANCES = {
     "scatter": [*((dtype, "int32") for dtype in ("int8", "uint8", "int16", "uint16")), *WIDE],
     "events": WIDE,
 }
-SOURCES = {name: cuda._source(name).read_text(encoding="utf-8") for name in INSTANCES}
+SOURCES = {name: device.source(name).read_text(encoding="utf-8") for name in INSTANCES}
 EXPRESSIONS = {
-    name: tuple(cuda._expression(name, *map(np.dtype, instance)) for instance in instances)
+    name: tuple(device.expression(name, *map(np.dtype, instance)) for instance in instances)
     for name, instances in INSTANCES.items()
 }
 ARCHITECTURES = [75, 80, 90, 100]
@@ -77,7 +78,7 @@ def run(dtype, accumulator, n, count, order, source=None, seed=0):
     expected_S += frames[:, pixels].sum(axis=1, dtype=accumulator)
 
     arguments = [frames, positions, pixels, targets, A, S, *np.array([n, size, count], np.int32)]
-    shape = cuda._launch_shape(n, count)
+    shape = device.launch_shape(n, count)
     launch("scatter", dtype, accumulator, shape, arguments, order, seed, source)
     return (A, S), (expected_A, expected_S)
 
@@ -103,7 +104,7 @@ def run_events(dtype, accumulator, counts, order, source=None, seed=0, first=3, 
     positions -= positions[0]
     A = rng.integers(-5, 5, int(40 + positions.max()) + 1).astype(accumulator)
     S = rng.integers(-5, 5, n).astype(accumulator)
-    trouble = np.full(2, cuda.NO_TROUBLE, np.int32)
+    trouble = np.full(2, device.NO_TROUBLE, np.int32)
     keep = np.ones(len(values), bool)
     for frame, what, value in bad:
         event = bounds[frame] + counts[frame] // 2
@@ -120,7 +121,7 @@ def run_events(dtype, accumulator, counts, order, source=None, seed=0, first=3, 
 
     sizes = np.array([n, size, first], np.int32)
     arguments = [values, columns, bounds, positions, lookup, A, S, trouble, *sizes, low, high]
-    shape = cuda._events_launch_shape(n)
+    shape = device.events_launch_shape(n)
     launch("events", dtype, accumulator, shape, arguments, order, seed, source)
     return (A, S, trouble), (expected_A, expected_S)
 
@@ -149,7 +150,7 @@ def test_events_on_the_cpu(dtype, accumulator, counts, order):
     actual, expected = run_events(dtype, accumulator, counts, order)
     np.testing.assert_array_equal(actual[0], expected[0])
     np.testing.assert_array_equal(actual[1], expected[1])
-    assert actual[2].tolist() == [cuda.NO_TROUBLE] * 2
+    assert actual[2].tolist() == [device.NO_TROUBLE] * 2
 
 
 @needs_compiler
@@ -175,7 +176,7 @@ def test_bad_events_on_the_cpu(dtype, what, value):
     actual, expected = run_events(dtype, accumulator, [40] * 20, "shuffled", bad=bad, first=3)
     np.testing.assert_array_equal(actual[0], expected[0])
     np.testing.assert_array_equal(actual[1], expected[1])
-    none = cuda.NO_TROUBLE
+    none = device.NO_TROUBLE
     assert actual[2].tolist() == ([7, none] if what == "column" else [none, 7])
 
 
@@ -311,7 +312,7 @@ def test_a_missing_atomic_is_found(name):
 
 def test_instances_are_those_that_accumulators_ask_for():
     kinds = sorted({dtype for dtype, _ in INSTANCES["scatter"]})
-    assert sorted(cuda._C_TYPES) == kinds
+    assert sorted(device.C_TYPES) == kinds
     for dtype in kinds:
         for pixels in (1, 2**30):
             assert (dtype, accumulator_dtype(dtype, pixels).name) in INSTANCES["scatter"]
