@@ -1,6 +1,7 @@
 """Adding frames to an accumulator: one contract, several engines.
 
-`Plan` says which pixels go where, `Engine` what is promised, `ENGINES` who keeps the promise.
+`Plan` says which pixels go where, `Engine` what is promised, `ENGINES` who keeps the promise;
+`Stack` keeps frames to be added again.
 Nothing here knows of physics or of LiberTEM.
 """
 
@@ -21,12 +22,14 @@ from .cuda import CudaEngine, CudaError
 from .engine import Engine, accumulator_dtype
 from .plain import PlainEngine
 from .plan import Plan
+from .stack import Stack
 
 __all__ = [
     "ENGINES",
     "CudaError",
     "Engine",
     "Plan",
+    "Stack",
     "accumulator_dtype",
     "fallen_back",
     "make_engine",

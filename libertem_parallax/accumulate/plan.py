@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Plan"]
+__all__ = ["Plan", "check_pixels"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,18 +53,12 @@ class Plan:
 
     def __post_init__(self) -> None:
         """Refuse what would make an engine read or write out of bounds."""
-        if self.pixels.ndim != 2 or self.pixels.shape[1:] != (2,) or not len(self.pixels):
-            raise ValueError(f"pixels: expected shape (M, 2) with M > 0, got {self.pixels.shape}.")
+        check_pixels(self.pixels, self.detector_shape)
         if self.shifts.shape != self.pixels.shape:
             raise ValueError(
                 f"shifts: expected the shape of pixels {self.pixels.shape}, "
                 f"got {self.shifts.shape}."
             )
-        if (self.pixels < 0).any() or (self.pixels >= self.detector_shape).any():
-            raise ValueError(f"pixels: all must lie on the detector {self.detector_shape}.")
-        flat = self.pixels[:, 0] * self.detector_shape[1] + self.pixels[:, 1]
-        if (np.diff(flat) <= 0).any():
-            raise ValueError("pixels: expected row-major order without duplicates.")
 
     @property
     def image_shape(self) -> tuple[int, int]:
@@ -201,6 +195,30 @@ class Plan:
         """Add rows of a folded accumulator, from `first` on, to the whole of it."""
         for rows, wrapped_rows in _wrap(part.shape[2], first, self.scan_shape[0]):
             folded[:, :, wrapped_rows] += part[:, :, rows]
+
+
+def check_pixels(pixels: NDArray[np.int64], detector_shape: tuple[int, int]) -> None:
+    """Refuse what is no list of pixels of a detector.
+
+    Parameters
+    ----------
+    pixels : (M, 2) int64
+        Their rows and columns.
+    detector_shape
+        Rows and columns of the detector.
+
+    Raises
+    ------
+    ValueError
+        If there is no pixel, one is off the detector, or they are not in row-major order.
+    """
+    if pixels.ndim != 2 or pixels.shape[1:] != (2,) or not len(pixels):
+        raise ValueError(f"pixels: expected shape (M, 2) with M > 0, got {pixels.shape}.")
+    if (pixels < 0).any() or (pixels >= detector_shape).any():
+        raise ValueError(f"pixels: all must lie on the detector {detector_shape}.")
+    flat = pixels[:, 0] * detector_shape[1] + pixels[:, 1]
+    if (np.diff(flat) <= 0).any():
+        raise ValueError("pixels: expected row-major order without duplicates.")
 
 
 def _wrap(length: int, lowest: int, n: int) -> Iterator[tuple[slice, slice]]:

@@ -1,0 +1,285 @@
+"""The bright field of all frames, kept in memory to be added again under any plan."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .compiled import CompiledEngine
+from .engine import accumulator_dtype, native_dtype
+from .plan import Plan, check_pixels
+
+__all__ = ["Stack"]
+
+#: Values that a thread should have to add at least, or starting it takes longer.
+_THREAD_VALUES = 1 << 21
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """Some detector pixels of all frames of a scan.
+
+    A plan that uses these pixels, or some of them, adds them as often as it is wanted, without the
+    frames: a series, a search, a slider. What is not scanned yet is zero and adds nothing.
+
+    Parameters
+    ----------
+    frames : (Ny Nx, M)
+        Values by scan position in row-major order and by pixel; C-contiguous, of a dtype that
+        `native_dtype` returns. Not copied: it may be filled while it is used.
+    pixels : (M, 2) int64
+        Their rows and columns on the detector, in row-major order, none twice.
+    scan_shape, detector_shape
+        Rows and columns of each.
+    scanned : (Ny, Nx) bool
+        Scan positions that are there.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit together, a pixel is off the detector, or they are not in order.
+    TypeError
+        If values of this dtype cannot be added.
+    """
+
+    frames: NDArray[Any]
+    pixels: NDArray[np.int64]
+    scan_shape: tuple[int, int]
+    detector_shape: tuple[int, int]
+    scanned: NDArray[np.bool_]
+
+    def __post_init__(self) -> None:
+        """Refuse what would be added wrongly."""
+        check_pixels(self.pixels, self.detector_shape)
+        accumulator_dtype(self.frames.dtype, len(self.pixels))
+        shape = self.scan_shape[0] * self.scan_shape[1], len(self.pixels)
+        if (
+            self.frames.shape != shape
+            or self.frames.dtype != native_dtype(self.frames.dtype)
+            or not self.frames.flags.c_contiguous
+        ):
+            raise ValueError(
+                f"frames: expected a C-contiguous array of shape {shape} and dtype "
+                f"{native_dtype(self.frames.dtype)}, got {self.frames.shape} and "
+                f"{self.frames.dtype}, {'' if self.frames.flags.c_contiguous else 'not '}"
+                "C-contiguous."
+            )
+        if self.scanned.shape != self.scan_shape or self.scanned.dtype != bool:
+            raise ValueError(
+                f"scanned: expected booleans of shape {self.scan_shape}, got "
+                f"{self.scanned.dtype} of shape {self.scanned.shape}."
+            )
+
+    @classmethod
+    def from_array(cls, data: Any, mask: NDArray[np.bool_] | None = None) -> Self:
+        """Copy pixels out of a scan that is in memory, or mapped into it.
+
+        Parameters
+        ----------
+        data : (Ny, Nx, rows, columns)
+            The frames: booleans, integers, or floating point numbers of up to 64 bits.
+        mask : (rows, columns) bool
+            Pixels to take. Default: all.
+
+        Returns
+        -------
+        Stack
+            In the dtype of `data`: see `native_dtype`.
+
+        Raises
+        ------
+        ValueError
+            If shapes do not fit, or no pixel is taken.
+        TypeError
+            If values of this dtype cannot be added.
+        """
+        if len(data.shape) != 4:
+            raise ValueError(
+                f"data of shape {data.shape}: expected scan rows and columns, detector rows and "
+                "columns. Reshape it."
+            )
+        ny, nx, *detector = data.shape
+        pixels = mask_pixels(mask, (detector[0], detector[1]))
+        accumulator_dtype(data.dtype, len(pixels))
+        frames = np.empty((ny, nx, len(pixels)), native_dtype(data.dtype))
+        rows, columns = pixels.T
+        for row, frames_row in zip(data, frames, strict=True):
+            frames_row[...] = np.asarray(row)[:, rows, columns]
+        scanned = np.ones((ny, nx), bool)
+        frames = frames.reshape(ny * nx, -1)
+        return cls(frames, pixels, (ny, nx), (detector[0], detector[1]), scanned)
+
+    def select(self, mask: NDArray[np.bool_]) -> Self:
+        """Take some of the pixels.
+
+        Parameters
+        ----------
+        mask : detector_shape, bool
+            Pixels to take; True where the stack has none is no error.
+
+        Returns
+        -------
+        Stack
+            A copy.
+
+        Raises
+        ------
+        ValueError
+            If the mask has another shape, or no pixel is left.
+        """
+        taken = np.zeros(self.detector_shape, bool)
+        taken[tuple(self.pixels.T)] = True
+        pixels = mask_pixels(taken & _mask(mask, self.detector_shape), self.detector_shape)
+        return type(self)(
+            np.ascontiguousarray(self.frames[:, self._columns(pixels)]),
+            pixels,
+            self.scan_shape,
+            self.detector_shape,
+            self.scanned.copy(),
+        )
+
+    def add(self, plan: Plan, threads: int | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Add all frames under a plan.
+
+        Parameters
+        ----------
+        plan
+            For this scan and detector. It may use some of the stack's pixels only.
+        threads
+            How many to use at most. Default: one for each core that this process may use. Sums of
+            integers do not depend on it.
+
+        Returns
+        -------
+        A : plan.folded_shape
+            Sum of the shifted frames, as `Plan.fold` returns it.
+        S : (Ny, Nx)
+            Sum of each frame over the plan's pixels. Both of `accumulator_dtype`.
+
+        Raises
+        ------
+        ValueError
+            If the plan is for another scan or detector, or uses pixels that the stack does not
+            have; or a value is not finite, or too large for exact sums (64-bit integers only).
+        """
+        self._check(plan)
+        columns = self._columns(plan.pixels)
+        ny, nx = self.scan_shape
+        dtype = accumulator_dtype(self.frames.dtype, len(columns))
+        # For an engine, a stack is a scan of frames of one row.
+        flat = Plan(
+            plan.scan_shape,
+            (1, len(self.pixels)),
+            plan.upsampling_factor,
+            np.column_stack([np.zeros_like(columns), columns]),
+            plan.shifts,
+        )
+        S = np.zeros(ny * nx, dtype)
+
+        def add_rows(start: int, stop: int) -> tuple[NDArray[Any], int]:
+            index = np.arange(start * nx, stop * nx)
+            part = slice(start * nx, stop * nx)
+            # Untouched, most of it takes no memory.
+            A = np.zeros(plan.accumulator_shape, dtype)
+            engine = _Engine(flat, self.frames.dtype, index, A, S[part])
+            engine.pixels = self.pixels
+            engine.add(self.frames[part, None])
+            return plan.fold(A, frames=index), plan.part(index)[0]
+
+        threads = cores() if threads is None else threads
+        count = max(1, min(threads, ny, ny * nx * len(columns) // _THREAD_VALUES))
+        if count == 1:
+            return add_rows(0, ny)[0], S.reshape(self.scan_shape)
+        cuts = [ny * i // count for i in range(count + 1)]
+        A = np.zeros(plan.folded_shape, dtype)
+        with ThreadPoolExecutor(count) as pool:
+            for part, first in pool.map(add_rows, cuts[:-1], cuts[1:]):
+                plan.add_part(part, first, A)
+        return A, S.reshape(self.scan_shape)
+
+    def _check(self, plan: Plan) -> None:
+        for name, of, own in (
+            ("scan", plan.scan_shape, self.scan_shape),
+            ("detector", plan.detector_shape, self.detector_shape),
+        ):
+            if tuple(of) != tuple(own):
+                raise ValueError(
+                    f"the plan is for a {name} of {of[0]} x {of[1]}, the stack has "
+                    f"{own[0]} x {own[1]}: make the plan with the stack's shape."
+                )
+
+    def _columns(self, pixels: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where in the stack some pixels are."""
+        own, wanted = (p[:, 0] * self.detector_shape[1] + p[:, 1] for p in (self.pixels, pixels))
+        columns: NDArray[np.int64] = np.searchsorted(own, wanted)
+        missing = own[np.minimum(columns, len(own) - 1)] != wanted
+        if missing.any():
+            row, col = pixels[np.argmax(missing)]
+            raise ValueError(
+                f"the stack does not have {missing.sum()} of the plan's {len(pixels)} pixels, the "
+                f"first of which is ({row}, {col}): fill one with more of the detector."
+            )
+        return columns
+
+
+class _Engine(CompiledEngine):
+    """Calls pixels what they are on the detector."""
+
+    pixels: NDArray[np.int64]
+
+    def _place(self, origin: tuple[int, int], first: int, t: int, row: int, col: int) -> str:
+        row, col = self.pixels[col]
+        return super()._place(origin, first, t, row, col)
+
+
+def mask_pixels(
+    mask: NDArray[np.bool_] | None, detector_shape: tuple[int, int]
+) -> NDArray[np.int64]:
+    """List the pixels of a mask.
+
+    Parameters
+    ----------
+    mask : detector_shape, bool
+        Pixels to take. Default: all.
+    detector_shape
+        Rows and columns of the detector.
+
+    Returns
+    -------
+    (M, 2) int64
+        Rows and columns, in row-major order.
+
+    Raises
+    ------
+    ValueError
+        If the mask has another shape, or is empty.
+    """
+    pixels = np.argwhere(
+        np.ones(detector_shape, bool) if mask is None else _mask(mask, detector_shape)
+    )
+    if not len(pixels):
+        raise ValueError("the mask takes no pixel of the detector: set those to take to True.")
+    return pixels
+
+
+def _mask(mask: NDArray[np.bool_], detector_shape: Sequence[int]) -> NDArray[np.bool_]:
+    mask = np.asarray(mask)
+    if mask.dtype != bool or mask.shape != tuple(detector_shape):
+        raise ValueError(
+            f"mask: expected booleans of the detector's shape {tuple(detector_shape)}, True for "
+            f"pixels to take; got {mask.dtype} of shape {mask.shape}."
+        )
+    return mask
+
+
+def cores() -> int:
+    """Count the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

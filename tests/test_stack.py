@@ -1,0 +1,177 @@
+"""Frames that are kept to be added again: the sums are those of the frames themselves."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from test_accumulate import DTYPES, FLOATS, by_formula, make_frames, make_plan
+
+from libertem_parallax.accumulate import ENGINES, Plan, Stack
+from libertem_parallax.accumulate import stack as stack_module
+
+
+def make_stack(plan, frames, mask=None):
+    return Stack.from_array(frames.reshape(*plan.scan_shape, *plan.detector_shape), mask)
+
+
+def mask_of(plan):
+    mask = np.zeros(plan.detector_shape, bool)
+    mask[tuple(plan.pixels.T)] = True
+    return mask
+
+
+def as_image(plan, A):
+    return A.transpose(2, 0, 3, 1).reshape(plan.image_shape)
+
+
+def by_engine(plan, frames):
+    A = np.zeros(plan.accumulator_shape, np.int64 if frames.dtype.kind in "biu" else np.float64)
+    S = np.zeros(len(frames), A.dtype)
+    engine = ENGINES["numpy"](plan, frames.dtype, np.arange(len(frames)), A, S)
+    engine.add(frames)
+    engine.finish()
+    return plan.fold(A), S.reshape(plan.scan_shape)
+
+
+@pytest.mark.parametrize("u", [1, 2, 3])
+@pytest.mark.parametrize("reach", [0, 4, 30])
+def test_sums_are_those_of_the_formula(u, reach):
+    plan = make_plan((5, 7), (6, 8), u, reach=reach)
+    frames = make_frames(plan, "uint16")
+    A, S = make_stack(plan, frames, mask_of(plan)).add(plan)
+    np.testing.assert_array_equal(as_image(plan, A), by_formula(plan, frames).astype(int))
+    np.testing.assert_array_equal(S.reshape(-1), frames[:, *plan.pixels.T].sum(axis=1))
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, "bool", ">u2", "float16", *FLOATS])
+def test_every_dtype(dtype):
+    plan = make_plan((4, 19), (9, 11), 2)
+    frames = make_frames(plan, np.dtype(dtype).newbyteorder("=")).astype(dtype)
+    stack = make_stack(plan, frames)
+    assert stack.frames.dtype.isnative
+    if frames.dtype.kind in "iu":
+        assert stack.frames.dtype == frames.dtype.newbyteorder("=")
+    A, S = stack.add(plan)
+    expected_A, expected_S = by_engine(plan, frames)
+    if np.dtype(dtype).kind == "f":
+        np.testing.assert_allclose(A, expected_A, rtol=1e-13, atol=1e-13)
+        np.testing.assert_allclose(S, expected_S, rtol=1e-13, atol=1e-13)
+    else:
+        np.testing.assert_array_equal(A, expected_A)
+        np.testing.assert_array_equal(S, expected_S)
+
+
+def test_a_stack_of_more_pixels_serves_many_plans():
+    """Other shifts, other upsampling, other pixels within it."""
+    frames = make_frames(make_plan((6, 9)), "uint8")
+    stack = make_stack(make_plan((6, 9)), frames)
+    for seed in range(6):
+        plan = make_plan((6, 9), u=1 + seed % 3, seed=seed, pixels=0.2 + 0.1 * seed)
+        for one, other in zip(stack.add(plan), by_engine(plan, frames), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 16, None])
+@pytest.mark.parametrize("reach", [3, 40])
+def test_threads_share_the_scan(monkeypatch, threads, reach):
+    monkeypatch.setattr(stack_module, "_THREAD_VALUES", 1)
+    plan = make_plan((13, 11), reach=reach)
+    frames = make_frames(plan, "int16")
+    for one, other in zip(
+        make_stack(plan, frames).add(plan, threads), by_engine(plan, frames), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_narrower_stack_adds_the_same():
+    plan = make_plan((6, 9), pixels=0.3)
+    frames = make_frames(plan, "uint8")
+    stack = make_stack(plan, frames)
+    narrow = stack.select(mask_of(plan))
+    np.testing.assert_array_equal(narrow.pixels, plan.pixels)
+    np.testing.assert_array_equal(narrow.frames, frames[:, *plan.pixels.T])
+    assert narrow.frames.flags.c_contiguous
+    for one, other in zip(narrow.add(plan), stack.add(plan), strict=True):
+        np.testing.assert_array_equal(one, other)
+    # What the stack does not have cannot be taken.
+    wide = narrow.select(np.ones(plan.detector_shape, bool))
+    np.testing.assert_array_equal(wide.pixels, plan.pixels)
+
+
+def test_what_is_not_scanned_yet_adds_nothing_and_shows_when_it_is():
+    plan = make_plan((6, 9))
+    frames = make_frames(plan, "uint8")
+    blank = np.zeros_like(frames)
+    stack = make_stack(plan, blank)
+    stack.scanned[...] = False
+    assert not stack.add(plan)[0].any()
+    stack.frames[:20] = make_stack(plan, frames).frames[:20]
+    blank[:20] = frames[:20]
+    for one, other in zip(stack.add(plan), by_engine(plan, blank), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_bad_values_are_named_by_their_place_on_the_detector():
+    plan = make_plan()
+    frames = make_frames(plan, "float32")
+    row, col = plan.pixels[10]
+    frames[8, row, col] = np.nan
+    unused = ~mask_of(plan)
+    frames[:, unused] = np.inf
+    stack = make_stack(plan, frames)
+    with pytest.raises(ValueError, match=rf"\(1, 1\), detector pixel \({row}, {col}\) is nan"):
+        stack.add(plan)
+    frames[8, row, col] = 0
+    make_stack(plan, frames).add(plan)
+    huge = np.full((35, 9, 11), 2**62)
+    row, col = plan.pixels[0]
+    with pytest.raises(ValueError, match=rf"\(0, 0\), detector pixel \({row}, {col}\) is 4611"):
+        make_stack(plan, huge).add(plan)
+
+
+def test_plans_that_do_not_fit_are_refused():
+    plan = make_plan()
+    stack = make_stack(plan, make_frames(plan, "uint8"), mask_of(plan))
+    for other, message in [
+        (make_plan((7, 5)), r"a scan of 7 x 5, the stack has 5 x 7"),
+        (make_plan(detector=(11, 9)), r"a detector of 11 x 9, the stack has 9 x 11"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            stack.add(other)
+    extra = np.argwhere(~mask_of(plan))[:3]
+    pixels = np.unique(np.vstack([plan.pixels, extra]), axis=0)
+    other = Plan((5, 7), (9, 11), 1, pixels, np.zeros_like(pixels))
+    row, col = extra[0]
+    with pytest.raises(ValueError, match=rf"3 of the plan's {len(pixels)}.*\({row}, {col}\)"):
+        stack.add(other)
+
+
+def test_stacks_that_contradict_themselves_are_refused():
+    good = {
+        "frames": np.zeros((6, 2), np.uint8),
+        "pixels": np.array([[0, 1], [2, 0]]),
+        "scan_shape": (2, 3),
+        "detector_shape": (3, 4),
+        "scanned": np.ones((2, 3), bool),
+    }
+    Stack(**good)
+    for change, message in [
+        ({"frames": np.zeros((2, 6), np.uint8)}, r"shape \(6, 2\)"),
+        ({"frames": np.zeros((2, 6), np.uint8).T}, "not C-contiguous"),
+        ({"frames": np.zeros((6, 2), ">u2")}, "dtype uint16"),
+        ({"pixels": np.array([[0, 1], [3, 0]])}, "on the detector"),
+        ({"pixels": np.array([[2, 0], [0, 1]])}, "row-major order"),
+        ({"scanned": np.ones((3, 2), bool)}, r"booleans of shape \(2, 3\)"),
+        ({"scanned": np.ones((2, 3))}, "booleans"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            Stack(**{**good, **change})
+    with pytest.raises(TypeError, match="complex"):
+        Stack(**{**good, "frames": np.zeros((6, 2), complex)})
+    stack = Stack(**good)
+    with pytest.raises(ValueError, match=r"mask: expected booleans of .*\(3, 4\)"):
+        stack.select(np.ones((4, 3), bool))
+    with pytest.raises(ValueError, match="no pixel"):
+        stack.select(np.zeros((3, 4), bool))
+    with pytest.raises(ValueError, match="Reshape"):
+        Stack.from_array(np.zeros((6, 3, 4)))
