@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from test_accumulate import DTYPES, FLOATS, by_formula, make_frames, make_plan
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_accumulate import DTYPES, FLOATS, by_formula, make_frames, make_plan, to_events
 
 from libertem_parallax.accumulate import ENGINES, Plan, Stack
 from libertem_parallax.accumulate import stack as stack_module
+from libertem_parallax.accumulate.fill import Fill
 
 
 def make_stack(plan, frames, mask=None):
@@ -175,3 +178,136 @@ def test_stacks_that_contradict_themselves_are_refused():
         stack.select(np.zeros((3, 4), bool))
     with pytest.raises(ValueError, match="Reshape"):
         Stack.from_array(np.zeros((6, 3, 4)))
+
+
+# How it is filled
+
+
+def cut(draw, size):
+    """Cut a range into pieces of any length."""
+    cuts = sorted(draw(st.sets(st.integers(1, size - 1), max_size=4)) if size > 1 else ())
+    return [slice(a, b) for a, b in zip([0, *cuts], [*cuts, size], strict=True)]
+
+
+@st.composite
+def tilings(draw, shape):
+    """Tiles that cover frames and detector, in any order."""
+    tiles = [
+        (t, y, x)
+        for t in cut(draw, shape[0])
+        for y in cut(draw, shape[1])
+        for x in cut(draw, shape[2])
+    ]
+    return draw(st.permutations(tiles))
+
+
+FRAMES = make_frames(make_plan((4, 5), (6, 7)), "uint16")
+FEW = np.where(np.random.default_rng(0).random(FRAMES.shape) < 0.2, FRAMES, 0).astype("uint16")
+
+
+@settings(deadline=None)
+@given(
+    tiles=tilings(FRAMES.shape),
+    mask=st.lists(st.booleans(), min_size=42, max_size=42).filter(any),
+    events=st.booleans(),
+    dtype=st.sampled_from(["uint16", "uint32", "int32", "float32", "float64"]),
+)
+def test_tiles_of_any_kind_fill_it(tiles, mask, events, dtype):
+    pixels = np.argwhere(np.reshape(mask, (6, 7)))
+    frames = np.zeros((20, len(pixels)), dtype)
+    fill = Fill(frames, pixels, (6, 7), np.arange(20), 5)
+    data = FEW if events else FRAMES
+    for t, y, x in tiles:
+        tile, origin = data[t, y, x], (y.start, x.start)
+        if events:
+            fill.add_events(to_events(tile, seed=1), tile.shape[1:], origin, t.start)
+        else:
+            fill.add(tile, origin, t.start)
+    np.testing.assert_array_equal(frames, data[:, *pixels.T])
+
+
+def fill_events(values, dtype, columns=None, mask=None):
+    """Three frames of 2 x 2 pixels, the last two of which have the events."""
+    values = np.asarray(values)
+    pixels = np.argwhere(np.ones((2, 2), bool) if mask is None else mask)
+    frames = np.zeros((3, len(pixels)), dtype)
+    n = len(values)
+    events = to_events(np.zeros((3, 2, 2), values.dtype))
+    events.data = np.tile(values, 2)
+    events.indices = np.tile(np.full(n, 2) if columns is None else columns, 2)
+    events.indptr = np.array([0, 0, n, 2 * n])
+    Fill(frames, pixels, (2, 2), np.arange(3), 2).add_events(events, (2, 2))
+    return frames
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        (np.ones(255, "uint8"), "uint8"),
+        (np.full(3, 85, "uint8"), "uint8"),
+        (np.full(5, 51.0, "float32"), "uint8"),
+        (np.full(2, -64, "int16"), "int8"),
+        (np.full(4, 2**32 - 1, "uint64"), "uint64"),
+        (np.full(4, -(2**31), "int64"), "int64"),
+        (np.full(4, 0.25, "float32"), "float32"),
+    ],
+)
+def test_events_of_a_pixel_add_up(values, dtype):
+    frames = fill_events(values, dtype)
+    assert frames.sum(axis=0).tolist() == [0, 0, 2 * sum(values.tolist()), 0]
+    assert frames[0, 2] == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        (np.ones(256, "uint8"), "uint8"),
+        (np.array([200, 56], "uint8"), "uint8"),
+        (np.array([256], "uint16"), "uint8"),
+        (np.array([-1], "int8"), "uint8"),
+        (np.full(3, -64, "int16"), "int8"),
+        (np.full(2, 2**31 - 1, "int64"), "int32"),
+        (np.array([2**32], "uint64"), "uint64"),
+        (np.array([0.5], "float32"), "uint8"),
+        (np.array([2.0**32], "float32"), "uint32"),
+        (np.array([np.nan], "float32"), "uint8"),
+        (np.array([np.inf], "float64"), "float64"),
+    ],
+)
+def test_events_that_do_not_fit_are_refused_not_wrapped(values, dtype):
+    message = rf"\(0, 1\), detector pixel \(1, 0\) has .* stack of {dtype} does not hold"
+    with pytest.raises(ValueError, match=message):
+        fill_events(values, dtype)
+    # Where they are not wanted they do not matter.
+    mask = np.array([[True, True], [False, True]])
+    assert not fill_events(values, dtype, mask=mask).any()
+
+
+@pytest.mark.parametrize("column", [-1, 4, 2**31 - 1])
+def test_events_off_the_tile_are_refused(column):
+    with pytest.raises(ValueError, match=rf"\(0, 1\) has an event at pixel {column} of .*2 x 2"):
+        fill_events(np.ones(3, "uint8"), "uint8", np.array([0, 1, column]))
+
+
+@pytest.mark.parametrize(
+    ("bad", "dtype", "to"),
+    [
+        (300, "uint16", "uint8"),
+        (-1, "int16", "uint8"),
+        (2**62, "int64", "int32"),
+        (0.5, "float32", "uint8"),
+        (np.nan, "float32", "uint8"),
+        (1e300, "float64", "float32"),
+    ],
+)
+def test_values_that_do_not_fit_are_refused_not_wrapped(bad, dtype, to):
+    tile = np.ones((3, 2, 2), dtype)
+    tile[2, 1, 0] = bad
+    pixels = np.argwhere(np.ones((2, 2), bool))
+    frames = np.zeros((3, 4), to)
+    fill = Fill(frames, pixels, (2, 2), np.arange(3), 2)
+    with pytest.raises(ValueError, match=r"\(1, 0\), detector pixel \(1, 0\) is .* wider dtype"):
+        fill.add(tile)
+    fill.add(tile[:2])
+    with pytest.raises(ValueError, match="tile of shape"):
+        fill.add(tile, first=1)

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from .engine import Engine, Events, value_range
 from .plan import Plan
 
-__all__ = ["CompiledEngine"]
+__all__ = ["CompiledEngine", "keep_on_disk", "locked"]
 
 #: Bytes of a vector, and those of a frame's row that are transposed in one go.
 VECTOR, CHUNK = 16, 32
@@ -211,15 +211,26 @@ def _sum(values: Any, n: int, slots: Any, start: int, S: Any) -> None:
             S[uintp(start + groups * lanes + k)] += S.dtype.type(value)
 
 
-def _keep_on_disk(function: Any) -> Any:
-    """Compile for all processes, or for this one where Numba finds no folder to write to."""
+def keep_on_disk(function: Callable[..., Any]) -> Any:
+    """Compile for all processes, or for this one where Numba finds no folder to write to.
+
+    Parameters
+    ----------
+    function
+        That Numba can compile; it gets to run without the GIL.
+
+    Returns
+    -------
+    callable
+        The same, compiled for every combination of types that it is called with.
+    """
     try:
         return njit(nogil=True, cache=True)(function)
     except RuntimeError:
         return njit(nogil=True)(function)
 
 
-@_keep_on_disk
+@keep_on_disk
 def _accumulate(
     frames: Any,  # (T, h, w) the tile; pixels of a row side by side, a chunk of them or more
     index: Any,  # (T,) int64 scan positions
@@ -276,7 +287,7 @@ def _select(
     return int(used)
 
 
-@_keep_on_disk
+@keep_on_disk
 def _accumulate_events(
     values: Any,  # (E,)
     columns: Any,  # (E,) pixels in the tile
@@ -312,7 +323,7 @@ def _accumulate_events(
     return -1, -1
 
 
-def _locked(values: NDArray[Any]) -> NDArray[Any]:
+def locked(values: NDArray[Any]) -> NDArray[Any]:
     """View that is read-only, as memory maps are: Numba compiles anew for these, so all are."""
     view = values.view()
     view.flags.writeable = False
@@ -339,13 +350,13 @@ class CompiledEngine(Engine):
         frames = slice(first, first + len(bounds) - 1)
         with np.errstate(over="ignore"):  # as below
             outside, bad = _accumulate_events(
-                _locked(values),
-                _locked(columns),
+                locked(values),
+                locked(columns),
                 bounds,
                 self.index[frames],
                 self.plan.scan_shape[1],
                 self.A.shape[3],
-                _locked(self._lookup(shape, origin)),
+                locked(self._lookup(shape, origin)),
                 *value_range(self.dtype),
                 self.A.reshape(-1),
                 self.S[frames],
@@ -374,7 +385,7 @@ class CompiledEngine(Engine):
             frames = np.ascontiguousarray(frames)
         with np.errstate(over="ignore"):  # in plain Python; sums that overflow are reported
             _accumulate(
-                _locked(frames),
+                locked(frames),
                 self.index[first : first + len(frames)],
                 self.plan.scan_shape[1],
                 self.A.shape[3],

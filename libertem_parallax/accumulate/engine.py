@@ -10,7 +10,15 @@ from numpy.typing import DTypeLike, NDArray
 
 from .plan import Plan
 
-__all__ = ["Engine", "Events", "accumulator_dtype", "native_dtype", "value_range"]
+__all__ = [
+    "Engine",
+    "Events",
+    "accumulator_dtype",
+    "check_tile",
+    "native_dtype",
+    "read_events",
+    "value_range",
+]
 
 
 def accumulator_dtype(dtype: DTypeLike, pixels: int, events: bool = False) -> np.dtype[Any]:
@@ -90,11 +98,82 @@ def value_range(dtype: DTypeLike) -> tuple[Any, Any]:
 
 
 class Events(NamedTuple):
-    """Events of a tile, in native byte order; engines check where they lie."""
+    """Events of a tile; who adds them checks where they lie."""
 
     values: NDArray[Any]  # (E,) of the engine's `native_dtype`
     columns: NDArray[Any]  # (E,) integers: pixel of the tile
     bounds: NDArray[np.int64]  # (T + 1,) where those of a frame begin; ascending, up to E
+
+
+def read_events(events: Any) -> Events:
+    """Take events as SciPy holds them.
+
+    Parameters
+    ----------
+    events
+        See `Engine.add_events`.
+
+    Returns
+    -------
+    Events
+        Values in the dtype that they have, which may be of another byte order.
+
+    Raises
+    ------
+    ValueError
+        If there are not as many indices as values, or the bounds do not ascend within them.
+    """
+    values, columns = np.asarray(events.data), np.asarray(events.indices)
+    bounds = np.asarray(events.indptr, np.int64)
+    if (
+        not len(bounds)
+        or values.shape != columns.shape
+        or columns.dtype.kind not in "iu"
+        or bounds[0] < 0
+        or bounds[-1] > len(values)
+        or (bounds[1:] < bounds[:-1]).any()  # differences may wrap
+    ):
+        raise ValueError(
+            f"events with {len(values)} values, {len(columns)} indices of dtype "
+            f"{columns.dtype} and indptr {bounds}: expected as many indices as values, of "
+            "integers, and indptr to ascend within them."
+        )
+    return Events(values, columns.astype(columns.dtype.newbyteorder("="), copy=False), bounds)
+
+
+def check_tile(
+    shape: tuple[int, ...],
+    origin: tuple[int, int],
+    first: int,
+    frames: int,
+    detector_shape: tuple[int, int],
+) -> None:
+    """Refuse a tile that is not of the frames.
+
+    Parameters
+    ----------
+    shape, origin, first
+        Of the tile: see `Engine.add`.
+    frames, detector_shape
+        How many there are, and how many rows and columns they have.
+
+    Raises
+    ------
+    ValueError
+        If the tile reaches beyond the frames or the detector.
+    """
+    rows, cols = detector_shape
+    if (
+        len(shape) != 3
+        or min(*origin, first) < 0
+        or origin[0] + shape[1] > rows
+        or origin[1] + shape[2] > cols
+        or first + shape[0] > frames
+    ):
+        raise ValueError(
+            f"tile of shape {shape} at frame {first}, detector pixel {origin}: expected "
+            f"(frames, rows, columns) within {frames} frames of {rows} x {cols}."
+        )
 
 
 class Engine(ABC):
@@ -241,27 +320,12 @@ class Engine(ABC):
             that is found out later.
         """
         shape = self.plan.detector_shape if shape is None else shape
-        values, columns = np.asarray(events.data), np.asarray(events.indices)
-        bounds = np.asarray(events.indptr, np.int64)
-        self._check((len(bounds) - 1, *shape), values.dtype, origin, first, events=True)
-        if (
-            not len(bounds)
-            or values.shape != columns.shape
-            or columns.dtype.kind not in "iu"
-            or bounds[0] < 0
-            or bounds[-1] > len(values)
-            or (bounds[1:] < bounds[:-1]).any()  # differences may wrap
-        ):
-            raise ValueError(
-                f"events with {len(values)} values, {len(columns)} indices of dtype "
-                f"{columns.dtype} and indptr {bounds}: expected as many indices as values, of "
-                "integers, and indptr to ascend within them."
-            )
-        columns = columns.astype(columns.dtype.newbyteorder("="), copy=False)
-        events = Events(values.astype(self.dtype, copy=False), columns, bounds)
+        given = read_events(events)
+        self._check((len(given.bounds) - 1, *shape), given.values.dtype, origin, first, events=True)
+        events = given._replace(values=given.values.astype(self.dtype, copy=False))
         self._add_events(events, shape, origin, first)
         if self.S.dtype.kind == "f":
-            self._refuse_overflow(first, first + len(bounds) - 1)
+            self._refuse_overflow(first, first + len(events.bounds) - 1)
 
     @abstractmethod
     def _add_events(
@@ -291,18 +355,7 @@ class Engine(ABC):
                 f"this engine takes {'events' if self.events else 'frames'}: make one with "
                 f"events={events}."
             )
-        rows, cols = self.plan.detector_shape
-        if (
-            len(shape) != 3
-            or min(*origin, first) < 0
-            or origin[0] + shape[1] > rows
-            or origin[1] + shape[2] > cols
-            or first + shape[0] > len(self.index)
-        ):
-            raise ValueError(
-                f"tile of shape {shape} at frame {first}, detector pixel {origin}: expected "
-                f"(frames, rows, columns) within {len(self.index)} frames of {rows} x {cols}."
-            )
+        check_tile(shape, origin, first, len(self.index), self.plan.detector_shape)
         if dtype.newbyteorder("=") != self._given:
             raise ValueError(f"tile of dtype {dtype}: expected {self._given}.")
 

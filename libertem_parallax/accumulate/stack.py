@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from .compiled import CompiledEngine
 from .engine import accumulator_dtype, native_dtype
+from .fill import Fill
 from .plan import Plan, check_pixels
 
 __all__ = ["Stack"]
@@ -105,15 +106,14 @@ class Stack:
                 "columns. Reshape it."
             )
         ny, nx, *detector = data.shape
-        pixels = mask_pixels(mask, (detector[0], detector[1]))
+        shape = int(detector[0]), int(detector[1])
+        pixels = mask_pixels(mask, shape)
         accumulator_dtype(data.dtype, len(pixels))
-        frames = np.empty((ny, nx, len(pixels)), native_dtype(data.dtype))
-        rows, columns = pixels.T
-        for row, frames_row in zip(data, frames, strict=True):
-            frames_row[...] = np.asarray(row)[:, rows, columns]
-        scanned = np.ones((ny, nx), bool)
-        frames = frames.reshape(ny * nx, -1)
-        return cls(frames, pixels, (ny, nx), (detector[0], detector[1]), scanned)
+        frames = np.zeros((ny * nx, len(pixels)), native_dtype(data.dtype))
+        fill = Fill(frames, pixels, shape, np.arange(ny * nx), nx)
+        for y, row in enumerate(data):
+            fill.add(np.asarray(row), first=y * nx)
+        return cls(frames, pixels, (ny, nx), shape, np.ones((ny, nx), bool))
 
     def select(self, mask: NDArray[np.bool_]) -> Self:
         """Take some of the pixels.

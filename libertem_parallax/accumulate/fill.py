@@ -1,0 +1,196 @@
+"""Fills a stack: copies some detector pixels out of tiles, dense or of events."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any, NoReturn
+
+import numpy as np
+from numba import uintp
+from numpy.typing import NDArray
+
+from .compiled import keep_on_disk, locked
+from .engine import check_tile, native_dtype, read_events, value_range
+
+__all__ = ["Fill"]
+
+
+class Fill:
+    """Copies detector pixels of frames that come in tiles.
+
+    Parameters
+    ----------
+    frames : (F, M)
+        Where to write: of zeros. Any dtype will do that holds the values.
+    pixels : (M, 2) int64
+        Rows and columns on the detector, in row-major order.
+    detector_shape
+        Rows and columns of the detector.
+    index : (F,) int64
+        The frames' scan positions ``y * nx + x``, to name them in errors.
+    nx
+        Columns of the scan.
+    """
+
+    def __init__(
+        self,
+        frames: NDArray[Any],
+        pixels: NDArray[np.int64],
+        detector_shape: tuple[int, int],
+        index: NDArray[np.int64],
+        nx: int,
+    ) -> None:
+        self.pixels = pixels
+        self.detector_shape = detector_shape
+        self.frames = frames
+        self.index = index
+        self.nx = nx
+        self._known: dict[tuple[int, ...], list[tuple[int, slice, slice]]] = {}
+
+    def add(self, tile: NDArray[Any], origin: tuple[int, int] = (0, 0), first: int = 0) -> None:
+        """Copy out of a tile of dense frames.
+
+        Parameters
+        ----------
+        tile : (T, h, w)
+            Any part of the detector of `T` successive frames.
+        origin
+            Row and column of the detector at which the tile begins.
+        first
+            Number of the first frame.
+
+        Raises
+        ------
+        ValueError
+            If the tile reaches beyond the frames or the detector, or a value does not fit.
+        """
+        check_tile(tile.shape, origin, first, len(self.frames), self.detector_shape)
+        frames = self.frames[first : first + len(tile)]
+        safe = np.can_cast(tile.dtype, frames.dtype)
+        for row, columns, place in self._runs(origin, tile.shape[1:]):
+            values = tile[:, row, columns]
+            with np.errstate(over="ignore", invalid="ignore"):  # is looked for
+                frames[:, place] = values
+            if not safe and (frames[:, place] != values).any():
+                t, i = np.argwhere(frames[:, place] != values)[0]
+                self._refuse(first + t, place.start + i, f"is {values[t, i]}")
+
+    def _runs(
+        self, origin: tuple[int, int], shape: tuple[int, ...]
+    ) -> list[tuple[int, slice, slice]]:
+        """Row, columns and place in a frame of pixels that lie side by side on a part."""
+        part = (*origin, *shape)
+        if part not in self._known:  # detectors may send a few frames a tile
+            runs = self._known[part] = []
+            for row, places in enumerate(self._lookup[self._part(origin, shape)]):
+                columns = np.flatnonzero(places >= 0)
+                for run in np.split(columns, np.flatnonzero(np.diff(columns) > 1) + 1):
+                    if len(run):
+                        start, stop = int(run[0]), int(run[-1]) + 1
+                        first = int(places[start])
+                        runs.append((row, slice(start, stop), slice(first, first + len(run))))
+        return self._known[part]
+
+    def add_events(
+        self, events: Any, shape: tuple[int, int], origin: tuple[int, int] = (0, 0), first: int = 0
+    ) -> None:
+        """Add up a tile's events: several of them may be from one pixel.
+
+        Parameters
+        ----------
+        events : (T, h * w)
+            See `Engine.add_events`.
+        shape
+            Rows and columns ``(h, w)`` of the tile's part of the detector.
+        origin
+            Row and column of the detector at which the part begins.
+        first
+            Number of the first frame.
+
+        Raises
+        ------
+        ValueError
+            If the tile reaches beyond the frames or the detector, an event lies outside the part,
+            or a value or the sum of a pixel does not fit.
+        """
+        values, columns, bounds = read_events(events)
+        count = len(bounds) - 1
+        check_tile((count, *shape), origin, first, len(self.frames), self.detector_shape)
+        values = values.astype(native_dtype(values.dtype), copy=False)
+        frames = self.frames[first : first + count]
+        lookup = np.ascontiguousarray(self._lookup[self._part(origin, shape)]).reshape(-1)
+        # Of what can be added and what can be kept, in 64 bits.
+        wide = float if "f" in values.dtype.kind + frames.dtype.kind else int
+        limits = zip(value_range(values.dtype), value_range(frames.dtype), strict=True)
+        (low, low_kept), (high, high_kept) = (map(wide, pair) for pair in limits)
+        with np.errstate(over="ignore", invalid="ignore"):  # in plain Python
+            t, event = _add_events(
+                locked(values),
+                locked(columns),
+                bounds,
+                locked(lookup),
+                max(low, low_kept),
+                min(high, high_kept),
+                frames,
+            )
+        if event < 0:
+            return
+        column = int(columns[event])
+        if not 0 <= column < len(lookup):
+            raise ValueError(
+                f"frame at scan position {self._position(first + t)} has an event at pixel "
+                f"{column} of a part of the detector of {shape[0]} x {shape[1]}: check the "
+                "detector's shape, or repair the data."
+            )
+        self._refuse(first + t, lookup[column], f"has an event of {values[event]} or many")
+
+    @cached_property
+    def _lookup(self) -> NDArray[np.int32]:
+        """Where in a frame of the stack every pixel of the detector goes, or -1."""
+        lookup = np.full(self.detector_shape, -1, np.int32)
+        lookup[tuple(self.pixels.T)] = np.arange(len(self.pixels))
+        return lookup
+
+    def _part(self, origin: tuple[int, int], shape: tuple[int, ...]) -> tuple[slice, slice]:
+        return slice(origin[0], origin[0] + shape[0]), slice(origin[1], origin[1] + shape[1])
+
+    def _position(self, frame: int) -> tuple[int, int]:
+        return divmod(int(self.index[frame]), self.nx)
+
+    def _refuse(self, frame: int, place: int, what: str) -> NoReturn:
+        row, col = self.pixels[place]
+        raise ValueError(
+            f"frame at scan position {self._position(frame)}, detector pixel ({row}, {col}) "
+            f"{what}: a stack of {self.frames.dtype} does not hold that. Choose a wider dtype, "
+            "leave out the pixel, or repair the data."
+        )
+
+
+@keep_on_disk
+def _add_events(
+    values: Any,  # (E,)
+    columns: Any,  # (E,) pixels in the tile
+    bounds: Any,  # (T + 1,) int64: events of each frame
+    lookup: Any,  # (pixels in the tile,) where in a frame each goes; negative if nowhere
+    low: Any,  # lowest and highest value of an event
+    high: Any,
+    frames: Any,  # (T, M) added to
+) -> tuple[int, int]:
+    """Add events; return frame and number of the first that is off the tile or does not fit."""
+    of = frames.dtype.type
+    for t in range(len(frames)):
+        for e in range(bounds[t], bounds[t + 1]):
+            column = uintp(columns[e])  # negative ones become large
+            if column >= uintp(len(lookup)):
+                return t, e
+            if lookup[column] < 0:
+                continue
+            value, place = values[e], uintp(lookup[column])
+            if not low <= value <= high or of(value) != value:
+                return t, e
+            before = frames[t, place]
+            after = of(before + of(value))
+            if (value >= 0) != (after >= before):
+                return t, e
+            frames[t, place] = after
+    return -1, -1
