@@ -325,13 +325,15 @@ def prepare(
         run()
         return run, None, None, None
     if path.endswith("engine alone"):
-        from libertem_parallax.images import Finish
+        from libertem_parallax.images import IMAGES, Imaging, Sums
 
         udf = make_udf(path, workload)
         plan = udf.params.geometry.plan
         run = make_engine_run(path, plan, workload)
         A, S = run()
-        image = Finish(udf.params.geometry).parallax(plan.fold(A), S.reshape(plan.scan_shape))
+        scan = S.reshape(plan.scan_shape)
+        sums = Sums(Imaging(udf.params.geometry), plan.fold(A), scan, np.ones(scan.shape, bool))
+        image = IMAGES["parallax"].make(sums)
         return run, image, len(plan.pixels), float(S.sum())
     udf = make_udf(path, workload)
     run = make_run(udf, workload, (udf.BACKEND_NUMPY,) if path.endswith("made dense") else None)

@@ -629,7 +629,7 @@ class Screen:
             The image, not blurred.
         """
         begin = time.perf_counter()
-        image: NDArray[np.float32] = results.buffers[0]["reconstruction"].data
+        image: NDArray[np.float32] = next(iter(results.buffers[0].values())).data
         scanned = results.damage.data
         factor = image.shape[0] // scanned.shape[0]
         pixels = scanned.repeat(factor, axis=0).repeat(factor, axis=1)

@@ -23,13 +23,14 @@ from libertem.api import Context
 from numpy.typing import NDArray
 from PIL import Image
 
-from libertem_parallax import ParallaxPhaseFlipUDF, ParallaxUDF, udf
+from libertem_parallax import ParallaxPhaseFlipUDF, ParallaxUDF
 from libertem_parallax.accumulate import ENGINES, make_engine
 from libertem_parallax.cli import main
 from libertem_parallax.cli.parameters import PARAMETERS
 from libertem_parallax.cli.reconstruct import reconstruct
 from libertem_parallax.cli.run import speed_text
 from libertem_parallax.files import save
+from libertem_parallax.images import IMAGES
 
 SHAPE = (6, 8, 10, 12)
 
@@ -134,6 +135,80 @@ def test_phase_flip(run: Run, folder: Path, by_file: bool) -> None:
     option = "" if by_file else "--phase-flip"
     succeeded(run(f"reconstruct data/scan.npy --params data/scan.toml {option} -o image.npy"))
     np.testing.assert_array_equal(np.load("image.npy"), expected(ParallaxPhaseFlipUDF))
+
+
+def check_images(prefix: str, *names: str) -> None:
+    """That there are these images, and no others."""
+    images = {"parallax": ParallaxUDF, "phase_flip": ParallaxPhaseFlipUDF}
+    assert {path.name for path in Path().glob("*.npy")} == {f"{prefix}{n}.npy" for n in names}
+    for name in names:
+        np.testing.assert_array_equal(np.load(f"{prefix}{name}.npy"), expected(images[name]))
+
+
+@pytest.mark.parametrize(
+    ("line", "options", "names"),
+    [
+        ("", "--image phase_flip --image parallax", ["phase_flip", "parallax"]),
+        ("", "--image parallax --phase-flip", ["phase_flip", "parallax"]),
+        ("image = ['parallax', 'phase_flip']", "", ["phase_flip", "parallax"]),
+        ("phase_flip = true\nimage = 'parallax'", "", ["phase_flip", "parallax"]),
+    ],
+)
+def test_several_images(run: Run, folder: Path, line: str, options: str, names: list[str]) -> None:
+    (folder / "data/scan.toml").write_text(f"{line}\n{TOML}", encoding="utf-8")
+    result = succeeded(
+        run(f"reconstruct data/scan.npy --params data/scan.toml {options} -o image.npy")
+    )
+    check_images("image_", *names)
+    assert all(f"image_{name}.npy\n" in result.stdout for name in names)
+
+
+@pytest.mark.parametrize(
+    ("line", "options", "name"),
+    [
+        ("", "", "parallax"),
+        ("", "--phase-flip", "phase_flip"),
+        ("image = 'phase_flip'", "", "phase_flip"),
+        ("image = 'phase_flip'", "--image parallax", "parallax"),
+        ("phase_flip = true", "--image parallax", "parallax"),
+        ("image = 'parallax'", "--phase-flip", "phase_flip"),
+        ("image = 'phase_flip'", "--no-phase-flip", "parallax"),
+        ("image = ['phase_flip', 'parallax']", "--no-phase-flip", "parallax"),
+    ],
+)
+def test_the_default_name_tells_the_image(
+    run: Run, folder: Path, line: str, options: str, name: str
+) -> None:
+    """And the command line wins over the file, whichever of its words is used."""
+    (folder / "data/scan.toml").write_text(f"{line}\n{TOML}", encoding="utf-8")
+    result = succeeded(run(f"reconstruct data/scan.npy --params data/scan.toml {options}"))
+    assert {path.name for path in folder.glob("*.tif")} == {f"scan_{name}.tif"}
+    kind = {"parallax": "parallax", "phase_flip": "phase-flipped parallax"}[name]
+    assert f"{kind}, 12 x 16 pixels" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "options", "messages"),
+    [
+        ("", "--image flip", ["--image", "'flip'", "parallax, phase_flip"]),
+        ("image = 'flip'", "", ["'flip'", "parallax, phase_flip"]),
+        ("image = [1]", "", ["image = [1]", "parallax, phase_flip"]),
+        ("image = []", "--image phase_flip --no-phase-flip", ["no phase flip", "leave one out"]),
+        ("image = 1", "", ["image = 1", "name of an image"]),
+    ],
+)
+def test_images_that_there_are_not(
+    run: Run, folder: Path, line: str, options: str, messages: list[str]
+) -> None:
+    (folder / "data/scan.toml").write_text(f"{line}\n{TOML}", encoding="utf-8")
+    check_error(
+        run(f"reconstruct data/scan.npy --params data/scan.toml {options} -o image.npy"), messages
+    )
+
+
+def test_help_names_all_images(run: Run) -> None:
+    help_text = succeeded(run("reconstruct --help")).stdout
+    assert f"--image [{'|'.join(IMAGES)}]" in help_text
 
 
 def test_options_win(run: Run, folder: Path) -> None:
@@ -435,7 +510,7 @@ def test_engines_give_the_same_file(
         used.append(name)
         return make_engine(name, *args, **options)
 
-    monkeypatch.setattr(udf, "make_engine", make)
+    monkeypatch.setattr("libertem_parallax.udf.base.make_engine", make)
     in_file = engine_name if by_file else "auto"
     (folder / "data/scan.toml").write_text(f"engine = '{in_file}'\n" + TOML, encoding="utf-8")
     option = "" if by_file else f"--engine {engine_name}"

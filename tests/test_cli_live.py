@@ -27,10 +27,9 @@ from live import dectris_simulator
 from numpy.typing import NDArray
 from PIL import Image
 
-from libertem_parallax import ParallaxPhaseFlipUDF, ParallaxUDF, live, simulate, tpx3, udf
+from libertem_parallax import ParallaxPhaseFlipUDF, ParallaxUDF, live, simulate, tpx3
 from libertem_parallax.accumulate import Engine
 from libertem_parallax.cli import main
-from libertem_parallax.images import Finish
 
 pytest.importorskip("libertem_live", reason="LiberTEM-live is not installed")
 
@@ -42,6 +41,7 @@ from libertem_live.detectors.merlin.connection import MerlinDetectorConnection
 from libertem_live.detectors.merlin.control import MerlinControl
 
 from libertem_parallax.merlin import Simulator, simulator, write_mib
+from libertem_parallax.udf import base
 
 pytestmark = [
     # Merlin's simulator opens its file for each frame, and closes none.
@@ -457,10 +457,10 @@ def test_everything_was_run_once_before_the_detector_starts(
         )
 
     note(live, "start")
-    note(udf, "make_engine")
-    note(Finish, "parallax")
+    note(base, "make_engine")
+    note(ParallaxUDF, "get_results")
     check_complete(run(arguments(merlin, f"--start {nav_shape}")), frames)
-    assert steps[:3] == ["make_engine", "parallax", "start"]
+    assert steps[:3] == ["make_engine", "get_results", "start"]
 
 
 @pytest.mark.parametrize(

@@ -376,6 +376,20 @@ def test_both_udfs_and_others_in_one_run(inline):
     np.testing.assert_array_equal(alone["reconstruction"], other["reconstruction"].data)
 
 
+def test_several_images_in_one_pass(ctx, inline):
+    frames = make_frames(PARAMETERS["shape"], "uint8")
+    both = ParallaxUDF.from_parameters(**PARAMETERS, image=["phase_flip", "parallax"])
+    images = run(ctx, frames, both)
+    expected = run(inline, frames, ParallaxPhaseFlipUDF.from_parameters(**PARAMETERS))
+    assert list(images) == ["phase_flip", "parallax"]
+    np.testing.assert_array_equal(images["parallax"], expected["parallax"])
+    np.testing.assert_array_equal(images["phase_flip"], expected["reconstruction"])
+    one = ParallaxUDF.from_parameters(**PARAMETERS, image="phase_flip")
+    images = run(inline, frames, one)
+    assert list(images) == ["phase_flip"]
+    np.testing.assert_array_equal(images["phase_flip"], expected["reconstruction"])
+
+
 def test_from_parallax_udf_takes_every_parameter(inline):
     parameters = {**PARAMETERS, "suppress_Nyquist_noise": False, "engine": "numpy"}
     udf = ParallaxPhaseFlipUDF.from_parallax_udf(ParallaxUDF.from_parameters(**parameters))

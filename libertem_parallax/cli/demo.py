@@ -54,13 +54,12 @@ def demo(output: Path) -> None:
 
     with Context.make_with("threads") as ctx:
         dataset = ctx.load("hdf5", path=frames_path, ds_path="/frames")
-        udf = make_udf(parameters, phase_flip=False)
+        udf = make_udf({**parameters, "image": ("parallax", "phase_flip")})
         click.echo(f"Reconstructing{COMPILES}", err=True)
-        parallax = run(ctx, dataset, udf)[0]["reconstruction"]
+        run(ctx, dataset, udf)
         # The second run is the one to be timed: there is nothing to compile any more.
-        udf = make_udf(parameters, phase_flip=True)
         results, speed = run(ctx, dataset, udf)
-        flipped = results["reconstruction"]
+    parallax, flipped = results["parallax"], results["phase_flip"]
     plan = udf.params.geometry.plan
     rows, cols = plan.pixels.T
     bright_field = simulation.frames[..., rows, cols].mean(axis=-1)

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .options import acquisition_options, blur_option, output_option
-from .parameters import check_required, merge, read_parameters, split_parameters, to_toml
+from .parameters import check_required, merge, read_parameters, to_toml, udf_arguments
 from .record import Recording, record
-from .run import check_output, image_pixel_size, messages_only, report, udf_class
+from .run import check_output, image_paths, image_pixel_size, messages_only, report
 from .specimen import correlation, describe_simulation, resample
 
 if TYPE_CHECKING:
@@ -103,7 +103,9 @@ _FOLDER = Path("libertem-parallax-live")
     "Blur these pictures, but not the image that is written, with a Gaussian of this standard "
     "deviation, to see through the noise of few electrons.  [default: 0, with --simulate 6]"
 )
-@output_option("live_parallax.tif, with --simulate image.tif in that folder")
+@output_option(
+    "live_ with the image's name, as live_parallax.tif; with --simulate image.tif in that folder"
+)
 @acquisition_options
 def live(
     detector: str | None,
@@ -169,7 +171,7 @@ def live(
         raise click.UsageError("--data-port: asi_tpx3 has one port only, give it with --port.")
     parameters = merge(given, options)
     check_required(parameters)
-    output = output or Path("live_parallax.tif")
+    output = _output(output, parameters)
     check_output(output, [path for path in (params, parameters.get("bf_mask")) if path])
 
     from ..live import PORTS, Address
@@ -205,6 +207,7 @@ def _live_simulated(
     # One frame tells what will be simulated, so that mistakes show before that takes its time.
     simulated = simulate(scan_shape=(1, 1), dose=None).parameters
     parameters = merge(merge({**simulated, "phase_flip": True}, given), options)
+    _output(output, parameters)
     shape = parameters.pop("shape")
     detector_shape = DETECTOR_SHAPE if detector == "asi_tpx3" else shape[2:]
     _check_parameters(parameters, detector_shape)
@@ -267,12 +270,22 @@ def _live_simulated(
     recorded.end()
 
 
+def _output(output: Path | None, parameters: Mapping[str, Any]) -> Path:
+    """Where the image goes; there can be but one."""
+    paths = image_paths(output, "live", parameters["image"])
+    if len(paths) > 1:
+        raise click.UsageError(f"--image: {', '.join(paths)}: live makes one image, name only one.")
+    return next(iter(paths.values()))
+
+
 def _check_parameters(parameters: Mapping[str, Any], detector_shape: tuple[int, int]) -> None:
     """Refuse what no scan on such a detector can be reconstructed with."""
-    phase_flip, checked = split_parameters(parameters)
+    from ..udf import ParallaxUDF
+
+    checked = udf_arguments(parameters)
     # A small scan may be exceeded by shifts that the real one is not.
     with messages_only(), warnings.catch_warnings(action="ignore"):
-        udf_class(phase_flip).from_parameters((8, 8, *detector_shape), **checked)
+        ParallaxUDF.from_parameters((8, 8, *detector_shape), **checked)
 
 
 def _write_for_detector(detector: str, folder: Path, frames: NDArray[Any]) -> Path:

@@ -69,6 +69,27 @@ def _parse_toml_value(text: str) -> Any:
         return text
 
 
+class _ImageName(click.ParamType):  # type: ignore[type-arg]
+    """One of `images.IMAGES`, which take a while to import."""
+
+    name = "image"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:  # noqa: ARG002
+        """Show the names as `click.Choice` does."""
+        from ..images import IMAGES
+
+        return f"[{'|'.join(IMAGES)}]"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Refuse other names."""
+        from ..images import check_images
+
+        try:
+            return check_images(value)[0]
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
 #: Options that describe an acquisition, and how to make its image.
 _ACQUISITION_OPTIONS = (
     click.option(
@@ -79,9 +100,18 @@ _ACQUISITION_OPTIONS = (
         "it.",
     ),
     click.option(
+        "--image",
+        type=_ImageName(),
+        multiple=True,
+        callback=lambda _ctx, _param, names: list(names) or None,
+        help="What to make of the frames. Repeat it for several images in one pass; their names go "
+        "into those of the files.  "
+        "[default: parallax]",
+    ),
+    click.option(
         "--phase-flip/--no-phase-flip",
         default=None,
-        help="Undo the contrast reversals by defocus.  [default: no]",
+        help="Undo the contrast reversals by defocus: another word for --image phase_flip.",
     ),
     click.option(
         "--scan-sampling",

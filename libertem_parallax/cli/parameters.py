@@ -6,7 +6,7 @@ import difflib
 import json
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,7 @@ PARAMETERS: Mapping[str, tuple[tuple[type, ...], str]] = {
     "detector_flip_cols": ((bool,), "true or false"),
     "center": ((list,), "row and column of the beam, two numbers in detector pixels"),
     "bf_mask": ((str,), "name of a .npy file, relative to the parameter file"),
+    "image": ((str, list), "name of an image, or a list of several: parallax, phase_flip"),
     "phase_flip": ((bool,), "true or false"),
     "engine": ((str,), 'a text: "auto", "cuda", "numba" or "numpy"'),
     "load": ((dict,), "a table of what to tell LiberTEM about the data"),
@@ -91,6 +92,8 @@ def merge(parameters: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str
 
     given = {name: value for name, value in changes.items() if value is not None}
     merged = {**parameters, **given}
+    merged.pop("phase_flip", None)
+    merged["image"] = _images(given, _images(parameters)) or ["parallax"]
     # Coefficients stay, except those given anew, by whatever name.
     coefs, new = (source.get("aberration_coefs", {}) for source in (parameters, given))
     anew = {ALIASES.get(name, name) for name in new}
@@ -104,6 +107,22 @@ def merge(parameters: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str
         for name in set(_SAMPLINGS) - set(given):
             merged.pop(name, None)
     return merged
+
+
+def _images(given: Mapping[str, Any], before: Iterable[str] = ()) -> list[str]:
+    """Names of images: phase_flip = true is another word for one of them."""
+    image = given.get("image") or []
+    names = [image] if isinstance(image, str) else list(image)
+    flip = given.get("phase_flip")
+    if flip:
+        names.append("phase_flip")
+    elif flip is False and "phase_flip" in names:
+        raise click.UsageError(
+            "an image phase_flip and no phase flip are asked for: leave one out."
+        )
+    elif flip is False:
+        before = [name for name in before if name != "phase_flip"]
+    return names or list(before)
 
 
 def check_required(parameters: Mapping[str, Any]) -> None:
@@ -128,13 +147,12 @@ def check_required(parameters: Mapping[str, Any]) -> None:
         )
 
 
-def split_parameters(parameters: Mapping[str, Any]) -> tuple[bool, dict[str, Any]]:
-    """Tell which UDF is to be made and with which parameters; reads the mask."""
+def udf_arguments(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `ParallaxUDF.from_parameters`, but for the shape; reads the mask."""
     arguments = {name: value for name, value in parameters.items() if name != "load"}
-    phase_flip = arguments.pop("phase_flip", False)
     if "bf_mask" in arguments:
         arguments["bf_mask"] = _read_mask(arguments["bf_mask"])
-    return phase_flip, arguments
+    return arguments
 
 
 def _read_mask(path: Path) -> NDArray[Any]:

@@ -11,11 +11,12 @@ from typing import Any
 import click
 
 from .options import acquisition_options, blur_option, load_option, output_option
-from .parameters import check_required, merge, read_parameters, split_parameters
+from .parameters import check_required, merge, read_parameters, udf_arguments
 from .run import (
     COMPILES,
     check_output,
     described,
+    image_paths,
     image_pixel_size,
     make_udf,
     report,
@@ -34,7 +35,7 @@ Examples:
 
 @click.command(short_help="Reconstruct an image from a 4D-STEM data set.", epilog=_EXAMPLES)
 @click.argument("data", type=click.Path(exists=True, path_type=Path))
-@output_option("DATA's name with _parallax.tif, in the current folder")
+@output_option("DATA's name with that of the image, as scan_parallax.tif, in the current folder")
 @acquisition_options
 @click.option(
     "--load",
@@ -56,17 +57,17 @@ def reconstruct(
 
     Parameters come from options, from a TOML file, or both.
     """
-    output = output or Path(f"{data.stem}_parallax.tif")
     parameters = merge({} if params is None else read_parameters(params), options)
     check_required(parameters)
-    inputs = [data, params, parameters.get("bf_mask")]
-    check_output(output, [path for path in inputs if path is not None])
-    if blur and output.suffix.lower() != ".png":
-        raise click.UsageError(
-            f"--blur: {output} holds the numbers as they are. Leave it out, or write a .png."
-        )
-    load = parameters["load"]
-    phase_flip, parameters = split_parameters(parameters)
+    load, inputs = parameters["load"], [data, params, parameters.get("bf_mask")]
+    outputs = image_paths(output, data.stem, parameters["image"])
+    for path in outputs.values():
+        check_output(path, [given for given in inputs if given is not None])
+        if blur and path.suffix.lower() != ".png":
+            raise click.UsageError(
+                f"--blur: {path} holds the numbers as they are. Leave it out, or write a .png."
+            )
+    arguments = udf_arguments(parameters)
 
     from libertem.api import Context
 
@@ -74,15 +75,16 @@ def reconstruct(
 
     with Context.make_with("threads") as ctx:
         dataset = _load(ctx, data, load)
-        udf = make_udf({**parameters, "shape": dataset.shape}, phase_flip=phase_flip)
+        udf = make_udf({**arguments, "shape": dataset.shape})
         click.echo(f"Reconstructing{COMPILES}", err=True)
         results, speed = run(ctx, dataset, udf)
-    image = results["reconstruction"]
-    save(output, files.blur(image, image_pixel_size(udf), blur) if blur else image, udf)
+    for name, path in outputs.items():
+        image = results[name]
+        save(path, files.blur(image, image_pixel_size(udf), blur) if blur else image, udf)
     report(
         *described(udf, dataset.dtype),
         ("Time", speed),
-        ("Written to", str(output)),
+        *zip(("Written to", *[""] * len(outputs)), map(str, outputs.values()), strict=False),
     )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from .parameters import split_parameters
+from .parameters import udf_arguments
 from .run import (
     COMPILES,
     assigned,
@@ -22,7 +22,6 @@ from .run import (
     messages_only,
     save,
     speed_text,
-    udf_class,
     warn,
     where,
 )
@@ -77,8 +76,9 @@ def record(
 
     from .. import live
     from ..tpx3 import DETECTOR_SHAPE
+    from ..udf import ParallaxUDF
 
-    phase_flip, parameters = split_parameters(parameters)
+    parameters = udf_arguments(parameters)
     with contextlib.ExitStack() as stack:
         stack.enter_context(messages_only())
         gpu = default_gpu() if parameters.get("engine", "auto") == "auto" else None
@@ -95,7 +95,7 @@ def record(
             detector_shape, dtype = live.describe(ctx, conn, watch)
 
         def make_udf(shape: tuple[int, ...], **parameters: Any) -> Any:
-            udf = udf_class(phase_flip).from_parameters(shape, **parameters)
+            udf = ParallaxUDF.from_parameters(shape, **parameters)
             live.warm_up(ctx, udf, dtype, events=events)
             return udf
 

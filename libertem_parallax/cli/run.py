@@ -7,7 +7,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,17 +44,12 @@ def messages_only() -> Iterator[None]:
         raise click.ClickException(str(error)) from error
 
 
-def udf_class(phase_flip: bool) -> Any:
-    """Choose the UDF."""
-    from ..udf import ParallaxPhaseFlipUDF, ParallaxUDF
-
-    return ParallaxPhaseFlipUDF if phase_flip else ParallaxUDF
-
-
-def make_udf(parameters: Mapping[str, Any], *, phase_flip: bool) -> Any:
+def make_udf(parameters: Mapping[str, Any]) -> Any:
     """Make the UDF from the arguments of its `from_parameters`; mistakes are told to people."""
+    from ..udf import ParallaxUDF
+
     with messages_only():
-        return udf_class(phase_flip).from_parameters(**parameters)
+        return ParallaxUDF.from_parameters(**parameters)
 
 
 def run(ctx: Any, dataset: Any, udf: Any) -> tuple[dict[str, NDArray[Any]], str]:
@@ -125,6 +120,33 @@ def image_pixel_size(udf: Any) -> tuple[float, float]:
     return height / factor, width / factor
 
 
+def image_paths(output: Path | None, stem: str, names: Sequence[str]) -> dict[str, Path]:
+    """Tell where images go, by name: all have it in theirs, but for a single one with --output.
+
+    Parameters
+    ----------
+    output
+        Given by the user, if so.
+    stem
+        What default names start with.
+    names
+        Of images.
+
+    Raises
+    ------
+    click.ClickException
+        If there is no image of such a name.
+    """
+    from ..images import check_images
+
+    with messages_only():
+        names = check_images(names)
+    if output is not None and len(names) == 1:
+        return {names[0]: output}
+    output = output or Path(f"{stem}.tif")
+    return {name: output.with_name(f"{output.stem}_{name}{output.suffix}") for name in names}
+
+
 def check_output(output: Path, inputs: Iterable[Path]) -> None:
     """Refuse an image, before it is made, that could not be written or replaced an input."""
     from ..files import WRITERS, try_to_write
@@ -161,10 +183,10 @@ def save(output: Path, image: NDArray[Any], udf: Any) -> None:
 
 def described(udf: Any, dtype: Any) -> list[tuple[str, str]]:
     """Tell what was reconstructed, in rows for `report`."""
-    from ..udf import ParallaxPhaseFlipUDF
+    from ..images import IMAGES
 
     plan = udf.params.geometry.plan
-    kind = "phase-flipped parallax" if isinstance(udf, ParallaxPhaseFlipUDF) else "parallax"
+    kind = " and ".join(IMAGES[name].words for name in udf.params.image)
     pixel_size = by(f"{size / 10:.4g}" for size in image_pixel_size(udf))
     return [
         ("Data", f"{by(plan.scan_shape)} scan, {by(plan.detector_shape)} detector, {dtype}"),

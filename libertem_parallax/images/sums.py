@@ -1,0 +1,108 @@
+"""What images are made of, and what an image is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..geometry import Geometry
+
+__all__ = ["Image", "Imaging", "Sums"]
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, eq=False)
+class _Once:
+    """Keeps what functions make of it."""
+
+    _made: dict[Callable[..., Any], Any] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def once(self, function: Callable[[Self], _T]) -> _T:
+        """Return ``function(self)``, which is computed the first time and then kept.
+
+        Parameters
+        ----------
+        function
+            Of this object and nothing else. What it returns is shared: do not write to it.
+        """
+        if function not in self._made:
+            self._made[function] = function(self)
+        value: _T = self._made[function]
+        return value
+
+
+@dataclass(frozen=True, eq=False)
+class Imaging(_Once):
+    """A geometry and how its images are made: what they depend on beside the counts.
+
+    An image's constants, such as a filter, are functions of this: ``imaging.once(_filter)``
+    computes them once, for all images to come.
+
+    Parameters
+    ----------
+    geometry
+        Of the acquisition.
+    suppress_Nyquist_noise
+        Zero the Nyquist frequencies, which rounding the shifts to pixels fills with noise: of the
+        parallax image if it is upsampled, of the phase flip always. Axes of odd length have none.
+    """
+
+    geometry: Geometry
+    suppress_Nyquist_noise: bool = True  # noqa: N815 - as users know it
+
+
+@dataclass(frozen=True, eq=False)
+class Sums(_Once):
+    """What was added up, and all that an image is made of.
+
+    ``sums.once(parallax)`` makes an image, and makes it once where others are made of it.
+
+    Parameters
+    ----------
+    imaging
+        Geometry under which the frames were added, and options.
+    A : plan.folded_shape
+        Sum of the shifted frames, as `Plan.fold` returns it.
+    S : (Ny, Nx)
+        Bright-field sum of each frame; 0 where there was none.
+    scanned : (Ny, Nx) bool
+        The positions whose frames were added.
+    """
+
+    imaging: Imaging
+    A: NDArray[Any]
+    S: NDArray[Any]
+    scanned: NDArray[np.bool_]
+
+
+def _none(_: Geometry) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image: how it is made of sums, and what people are told of it.
+
+    Parameters
+    ----------
+    make : (Sums) -> (u Ny, u Nx) float32
+        Makes it.
+    words
+        What it is called in texts.
+    unit
+        Of its values.
+    problem
+        Says why a geometry gives no image worth having, or None.
+    """
+
+    make: Callable[[Sums], NDArray[np.float32]]
+    words: str
+    unit: str = "counts"
+    problem: Callable[[Geometry], str | None] = _none

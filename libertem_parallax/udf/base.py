@@ -1,0 +1,212 @@
+"""What UDFs of this package share: their frames, the workers they run on, the sums."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from libertem.common.backend import get_use_cuda
+from libertem.common.buffers import BufferWrapper
+from libertem.common.sparse import to_dense
+from libertem.udf import UDF
+from numpy.typing import NDArray
+
+from ..accumulate import ENGINES, Engine, Plan, accumulator_dtype, make_engine
+
+__all__ = ["FramesUDF", "SumsUDF"]
+
+
+class FramesUDF(UDF):
+    """Takes the frames of one acquisition, dense or as events, wherever they are processed.
+
+    Its parameter ``geometry`` says which pixels of them are in use.
+    """
+
+    @property
+    def _plan(self) -> Plan:
+        plan: Plan = self.params.geometry.plan
+        return plan
+
+    def _check_shape(self) -> None:
+        """Refuse a data set of another shape than the UDF was made for."""
+        plan = self._plan
+        shape = tuple(self.meta.dataset_shape)
+        if shape != plan.scan_shape + plan.detector_shape:
+            raise ValueError(
+                f"the data set has shape {shape}, the UDF was made for "
+                f"{plan.scan_shape + plan.detector_shape}: construct it with shape=dataset.shape."
+            )
+
+    def get_backends(self) -> tuple[str, ...]:
+        """Take arrays on the host on all workers: events as they are, else dense frames.
+
+        Engines upload what they need themselves. So workers with a GPU name none of LiberTEM's
+        backends for GPUs. With CUDA it would make dense frames of events; with CuPy's sparse arrays
+        floats of integers, which are larger, exact only up to 53 bits, and copied while all waits.
+        """
+        on_host = (self.BACKEND_SCIPY_CSR, self.BACKEND_SCIPY_CSR_ARRAY, self.BACKEND_NUMPY)
+        return on_host if get_use_cuda() is not None else (*on_host, self.BACKEND_CUDA)
+
+    def get_preferred_input_dtype(self) -> Any:
+        """Take frames in the data set's own dtype: integer sums are exact and less is read."""
+        return self.USE_NATIVE_DTYPE
+
+    @property
+    def _on_main(self) -> bool:
+        """Whether this is the main node, where the backend is not known."""
+        return self.meta.array_backend is None
+
+    @property
+    def _events(self) -> bool:
+        """Whether this worker gets events."""
+        return self.meta.array_backend in (self.BACKEND_SCIPY_CSR, self.BACKEND_SCIPY_CSR_ARRAY)
+
+    @property
+    def _frames(self) -> NDArray[np.int64]:
+        """Scan positions of the partition's frames."""
+        first = self.meta.slice.origin[0]
+        frames = np.arange(first, first + self.meta.slice.shape[0])
+        # LiberTEM counts the frames within the region of interest.
+        roi = self._roi
+        return frames if roi is None else np.flatnonzero(roi)[frames]
+
+    @property
+    def _roi(self) -> NDArray[np.bool_] | None:
+        """Region of interest as an array; LiberTEM hands on sparse ones, and lists as such."""
+        if self.meta.roi is None:
+            return None
+        roi: NDArray[np.bool_] = to_dense(self.meta.roi)
+        return roi.reshape(self._plan.scan_shape)
+
+    def _by_position(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Arrange one value for each frame as the scan, (Ny, Nx); 0 outside the region."""
+        roi = self._roi
+        if roi is None:
+            return values.reshape(self._plan.scan_shape)
+        scan = np.zeros(self._plan.scan_shape, dtype=values.dtype)
+        scan[roi] = values
+        return scan
+
+
+class SumsUDF(FramesUDF):
+    """Adds the shifted frames on workers, and what they send on the main node.
+
+    Its parameter ``engine`` says what adds. Subclasses say what is made of the sums.
+    """
+
+    _engine: Engine  # of the partition; made in `preprocess`
+    _first: int  # frame of the partition
+
+    def _check_engine(self, engine: Any) -> None:
+        names = ["auto", *ENGINES]  # a list compares, where a mapping would hash what is given
+        if engine not in names:
+            raise ValueError(f"engine = {engine!r}: expected one of {', '.join(names)}.")
+
+    def get_result_buffers(self) -> dict[str, BufferWrapper]:
+        """Declare the sum ``A`` and, for each frame, its bright-field sum ``S``.
+
+        Raises
+        ------
+        ValueError
+            If the data set has another shape than the UDF was made for.
+        TypeError
+            If frames of its dtype cannot be added.
+        """
+        self._check_shape()
+        plan = self._plan
+        # The main node adds up what comes from all workers; these send the rows to which they have
+        # added.
+        dtype = accumulator_dtype(
+            self.meta.input_dtype, len(plan.pixels), self._on_main or self._events
+        )
+        rows = plan.scan_shape[0] if self._on_main else plan.part(self._frames)[1]
+        shape = (*plan.folded_shape[:2], rows, plan.folded_shape[3])
+        return {
+            "A": self.buffer("single", shape, dtype, use="private"),
+            "S": self.buffer("nav", dtype=dtype, use="private"),
+            # Which frames there were: not those that a sync offset leaves out.
+            "scanned": self.buffer("nav", dtype=bool, use="private"),
+            # What these belong to: Plan.digest; A's first row.
+            "part": self.buffer("single", (2,), np.int64, use="private"),
+        }
+
+    def preprocess(self) -> None:
+        """Make the engine for a partition."""
+        if self._on_main:
+            return
+        plan, S = self._plan, self.results.get_buffer("S").raw_data
+        self._first = self.meta.slice.origin[0]
+        self._engine = make_engine(
+            self.params.engine,
+            plan,
+            self.meta.input_dtype,
+            self._frames,
+            np.zeros(plan.accumulator_shape, S.dtype),
+            S,
+            get_use_cuda(),
+            events=self._events,
+        )
+
+    def process_tile(self, tile: Any) -> None:
+        """Add a tile: any frames of the partition, any part of the detector; dense or events.
+
+        LiberTEM's default preferences give whole partitions in place or tiles of decoded frames
+        that fit the cache, whichever is faster.
+        """
+        origin, shape = self.meta.slice.origin, self.meta.slice.shape
+        first = origin[0] - self._first
+        if self._events:
+            self._engine.add_events(tile, tuple(shape.sig), origin[1:], first)
+        else:
+            self._engine.add(tile, origin[1:], first)
+        self.results.get_buffer("scanned").raw_data[first : first + shape[0]] = True
+
+    def postprocess(self) -> None:
+        """Complete the partition's sums; without halo there is less to send."""
+        self._engine.finish()
+        plan, frames = self._plan, self._engine.index
+        plan.fold(self._engine.A, self.results.get_buffer("A").raw_data, frames)
+        self.results.get_buffer("part").raw_data[:] = plan.digest, plan.part(frames)[0]
+
+    def merge(self, dest: Any, src: Any) -> None:
+        """Add a partition's sums to those of the scan, which start anew with another geometry.
+
+        Raises
+        ------
+        ValueError
+            If the upsampling factor was changed while running, or sums of integers came as
+            floating point numbers that do not hold them.
+        """
+        plan = self._plan
+        if dest.A.shape != plan.folded_shape:
+            raise ValueError(
+                f"the geometry was changed to an image of {plan.folded_shape}, from "
+                f"{dest.A.shape}: the upsampling factor must stay while a run goes on."
+            )
+        digest, first = src.part
+        if digest != plan.digest:
+            return  # of before the change
+        if dest.part[0] != digest:
+            for name in ("A", "S", "scanned"):
+                self.results.get_buffer(name).raw_data[:] = 0
+            dest.part[0] = digest
+        A = src.A
+        if A.dtype.kind != dest.A.dtype.kind:
+            # In a run with UDFs that take events on a GPU, LiberTEM makes floats of integer frames
+            # on workers, but not here.
+            largest = max(np.abs(sums).max(initial=0) for sums in (A, src.S))
+            if np.dtype(self.meta.dataset_dtype).itemsize == 8 or largest >= 2**53:
+                raise ValueError(
+                    "the frames are integers, but came as floating point numbers, in which sums of "
+                    "that size are not exact. LiberTEM does so for some of the UDFs in this run: "
+                    "run this one by itself."
+                )
+            A = A.astype(dest.A.dtype)
+        plan.add_part(A, int(first), dest.A)
+        dest.S[:] = src.S
+        dest.scanned[:] = src.scanned
+
+    @property
+    def _added(self) -> bool:
+        """Whether anything was added under the present geometry, on the main node."""
+        return bool(self.results.get_buffer("part").raw_data[0] == self._plan.digest)
