@@ -3,13 +3,18 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .parameters import Parameters, load_parameters
     from .udf import ParallaxPhaseFlipUDF, ParallaxUDF
 
-__all__ = ["ParallaxPhaseFlipUDF", "ParallaxUDF"]
+__all__ = ["ParallaxPhaseFlipUDF", "ParallaxUDF", "Parameters", "load_parameters"]
 
 
 def __getattr__(name: str) -> Any:
     # LiberTEM takes a second to import, which the help and errors of the command line need not.
+    if name in ("Parameters", "load_parameters"):
+        from . import parameters
+
+        return getattr(parameters, name)
     if name in __all__:
         from . import udf
 

@@ -7,15 +7,15 @@ and second along columns; its azimuth is ``arctan2(second, first)``.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 import scipy.constants
 from numpy.typing import ArrayLike, NDArray
+
+from . import checks
 
 __all__ = ["ALIASES", "SYMBOLS", "canonical", "gradient", "has_even", "surface", "wavelength"]
 
@@ -72,13 +72,14 @@ def wavelength(energy: float) -> float:
     return float(hc / math.sqrt(energy * (energy + 2 * rest)))
 
 
-def canonical(coefs: Mapping[str, float] | None) -> dict[str, float]:
+def canonical(coefs: Mapping[str, float | str] | None) -> dict[str, float]:
     """Check aberration coefficients and resolve their aliases.
 
     Parameters
     ----------
     coefs
-        Coefficients in Å and azimuths in rad, by any name in `SYMBOLS` or `ALIASES`.
+        Coefficients in Å and azimuths in rad or as texts like ``"15deg"``, by any name in `SYMBOLS`
+        or `ALIASES`.
 
     Returns
     -------
@@ -100,33 +101,23 @@ def canonical(coefs: Mapping[str, float] | None) -> dict[str, float]:
     for name, value in (coefs or {}).items():
         symbol = ALIASES.get(name, name)
         if symbol not in SYMBOLS:
-            near = difflib.get_close_matches(str(name), [*SYMBOLS, *ALIASES], n=1)
             raise ValueError(
                 f"aberration_coefs: unknown name {name!r}"
-                f"{f'; the nearest known one is {near[0]!r}' if near else ''}. "
+                f"{checks.hint(name, [*SYMBOLS, *ALIASES])}. "
                 f"Known: {', '.join(SYMBOLS)}; aliases: {', '.join(ALIASES)}."
             )
         if symbol in given:
             raise ValueError(
                 f"aberration_coefs: {given[symbol]!r} and {name!r} both name {symbol}; give one."
             )
-        number = _finite(name, value)
+        what = f"aberration_coefs[{name!r}]"
+        if symbol.startswith("phi"):
+            number = checks.angle(what, value)
+        else:
+            number = checks.number(what, value, "Å", positive=False)
         result[symbol] = -number if name == "defocus" else number
         given[symbol] = name
     return result
-
-
-def _finite(name: str, value: Any) -> float:
-    try:
-        number = math.nan if isinstance(value, str) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(
-            f"aberration_coefs[{name!r}] = {value!r}: expected a finite number "
-            f"({'rad' if name.startswith('phi') or name.endswith('angle') else 'Å'})."
-        )
-    return number
 
 
 def _terms(coefs: Mapping[str, float]) -> Iterator[tuple[int, int, float, float]]:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-import operator
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, Self
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
-from . import aberrations
+from . import aberrations, checks
 from .accumulate import Plan
+from .parameters import DEFAULTS, PARAMETERS, Parameters
 
-__all__ = ["Geometry", "check_flag"]
+__all__ = ["Geometry"]
 
 #: A relative margin on the edge of the bright field, so that pixels which lie on it are all inside
 #: or all outside, whatever the rounding of each.
@@ -35,12 +35,6 @@ _LEAST_SHIFT = 0.005
 #: Two turns, with room for rounding. Larger ones are degrees.
 _LARGEST_ROTATION = 12.6
 
-#: Larger factors are mistakes, too.
-_LARGEST_UPSAMPLING = 1000
-
-#: Temporary memory for directions and aberrations at every pixel of a detector or an image.
-_BYTES_PER_PIXEL = 96
-
 
 @dataclass(frozen=True, eq=False)
 class Geometry:
@@ -50,44 +44,30 @@ class Geometry:
     ----------
     plan
         Bright-field pixels and their shifts.
-    scan_sampling
-        Step of the scan along rows and columns in Å.
-    wavelength
-        In Å.
-    aberration_coefs
-        As `aberrations.canonical` returns them.
+    parameters
+        From which they follow.
     """
 
     plan: Plan
-    scan_sampling: tuple[float, float]
-    wavelength: float
-    aberration_coefs: Mapping[str, float]
+    parameters: Parameters
 
     @classmethod
-    def from_parameters(
-        cls,
-        shape: Iterable[int],
-        scan_sampling: tuple[float, float],
-        energy: float,
-        semiangle_cutoff: float,
-        reciprocal_sampling: tuple[float, float] | None = None,
-        angular_sampling: tuple[float, float] | None = None,
-        aberration_coefs: Mapping[str, float] | None = None,
-        rotation_angle: float | None = None,
-        upsampling_factor: int = 1,
-        detector_flip_cols: bool = False,
-        center: tuple[float, float] | None = None,
-        bf_mask: NDArray[np.bool_] | None = None,
-    ) -> Geometry:
+    def from_parameters(cls, shape: Iterable[int], **parameters: Any) -> Self:
         """Check parameters and work out the geometry.
 
-        Parameters are those of `libertem_parallax.ParallaxUDF.from_parameters`.
+        Parameters
+        ----------
+        shape
+            Scan rows and columns, detector rows and columns.
+        **parameters
+            Those of `libertem_parallax.ParallaxUDF.from_parameters`. What only the UDF or the
+            command line needs is left out.
 
         Raises
         ------
         ValueError
-            For a parameter out of its range; the message names it, what was given and what is
-            expected.
+            For a parameter that is missing or out of its range; the message names it, what was
+            given and what is expected.
 
         Warns
         -----
@@ -95,40 +75,29 @@ class Geometry:
             If the detector cuts off the bright field, shifts exceed the scan or come to nothing, or
             the rotation is more than two turns.
         """
-        scan_shape, detector_shape = _shape(shape)
-        scan_sampling = _pair("scan_sampling", scan_sampling, "Å")
-        energy = _number("energy", energy, "eV")
-        if energy < 10e3:
-            raise ValueError(
-                f"energy = {energy:g}: expected at least 10 keV, in eV (300 keV is 300e3)."
-            )
-        cutoff = _number("semiangle_cutoff", semiangle_cutoff, "mrad")
-        wavelength = aberrations.wavelength(energy)
-        if (reciprocal_sampling is None) == (angular_sampling is None):
-            raise ValueError(
-                "give exactly one of reciprocal_sampling (1/Å) and angular_sampling (mrad); got "
-                + ("neither." if angular_sampling is None else "both.")
-            )
-        if angular_sampling is not None:
-            sampling = _pair("angular_sampling", angular_sampling, "mrad")
-        else:
-            y, x = _pair("reciprocal_sampling", reciprocal_sampling, "1/Å")
+        sizes = checks.shape(shape)
+        scan_shape, detector_shape = sizes[:2], sizes[2:]
+        elsewhere = {name for name, p in PARAMETERS.items() if p.of != "acquisition"}
+        given = Parameters(**{k: v for k, v in parameters.items() if k not in elsewhere})
+        for declared in given.missing():
+            instead = f", or {declared.instead}" if declared.instead else ""
+            raise ValueError(f"{declared.name} is missing: expected the {declared.words}{instead}.")
+        values = {**DEFAULTS, **given}
+        scan_sampling, cutoff = values["scan_sampling"], values["semiangle_cutoff"]
+        sampling = values["angular_sampling"]
+        if sampling is None:
+            y, x = values["reciprocal_sampling"]
+            wavelength = aberrations.wavelength(values["energy"])
             sampling = y * wavelength * 1e3, x * wavelength * 1e3
-        coefs = aberrations.canonical(aberration_coefs)
-        rotation_angle = 0.0 if rotation_angle is None else rotation_angle
-        rotation = _number("rotation_angle", rotation_angle, "rad", positive=False)
+        coefs = values["aberration_coefs"] or {}
+        rotation, flip = values["rotation_angle"], values["detector_flip_cols"]
+        u, center = values["upsampling_factor"], values["center"]
         if abs(rotation) > _LARGEST_ROTATION:
             warnings.warn(
                 f"rotation_angle = {rotation:g} is more than two turns: expected rad, of which a "
                 f"degree is 0.01745. {rotation:g} degrees are {math.radians(rotation):.4g}.",
                 stacklevel=3,
             )
-        u = _upsampling(upsampling_factor)
-        flip = check_flag("detector_flip_cols", detector_flip_cols)
-        _check_memory(
-            f"shape = {shape}: a detector of {detector_shape[0]} x {detector_shape[1]} pixels",
-            _BYTES_PER_PIXEL * math.prod(detector_shape),
-        )
         canonical_center = _center(center, detector_shape, rotation, flip)
 
         with np.errstate(over="ignore", invalid="ignore"):
@@ -136,7 +105,7 @@ class Geometry:
         inside = np.hypot(angles[..., 0], angles[..., 1]) * 1e3 <= cutoff * (1 + _EDGE)
         if flip:
             angles, inside = angles[:, ::-1], inside[:, ::-1]
-        usable = inside & _mask(bf_mask, detector_shape)
+        usable = inside & _mask(values["bf_mask"], detector_shape)
         if not usable.any():
             raise ValueError(
                 f"the bright field is empty: no usable detector pixel lies within semiangle_cutoff "
@@ -175,13 +144,40 @@ class Geometry:
                 stacklevel=3,
             )
         plan = Plan(scan_shape, detector_shape, u, np.argwhere(usable), shifts.astype(np.int64))
-        rows, cols = plan.image_shape
-        _check_memory(
-            f"upsampling_factor = {u}: an image of {rows} x {cols} pixels",
-            # Two 64-bit accumulators: a worker's, and the sum.
-            2 * 8 * math.prod(plan.accumulator_shape) + _BYTES_PER_PIXEL * rows * cols,
-        )
-        return cls(plan, scan_sampling, wavelength, coefs)
+        return cls(plan, given)
+
+    def replace(self, **changes: Any) -> Self:
+        """Work out the geometry of the same data with other parameters.
+
+        Parameters
+        ----------
+        **changes
+            As for `Parameters.replace`. Aberrations are replaced as a whole.
+
+        Raises
+        ------
+        ValueError
+            As for `from_parameters`, which warns as well.
+        """
+        shape = self.plan.scan_shape + self.plan.detector_shape
+        return self.from_parameters(shape, **self.parameters.replace(**changes))
+
+    @property
+    def scan_sampling(self) -> tuple[float, float]:
+        """Step of the scan along rows and columns in Å."""
+        step: tuple[float, float] = self.parameters["scan_sampling"]
+        return step
+
+    @cached_property
+    def wavelength(self) -> float:
+        """Of the electrons in Å."""
+        return aberrations.wavelength(self.parameters["energy"])
+
+    @cached_property
+    def aberration_coefs(self) -> dict[str, float]:
+        """As `aberrations.canonical` returns them; empty if there are none."""
+        coefs: dict[str, float] = self.parameters.get("aberration_coefs", {})
+        return coefs
 
     @property
     def flips(self) -> bool:
@@ -226,85 +222,6 @@ class Geometry:
         return symmetric
 
 
-def _shape(shape: Iterable[int]) -> tuple[tuple[int, int], tuple[int, int]]:
-    try:
-        shape = tuple(shape)
-        sizes = tuple(operator.index(n) for n in shape)
-    except TypeError:
-        sizes = ()
-    if len(sizes) != 4 or min(sizes) < 1:
-        raise ValueError(
-            f"shape = {shape}: expected four positive integers (scan rows, scan columns, detector "
-            "rows, detector columns). Give nav_shape when loading data that is not 4D."
-        )
-    return (sizes[0], sizes[1]), (sizes[2], sizes[3])
-
-
-def _number(name: str, value: Any, unit: str, *, positive: bool = True) -> float:
-    try:
-        number = float(_not_text(value))
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number) or (positive and number <= 0):
-        raise ValueError(
-            f"{name} = {value!r}: expected a {'positive' if positive else 'finite'} number "
-            f"({unit})."
-        )
-    return number
-
-
-def _not_text(value: Any) -> Any:
-    """Refuse texts where numbers are expected: as two of them, "12" would be 1 and 2."""
-    if isinstance(value, str):
-        raise TypeError
-    return value
-
-
-def _pair(name: str, value: Any, unit: str) -> tuple[float, float]:
-    try:
-        first, second = _not_text(value)
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"{name} = {value!r}: expected two positive numbers, along rows and columns ({unit})."
-        ) from None
-    return _number(f"{name}[0]", first, unit), _number(f"{name}[1]", second, unit)
-
-
-def _upsampling(value: Any) -> int:
-    try:
-        factor = 0 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        factor = 0
-    if not 1 <= factor <= _LARGEST_UPSAMPLING:
-        raise ValueError(
-            f"upsampling_factor = {value!r}: expected an integer of at least 1, and no more than "
-            f"{_LARGEST_UPSAMPLING}."
-        )
-    return factor
-
-
-def check_flag(name: str, value: Any) -> bool:
-    """Return the value if it is a truth value.
-
-    Raises
-    ------
-    ValueError
-        If not: a text like ``"False"`` would count as True.
-    """
-    if not isinstance(value, bool | np.bool_):
-        raise ValueError(f"{name} = {value!r}: expected True or False.")
-    return bool(value)
-
-
-def _check_memory(what: str, needed: float) -> None:
-    available = psutil.virtual_memory().available
-    if needed > available:
-        raise ValueError(
-            f"{what} needs about {needed / 2**30:.1f} GiB of memory, {available / 2**30:.1f} GiB "
-            "are available. Check shape and upsampling_factor."
-        )
-
-
 def _center(
     center: tuple[float, float] | None,
     detector_shape: tuple[int, int],
@@ -322,10 +239,7 @@ def _center(
             float(rows // 2 - (turn in (2, 3) and rows % 2 == 0)),
             float(cols // 2 - (turn in (1, 2) and cols % 2 == 0)),
         )
-    try:
-        row, col = (float(c) for c in _not_text(center))
-    except (TypeError, ValueError, OverflowError):
-        row = col = math.nan
+    row, col = center
     if not (-0.5 <= row <= rows - 0.5 and -0.5 <= col <= cols - 0.5):
         raise ValueError(
             f"center = {center!r}: expected row and column of the beam on the detector of {rows} x "
@@ -348,16 +262,15 @@ def _angles(
     return np.stack([cos * y - sin * x, sin * y + cos * x], axis=-1)
 
 
-def _mask(bf_mask: Any, detector_shape: tuple[int, int]) -> NDArray[np.bool_]:
+def _mask(bf_mask: NDArray[np.bool_] | None, detector_shape: tuple[int, int]) -> NDArray[np.bool_]:
     if bf_mask is None:
         return np.ones(detector_shape, dtype=bool)
-    mask = np.asarray(bf_mask)
-    if mask.dtype != bool or mask.shape != detector_shape:
+    if bf_mask.shape != detector_shape:
         raise ValueError(
             f"bf_mask: expected a boolean array of the detector's shape {detector_shape}, True "
-            f"where a pixel may be used; got {mask.dtype} of shape {mask.shape}."
+            f"where a pixel may be used; got one of shape {bf_mask.shape}."
         )
-    return mask
+    return bf_mask
 
 
 def _warn_if_cut_off(

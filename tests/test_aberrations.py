@@ -111,6 +111,9 @@ def test_aliases():
         "hexafoil": "C56", "hexafoil_angle": "phi56",
     }  # fmt: skip
     assert aberrations.canonical(None) == {}
+    assert aberrations.canonical({"phi12": " -15 deg", "coma_angle": "1e1deg"}) == pytest.approx(
+        {"phi12": -np.pi / 12, "phi21": np.pi / 18}
+    )
 
 
 @pytest.mark.parametrize(
@@ -122,7 +125,11 @@ def test_aliases():
         ({"defocsu": 1}, "the nearest known one is 'defocus'"),
         ({"phi_12": 1}, "the nearest known one is 'phi12'"),
         ({"C10": float("nan")}, r"aberration_coefs\['C10'\] = nan: expected a finite number \(Å\)"),
-        ({"phi12": "x"}, r"aberration_coefs\['phi12'\] = 'x': expected a finite number \(rad\)"),
+        ({"phi12": "x"}, r"aberration_coefs\['phi12'\] = 'x': expected an angle, a number in rad"),
+        ({"phi12": "1"}, r"aberration_coefs\['phi12'\] = '1': expected an angle"),
+        ({"phi12": "nandeg"}, "'nandeg': expected an angle"),
+        ({"C10": True}, r"aberration_coefs\['C10'\] = True: expected a finite number \(Å\)"),
+        ({"C10": "15deg"}, r"aberration_coefs\['C10'\] = '15deg': expected a finite number"),
         ({"C10": 1, "defocus": -1}, "'C10' and 'defocus' both name C10"),
     ],
 )

@@ -869,7 +869,7 @@ def test_simulate_leaves_a_file_of_parameters_alone(run: Run) -> None:
     ("options", "messages"),
     [
         ("--energy 300", ["energy = 300", "eV"]),
-        ("--params both.toml", ["exactly one", "both"]),
+        ("--params both.toml", ["angular_sampling", "both given"]),
         ("--aberration C11=1", ["aberration_coefs", "C11"]),
         ("--bf-mask mask.npy", ["bf_mask", "(63, 64)"]),
         ("--center 512 0", ["center = (512.0, 0.0)"]),

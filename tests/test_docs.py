@@ -201,5 +201,7 @@ def test_tuning_while_it_runs(demo: np.ndarray) -> None:
         with libertem.api.Context.make_with("inline") as ctx:
             ds = ctx.load("memory", data=demo, sig_dims=2)
             roi = np.arange(18)[:, None].repeat(20, axis=1) >= 6
-            expected = ctx.run_udf(ds, names["make_udf"](ds, C10=-1.5e4), roi=roi)
+            parameters = {**ACQUISITION, "aberration_coefs": {"C10": -1.2e4}}
+            udf = ParallaxUDF.from_parameters(ds.shape, **parameters)
+            expected = ctx.run_udf(ds, udf, roi=roi)
     np.testing.assert_array_equal(names["image"], expected["reconstruction"].data)

@@ -495,7 +495,11 @@ def test_finishing_follows_changed_parameters(inline):
 def test_what_tab_completion_shows():
     import libertem_parallax
 
-    assert dir(libertem_parallax) == ["ParallaxPhaseFlipUDF", "ParallaxUDF"]
+    assert dir(libertem_parallax) == [
+        "ParallaxPhaseFlipUDF", "ParallaxUDF", "Parameters", "load_parameters"
+    ]  # fmt: skip
+    for name in dir(libertem_parallax):
+        assert getattr(libertem_parallax, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'ParalaxUDF'"):
         _ = libertem_parallax.ParalaxUDF
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import click
 
-from .parameters import to_toml
 from .run import COMPILES, by, image_pixel_size, make_udf, report, run
 from .specimen import correlation, describe_simulation, resample
 
@@ -33,6 +32,7 @@ def demo(output: Path) -> None:
     from tqdm import tqdm
 
     from .. import files
+    from ..parameters import Parameters
     from ..simulate import simulate
 
     frames_path, params_path, picture_path = (
@@ -49,12 +49,13 @@ def demo(output: Path) -> None:
             file["frames"] = simulation.frames
     except OSError as error:
         raise click.ClickException(f"--output: cannot write to {output}: {error}") from error
-    parameters = simulation.parameters
-    params_path.write_text(to_toml(parameters), encoding="utf-8")
+    given = {k: v for k, v in simulation.parameters.items() if k != "shape"}
+    parameters = Parameters(**given)
+    parameters.save(params_path, overwrite=True)
 
     with Context.make_with("threads") as ctx:
         dataset = ctx.load("hdf5", path=frames_path, ds_path="/frames")
-        udf = make_udf({**parameters, "image": ("parallax", "phase_flip")})
+        udf = make_udf(dataset.shape, parameters.replace(image=("parallax", "phase_flip")))
         click.echo(f"Reconstructing{COMPILES}", err=True)
         run(ctx, dataset, udf)
         # The second run is the one to be timed: there is nothing to compile any more.

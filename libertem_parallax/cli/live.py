@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import shlex
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..parameters import Parameters
 from .options import acquisition_options, blur_option, output_option
-from .parameters import check_required, merge, read_parameters, to_toml, udf_arguments
+from .parameters import check_required, read_parameters
 from .record import Recording, record
 from .run import check_output, image_paths, image_pixel_size, messages_only, report
 from .specimen import correlation, describe_simulation, resample
@@ -136,7 +137,6 @@ def live(
         raise click.UsageError(
             "give either a DETECTOR, merlin, dectris or asi_tpx3, or --simulate merlin or asi_tpx3."
         )
-    given = {} if params is None else read_parameters(params)
     recording = Recording(*(options.pop(name) for name in Recording._fields))
     if simulate is not None:
         meaningless = [
@@ -159,7 +159,7 @@ def live(
             raise click.UsageError(
                 f"--params {params}: --simulate writes that file anew. Give a copy of it."
             )
-        _live_simulated(simulate, given, options, output, snapshot, recording)
+        _live_simulated(simulate, params, options, output, snapshot, recording)
         return
     assert detector is not None
     if detector == "asi_tpx3" and recording.start:
@@ -169,10 +169,10 @@ def live(
         )
     if detector == "asi_tpx3" and data_port is not None:
         raise click.UsageError("--data-port: asi_tpx3 has one port only, give it with --port.")
-    parameters = merge(given, options)
+    parameters = read_parameters(params, options)
     check_required(parameters)
     output = _output(output, parameters)
-    check_output(output, [path for path in (params, parameters.get("bf_mask")) if path])
+    check_output(output, [*([params] if params else []), *parameters.files.values()])
 
     from ..live import PORTS, Address
 
@@ -187,7 +187,7 @@ def live(
 
 def _live_simulated(
     detector: str,
-    given: dict[str, Any],
+    given: Path | None,
     options: dict[str, Any],
     output: Path | None,
     snapshot: Path | None,
@@ -206,14 +206,16 @@ def _live_simulated(
     output = output or folder / "image.tif"
     # One frame tells what will be simulated, so that mistakes show before that takes its time.
     simulated = simulate(scan_shape=(1, 1), dose=None).parameters
-    parameters = merge(merge({**simulated, "phase_flip": True}, given), options)
+    shape = simulated.pop("shape")
+    parameters = read_parameters(given, options, Parameters(**simulated, image="phase_flip"))
+    # What LiberTEM is to be told of other data does not belong to these.
+    parameters = parameters.replace(load=None)
     _output(output, parameters)
-    shape = parameters.pop("shape")
     detector_shape = DETECTOR_SHAPE if detector == "asi_tpx3" else shape[2:]
     _check_parameters(parameters, detector_shape)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        check_output(output, [parameters["bf_mask"]] if "bf_mask" in parameters else [])
+        check_output(output, parameters.files.values())
         simulation = simulate(
             dose=dose, seed=1, progress=partial(tqdm, desc="Simulating", unit=" rows")
         )
@@ -234,7 +236,7 @@ def _live_simulated(
             recording,
             on_picture=lambda *picture: pictures.append(picture),
         )
-    params.write_text(to_toml(parameters), encoding="utf-8")
+    parameters.save(params, overwrite=True)
     pictures = list(dict(pictures).items())  # one of each number of frames
     image, udf = recorded.image, recorded.udf
     pixel_size, plan = image_pixel_size(udf), udf.params.geometry.plan
@@ -270,7 +272,7 @@ def _live_simulated(
     recorded.end()
 
 
-def _output(output: Path | None, parameters: Mapping[str, Any]) -> Path:
+def _output(output: Path | None, parameters: Parameters) -> Path:
     """Where the image goes; there can be but one."""
     paths = image_paths(output, "live", parameters["image"])
     if len(paths) > 1:
@@ -278,14 +280,13 @@ def _output(output: Path | None, parameters: Mapping[str, Any]) -> Path:
     return next(iter(paths.values()))
 
 
-def _check_parameters(parameters: Mapping[str, Any], detector_shape: tuple[int, int]) -> None:
+def _check_parameters(parameters: Parameters, detector_shape: tuple[int, int]) -> None:
     """Refuse what no scan on such a detector can be reconstructed with."""
     from ..udf import ParallaxUDF
 
-    checked = udf_arguments(parameters)
     # A small scan may be exceeded by shifts that the real one is not.
     with messages_only(), warnings.catch_warnings(action="ignore"):
-        ParallaxUDF.from_parameters((8, 8, *detector_shape), **checked)
+        ParallaxUDF.from_parameters((8, 8, *detector_shape), **parameters)
 
 
 def _write_for_detector(detector: str, folder: Path, frames: NDArray[Any]) -> Path:

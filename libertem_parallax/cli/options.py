@@ -10,18 +10,10 @@ from typing import Any
 
 import click
 
-from .parameters import parse_angle
+from ..parameters import PARAMETERS, Parameter
+from .parameters import option_name
 
-_ENGINES = ("auto", "cuda", "numba", "numpy")
-
-
-def _angle_option(_ctx: click.Context, _param: click.Parameter, text: str | None) -> float | None:
-    try:
-        return None if text is None else parse_angle(text)
-    except ValueError:
-        raise click.BadParameter(
-            f"{text!r} is neither a number in rad nor one in degrees like -15deg."
-        ) from None
+Command = Callable[..., None]
 
 
 def _split_pairs(texts: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -32,35 +24,51 @@ def _split_pairs(texts: Iterable[str]) -> Iterator[tuple[str, str]]:
         yield name.strip(), value.strip()
 
 
-def _aberration_option(
-    _ctx: click.Context, _param: click.Parameter, texts: tuple[str, ...]
-) -> dict[str, float]:
-    coefs: dict[str, float] = {}
-    for name, value in _split_pairs(texts):
-        if name in coefs:
-            raise click.BadParameter(f"{name} is given twice.")
-        try:
-            coefs[name] = float(value)
-        except ValueError:
-            raise click.BadParameter(
-                f"{name}={value}: expected a number after =, such as C10=-1.5e4."
-            ) from None
-    return coefs
+def _pairs_option(
+    parse: Callable[[str, str], Any],
+) -> Callable[[click.Context, click.Parameter, tuple[str, ...]], dict[str, Any] | None]:
+    """Read NAME=VALUE, given any number of times; None if it is not given."""
+
+    def read(
+        _ctx: click.Context, _param: click.Parameter, texts: tuple[str, ...]
+    ) -> dict[str, Any] | None:
+        values: dict[str, Any] = {}
+        for name, value in _split_pairs(texts):
+            if name in values:
+                raise click.BadParameter(f"{name} is given twice.")
+            values[name] = parse(name, value)
+        return values or None
+
+    return read
 
 
-def load_option(
-    _ctx: click.Context, _param: click.Parameter, texts: tuple[str, ...]
-) -> dict[str, Any]:
-    """Read KEY=VALUE, in which values are TOML, or plain text."""
-    load: dict[str, Any] = {}
-    for name, value in _split_pairs(texts):
-        if name in load:
-            raise click.BadParameter(f"{name} is given twice.")
-        load[name] = _parse_toml_value(value)
-    return load
+def _parse_coefficient(name: str, text: str) -> float | str:
+    """Read a number, or an angle in degrees, which is left to be checked."""
+    try:
+        return float(text)
+    except ValueError:
+        if text.endswith("deg"):
+            return text
+        raise click.BadParameter(
+            f"{name}={text}: expected a number after =, such as C10=-1.5e4, or an angle in degrees "
+            "for an azimuth, such as phi12=15deg."
+        ) from None
 
 
-def _parse_toml_value(text: str) -> Any:
+def _angle_option(
+    _ctx: click.Context, param: click.Parameter, text: str | None
+) -> float | str | None:
+    try:
+        value = None if text is None else text if text.endswith("deg") else float(text)
+        return PARAMETERS[param.name or ""].check(value) if isinstance(value, str) else value
+    except ValueError:
+        raise click.BadParameter(
+            f"{text!r} is neither a number in rad nor one in degrees like -15deg."
+        ) from None
+
+
+def _parse_toml_value(_name: str, text: str) -> Any:
+    """Read a value of TOML, or a plain text."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError as error:
@@ -90,113 +98,63 @@ class _ImageName(click.ParamType):  # type: ignore[type-arg]
             self.fail(str(error), param, ctx)
 
 
-#: Options that describe an acquisition, and how to make its image.
-_ACQUISITION_OPTIONS = (
-    click.option(
+def _takes(declared: Parameter) -> dict[str, Any]:
+    """Tell what the option for a parameter takes, as click wants to know it."""
+    match declared.kind:
+        case "number":
+            return {"type": float, "metavar": declared.unit}
+        case "pair":
+            return {"type": (float, float), "metavar": "Y X"}
+        case "position":
+            return {"type": (float, float), "metavar": "ROW COLUMN"}
+        case "angle":
+            return {"callback": _angle_option, "metavar": "ANGLE"}
+        case "integer":
+            return {"type": int}
+        case "flag":
+            return {"default": None}
+        case "choice":
+            return {"type": click.Choice(declared.choices)}
+        case "images":
+            return {
+                "type": _ImageName(),
+                "multiple": True,
+                "callback": lambda _ctx, _param, names: list(names) or None,
+            }
+        case "mask":
+            file = click.Path(exists=True, dir_okay=False, path_type=Path)
+            return {"type": file, "metavar": "FILE.npy"}
+        case "coefficients":
+            callback = _pairs_option(_parse_coefficient)
+            return {"multiple": True, "callback": callback, "metavar": "NAME=VALUE"}
+        case "table":
+            callback = _pairs_option(_parse_toml_value)
+            return {"multiple": True, "callback": callback, "metavar": "KEY=VALUE"}
+
+
+def parameter_option(name: str) -> Callable[[Command], Command]:
+    """Make the option for a parameter from its declaration; None if not given."""
+    declared = PARAMETERS[name]
+    option = option_name(name)
+    takes = _takes(declared)
+    names = f"{option}/--no-{option[2:]}" if declared.kind == "flag" else option
+    words = [declared.meaning]
+    if takes.get("multiple"):
+        words.append("Repeat it for more.")
+    return click.option(names, name, help=f"{' '.join(words)}  [{declared.need}]", **takes)
+
+
+def acquisition_options(command: Command) -> Command:
+    """Add the options that describe an acquisition, and how to make its image."""
+    for name in reversed([name for name, p in PARAMETERS.items() if p.kind != "table"]):
+        command = parameter_option(name)(command)
+    return click.option(
         "--params",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
         help="TOML file with parameters. Its keys are the names of the options with _ for -: "
         "scan_sampling = [3.5, 3.5]; aberrations are a table [aberration_coefs]. Options override "
         "it.",
-    ),
-    click.option(
-        "--image",
-        type=_ImageName(),
-        multiple=True,
-        callback=lambda _ctx, _param, names: list(names) or None,
-        help="What to make of the frames. Repeat it for several images in one pass; their names go "
-        "into those of the files.  "
-        "[default: parallax]",
-    ),
-    click.option(
-        "--phase-flip/--no-phase-flip",
-        default=None,
-        help="Undo the contrast reversals by defocus: another word for --image phase_flip.",
-    ),
-    click.option(
-        "--scan-sampling",
-        type=(float, float),
-        metavar="Y X",
-        help="Step of the scan along rows and columns in Å.  [required]",
-    ),
-    click.option("--energy", type=float, help="Energy of the electrons in eV.  [required]"),
-    click.option(
-        "--semiangle-cutoff",
-        type=float,
-        help="Semiangle of the bright field in mrad; pixels up to it are used.  [required]",
-    ),
-    click.option(
-        "--angular-sampling",
-        type=(float, float),
-        metavar="Y X",
-        help="Size of a detector pixel along rows and columns in mrad.  "
-        "[this or --reciprocal-sampling required]",
-    ),
-    click.option(
-        "--reciprocal-sampling",
-        type=(float, float),
-        metavar="Y X",
-        help="Size of a detector pixel along rows and columns in 1/Å.",
-    ),
-    click.option(
-        "--aberration",
-        "aberration_coefs",
-        multiple=True,
-        callback=_aberration_option,
-        metavar="NAME=VALUE",
-        help="Aberration coefficient in Å or azimuth in rad: C10, C12, phi12, ... phi56, or names "
-        "such as defocus (= -C10), astigmatism, coma, Cs. Repeat it for more.",
-    ),
-    click.option(
-        "--rotation-angle",
-        callback=_angle_option,
-        metavar="ANGLE",
-        help="Rotation of the detector against the scan in rad, or in degrees as in -15deg.  "
-        "[default: 0]",
-    ),
-    click.option(
-        "--upsampling-factor", type=int, help="Pixels of the image per scan step.  [default: 1]"
-    ),
-    click.option(
-        "--center",
-        type=(float, float),
-        metavar="ROW COLUMN",
-        help="Beam center in detector pixels as stored, counted from 0, fractions allowed.  "
-        "[default: the middle]",
-    ),
-    click.option(
-        "--detector-flip-cols/--no-detector-flip-cols",
-        default=None,
-        help="Read the frames' columns from right to left.  [default: no]",
-    ),
-    click.option(
-        "--bf-mask",
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
-        metavar="FILE.npy",
-        help="Boolean array of the detector's shape: False for dead pixels and beam stops.",
-    ),
-    click.option(
-        "--suppress-nyquist-noise/--no-suppress-nyquist-noise",
-        "suppress_Nyquist_noise",
-        default=None,
-        help="Zero the Nyquist frequencies of the image where the rounding of shifts to pixels "
-        "fills them with noise: of the parallax image if it is upsampled, of the phase-flipped one "
-        "always.  [default: yes]",
-    ),
-    click.option(
-        "--engine",
-        type=click.Choice(_ENGINES),
-        help="What adds the frames: a GPU, compiled code on the CPU, or slow code for comparison. "
-        "All give the same.  [default: auto: the GPU where one works, else the CPU]",
-    ),
-)
-
-
-def acquisition_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that describe an acquisition."""
-    for option in reversed(_ACQUISITION_OPTIONS):
-        command = option(command)
-    return command
+    )(command)
 
 
 def _finite(_ctx: click.Context, _param: click.Parameter, number: float | None) -> float | None:

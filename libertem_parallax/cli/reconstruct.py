@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from .options import acquisition_options, blur_option, load_option, output_option
-from .parameters import check_required, merge, read_parameters, udf_arguments
+from .options import acquisition_options, blur_option, output_option, parameter_option
+from .parameters import check_required, read_parameters
 from .run import (
     COMPILES,
     check_output,
@@ -37,15 +37,7 @@ Examples:
 @click.argument("data", type=click.Path(exists=True, path_type=Path))
 @output_option("DATA's name with that of the image, as scan_parallax.tif, in the current folder")
 @acquisition_options
-@click.option(
-    "--load",
-    multiple=True,
-    callback=load_option,
-    metavar="KEY=VALUE",
-    help="Tell LiberTEM about the data, such as type=raw, dtype=uint16, "
-    "'nav_shape=[256, 256]', 'sig_shape=[64, 64]'; VALUE as in TOML, or plain text. "
-    "Repeat it for more, or have a table [load] in the file for --params.  [default: type=auto]",
-)
+@parameter_option("load")
 @blur_option(
     "Blur a .png with a Gaussian of this standard deviation, to see through the noise of few "
     "electrons; other files hold the numbers as they are."
@@ -57,25 +49,24 @@ def reconstruct(
 
     Parameters come from options, from a TOML file, or both.
     """
-    parameters = merge({} if params is None else read_parameters(params), options)
+    parameters = read_parameters(params, options)
     check_required(parameters)
-    load, inputs = parameters["load"], [data, params, parameters.get("bf_mask")]
+    inputs = [data, *([params] if params else []), *parameters.files.values()]
     outputs = image_paths(output, data.stem, parameters["image"])
     for path in outputs.values():
-        check_output(path, [given for given in inputs if given is not None])
+        check_output(path, inputs)
         if blur and path.suffix.lower() != ".png":
             raise click.UsageError(
                 f"--blur: {path} holds the numbers as they are. Leave it out, or write a .png."
             )
-    arguments = udf_arguments(parameters)
 
     from libertem.api import Context
 
     from .. import files
 
     with Context.make_with("threads") as ctx:
-        dataset = _load(ctx, data, load)
-        udf = make_udf({**arguments, "shape": dataset.shape})
+        dataset = _load(ctx, data, parameters.settings.get("load", {}))
+        udf = make_udf(dataset.shape, parameters)
         click.echo(f"Reconstructing{COMPILES}", err=True)
         results, speed = run(ctx, dataset, udf)
     for name, path in outputs.items():

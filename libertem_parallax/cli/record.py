@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from .parameters import udf_arguments
 from .run import (
     COMPILES,
     assigned,
@@ -28,6 +27,8 @@ from .run import (
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from ..parameters import Parameters
 
 
 class Recording(NamedTuple):
@@ -64,7 +65,7 @@ class _Recorded(NamedTuple):
 
 def record(
     address: Any,
-    parameters: dict[str, Any],
+    parameters: Parameters,
     output: Path,
     snapshot: Path | None,
     recording: Recording,
@@ -78,7 +79,6 @@ def record(
     from ..tpx3 import DETECTOR_SHAPE
     from ..udf import ParallaxUDF
 
-    parameters = udf_arguments(parameters)
     with contextlib.ExitStack() as stack:
         stack.enter_context(messages_only())
         gpu = default_gpu() if parameters.get("engine", "auto") == "auto" else None
@@ -94,7 +94,7 @@ def record(
         else:
             detector_shape, dtype = live.describe(ctx, conn, watch)
 
-        def make_udf(shape: tuple[int, ...], **parameters: Any) -> Any:
+        def make_udf(shape: tuple[int, ...], parameters: Parameters) -> Any:
             udf = ParallaxUDF.from_parameters(shape, **parameters)
             live.warm_up(ctx, udf, dtype, events=events)
             return udf
@@ -104,12 +104,12 @@ def record(
         click.echo(f"Getting ready{COMPILES}", err=True)
         known = recording.nav_shape is not None and not events
         with contextlib.nullcontext() if known else warnings.catch_warnings(action="ignore"):
-            anywhere = {**parameters, "center": None, "bf_mask": None} if events else parameters
-            udf = make_udf((recording.nav_shape or (8, 8)) + detector_shape, **anywhere)
+            anywhere = parameters.replace(center=None, bf_mask=None) if events else parameters
+            udf = make_udf((recording.nav_shape or (8, 8)) + detector_shape, anywhere)
         screen, picture = _open_screen(output, snapshot, recording, image_pixel_size(udf))
         acquisition = _await(ctx, conn, watch, address, recording)
         if events or tuple(acquisition.shape) != (recording.nav_shape or ()) + detector_shape:
-            udf = make_udf(tuple(acquisition.shape), **parameters)
+            udf = make_udf(tuple(acquisition.shape), parameters)
         added = _add(ctx, conn, watch, acquisition, udf, screen, recording, on_picture)
     total = acquisition.shape.nav.size
     if added.results is None:

@@ -7,7 +7,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,8 @@ import click
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from ..parameters import Parameters
 
 COMPILES = " (the first time, code is compiled, which takes some seconds)"
 
@@ -44,12 +46,12 @@ def messages_only() -> Iterator[None]:
         raise click.ClickException(str(error)) from error
 
 
-def make_udf(parameters: Mapping[str, Any]) -> Any:
-    """Make the UDF from the arguments of its `from_parameters`; mistakes are told to people."""
+def make_udf(shape: Iterable[int], parameters: Parameters) -> Any:
+    """Make the UDF for data of this shape; mistakes are told to people."""
     from ..udf import ParallaxUDF
 
     with messages_only():
-        return ParallaxUDF.from_parameters(**parameters)
+        return ParallaxUDF.from_parameters(shape, **parameters)
 
 
 def run(ctx: Any, dataset: Any, udf: Any) -> tuple[dict[str, NDArray[Any]], str]:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterable, Mapping
+from os import PathLike
 from typing import ClassVar, Self
 
 import numpy as np
 from libertem.common.buffers import BufferWrapper
 from numpy.typing import NDArray
 
-from ..geometry import Geometry, check_flag
+from .. import checks
+from ..geometry import Geometry
 from ..images import IMAGES, Imaging, Sums, check_images
+from ..memory import check_detector, check_image
 from .base import SumsUDF
 
 __all__ = ["ParallaxPhaseFlipUDF", "ParallaxUDF"]
@@ -55,7 +58,7 @@ class ParallaxUDF(SumsUDF):
         image: str | Iterable[str] | None = None,
     ) -> None:
         self._check_engine(engine)
-        check_flag("suppress_Nyquist_noise", suppress_Nyquist_noise)
+        checks.flag("suppress_Nyquist_noise", suppress_Nyquist_noise)
         super().__init__(
             geometry=geometry,
             suppress_Nyquist_noise=suppress_Nyquist_noise,
@@ -77,13 +80,13 @@ class ParallaxUDF(SumsUDF):
         semiangle_cutoff: float,
         reciprocal_sampling: tuple[float, float] | None = None,
         angular_sampling: tuple[float, float] | None = None,
-        aberration_coefs: Mapping[str, float] | None = None,
-        rotation_angle: float | None = None,
+        aberration_coefs: Mapping[str, float | str] | None = None,
+        rotation_angle: float | str | None = 0.0,
         upsampling_factor: int = 1,
         suppress_Nyquist_noise: bool = True,
         detector_flip_cols: bool = False,
         center: tuple[float, float] | None = None,
-        bf_mask: NDArray[np.bool_] | None = None,
+        bf_mask: NDArray[np.bool_] | str | PathLike[str] | None = None,
         engine: str = "auto",
         image: str | Iterable[str] | None = None,
     ) -> Self:
@@ -96,39 +99,47 @@ class ParallaxUDF(SumsUDF):
         scan_sampling
             Step of the scan along rows and columns in Å.
         energy
-            Of the electrons in eV.
+            Energy of the electrons in eV.
         semiangle_cutoff
-            Semiangle of the bright field in mrad; pixels up to it are used.
-        reciprocal_sampling, angular_sampling
-            Size of a detector pixel along rows and columns in 1/Å, or in mrad; give one.
+            Semiangle of the bright field in mrad. Pixels up to it are used.
+        reciprocal_sampling
+            Size of a detector pixel along rows and columns in 1/Å. Give this or angular_sampling.
+        angular_sampling
+            Size of a detector pixel along rows and columns in mrad. Give this or
+            reciprocal_sampling.
         aberration_coefs
-            Polar coefficients in Å and azimuths in rad as abTEM defines them, ``C10``, ``C12``,
-            ``phi12`` ... ``phi56``, or their aliases (``defocus`` = -C10, ``astigmatism``,
-            ``coma``, ``Cs`` ...). Default: none.
+            Aberration coefficients in Å and azimuths in rad or degrees (15deg). Names are those of
+            abTEM, C10, C12, phi12 ... C56, phi56, or others such as defocus (= -C10), astigmatism,
+            coma, Cs.
         rotation_angle
-            Rotation of the detector's directions against the scan in rad: ``k = R(θ) · (pixel -
-            center)``, ``R(θ) = [[cos, -sin], [sin, cos]]``, rows first. An exact multiple of π/2
-            also describes an array layout and moves the default center accordingly.
+            Rotation of the detector's directions against the scan in rad, or in degrees as in
+            -15deg. ``k = R(θ) · (pixel - center)``, ``R(θ) = [[cos, -sin], [sin, cos]]``, rows
+            first. An exact multiple of π/2 also describes an array layout and moves the default
+            center accordingly.
         upsampling_factor
-            Pixels of the image per scan step, ``u``: an integer from 1 to 1000.
+            Pixels of the image per scan step. An integer from 1 to 1000, ``u``.
         suppress_Nyquist_noise
-            Zero the Nyquist frequencies of the image where the shifts' rounding to pixels fills
-            them with noise: of the parallax image if ``u > 1``, of the phase-flipped one always.
+            Zero the Nyquist frequencies of the image where the rounding of shifts to pixels fills
+            them with noise. These are those of the parallax image if it is upsampled, of the
+            phase-flipped one always.
         detector_flip_cols
             Read the frames' columns from right to left.
         center
-            Row and column of the beam in detector pixels as stored, fractions allowed. Default:
-            pixel ``(rows // 2, columns // 2)`` after flipping; exact quarter turns move it along,
-            as reversing axes of even length does.
-        bf_mask : (detector rows, columns) bool
-            Pixels as stored that may be used: False for dead pixels and beam stops. Default: all.
+            Row and column of the beam in detector pixels as stored. They count from 0, and
+            fractions are allowed. Default: pixel ``(rows // 2, columns // 2)`` after flipping;
+            exact quarter turns move it along, as reversing axes of even length does.
+        bf_mask
+            Boolean array of the detector's shape, or a .npy file of one. It is False where a pixel
+            as stored must not be used: dead pixels, beam stops. Default: all pixels.
         engine
-            What adds the frames. ``"auto"``: CUDA kernels on workers with a GPU, else code compiled
-            by Numba. ``"cuda"``: the GPU or an error, also on workers to which LiberTEM assigned
-            none. ``"numba"``: the CPU. ``"numpy"``: slow, for comparison. All give the same.
+            What adds the frames. That is the GPU (cuda), compiled code on the CPU (numba), or slow
+            code for comparison (numpy). All give the same. ``"auto"``: CUDA kernels on workers to
+            which LiberTEM assigned a GPU, else Numba. ``"cuda"``: the GPU or an error, also on
+            other workers.
         image
-            Name of an image, or several, to be made in one pass, each as a channel of its name:
-            ``"parallax"``, ``"phase_flip"``. Default: the channels of the class.
+            What to make of the frames. That is the name of an image, parallax or phase_flip, or of
+            several: they are made in one pass, each as a result of its name. Default: the channels
+            of the class.
 
         Returns
         -------
@@ -146,6 +157,8 @@ class ParallaxUDF(SumsUDF):
             If the detector cuts off the bright field, shifts exceed the scan or come to nothing, or
             the rotation is more than two turns.
         """
+        shape = checks.shape(shape)
+        check_detector(shape)
         geometry = Geometry.from_parameters(
             shape=shape,
             scan_sampling=scan_sampling,
@@ -160,6 +173,7 @@ class ParallaxUDF(SumsUDF):
             center=center,
             bf_mask=bf_mask,
         )
+        check_image(geometry.plan)
         return cls(geometry, suppress_Nyquist_noise, engine, image)
 
     @property

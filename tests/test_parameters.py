@@ -1,0 +1,227 @@
+"""Parameters are declared once: what else speaks of them agrees, and files hold them."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import pickle
+import re
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import libertem_parallax as prlx
+from libertem_parallax.geometry import Geometry
+from libertem_parallax.memory import check_detector, check_image
+from libertem_parallax.parameters import DEFAULTS, PARAMETERS, Parameters, load_parameters
+
+#: Something other than the default everywhere.
+EVERYTHING = {
+    "scan_sampling": (4.0, 5.1),
+    "energy": 200e3,
+    "semiangle_cutoff": 1.3,
+    "angular_sampling": (0.1 + 0.2, 1 / 3),
+    "aberration_coefs": {"C10": -2000.0, "C12": 300.0, "phi12": 0.5},
+    "rotation_angle": 0.1,
+    "upsampling_factor": 2,
+    "suppress_Nyquist_noise": False,
+    "detector_flip_cols": True,
+    "center": (4.5, 6.25),
+    "engine": "numpy",
+    "image": ("phase_flip",),
+}
+SETTINGS = {"phase_flip": True, "load": {"type": "raw", "nav_shape": [6, 8], "a": {"b c": '"\n'}}}
+
+
+def test_from_parameters_has_what_is_declared() -> None:
+    signature = inspect.signature(prlx.ParallaxUDF.from_parameters).parameters
+    arguments = {name: p for name, p in PARAMETERS.items() if p.of != "command"}
+    assert list(signature) == ["shape", *arguments]
+    for name, declared in arguments.items():
+        expected = inspect.Parameter.empty if declared.required and not declared.instead else None
+        assert signature[name].default in (expected, declared.default)
+        assert signature[name].default is not None or declared.default is None
+
+
+def test_its_docstring_says_what_is_declared() -> None:
+    text = inspect.getdoc(prlx.ParallaxUDF.from_parameters) or ""
+    section = text[text.index("Parameters\n---") : text.index("Returns\n---")]
+    entries = re.findall(r"^(\w+)\n((?:    .*\n|\n)+)", section, flags=re.MULTILINE)
+    described = {name: " ".join(words.split()) for name, words in entries}
+    for name, declared in PARAMETERS.items():
+        if declared.of != "command":
+            assert described.pop(name).startswith(declared.meaning)
+    assert list(described) == ["shape"]
+
+
+def test_the_table_of_the_docs_says_what_is_declared() -> None:
+    """If not: what it expects is the table to be pasted."""
+    page = Path(__file__).parents[1] / "docs" / "parameters.md"
+    rows = [line for line in page.read_text(encoding="utf-8").splitlines() if line[:3] == "| `"]
+    assert rows[: len(PARAMETERS)] == [
+        f"| `{name}` | {declared.meaning} | {declared.need.removeprefix('default: ')} |"
+        for name, declared in PARAMETERS.items()
+    ]
+
+
+def test_values_of_the_defaults_are_valid() -> None:
+    for name, default in DEFAULTS.items():
+        assert default is None or PARAMETERS[name].check(default) == default
+
+
+def test_a_mapping_of_what_is_given() -> None:
+    parameters = Parameters(**EVERYTHING, **SETTINGS, bf_mask=None)
+    assert dict(parameters) == EVERYTHING
+    assert len(parameters) == len(EVERYTHING)
+    assert parameters.settings == SETTINGS
+    udf = prlx.ParallaxUDF.from_parameters(shape=(6, 8, 10, 12), **parameters)
+    assert udf.params.engine == "numpy"
+    kept = udf.params.geometry.parameters
+    assert dict(kept) == {
+        name: value for name, value in EVERYTHING.items() if PARAMETERS[name].of == "acquisition"
+    }
+    assert dict(pickle.loads(pickle.dumps(parameters))) == EVERYTHING
+
+
+def test_it_does_not_change() -> None:
+    coefs = {"C10": 1.0}
+    mask = np.ones((2, 2), bool)
+    parameters = Parameters(aberration_coefs=coefs, bf_mask=mask, load={"a": [1]})
+    coefs["C10"] = mask[0, 0] = 0
+    parameters["aberration_coefs"]["C10"] = 2
+    parameters.settings["load"]["a"].append(2)
+    with pytest.raises(ValueError, match="read-only"):
+        parameters["bf_mask"][0, 0] = 0
+    with pytest.raises(TypeError):
+        parameters["energy"] = 300e3  # type: ignore[index]
+    assert parameters["aberration_coefs"] == {"C10": 1.0}
+    assert parameters["bf_mask"].all()
+    assert parameters.settings == {"load": {"a": [1]}}
+
+
+def test_replace() -> None:
+    parameters = Parameters(**EVERYTHING, **SETTINGS)
+    new = parameters.replace(
+        energy=300e3, reciprocal_sampling=(1, 2), center=None, phase_flip=None, aberration_coefs={}
+    )
+    expected = {**EVERYTHING, "energy": 300e3, "reciprocal_sampling": (1.0, 2.0)}
+    del expected["angular_sampling"], expected["center"]
+    assert dict(new) == {**expected, "aberration_coefs": {}}
+    assert new.settings == {"load": SETTINGS["load"]}
+    assert dict(parameters) == EVERYTHING
+
+
+def test_what_is_missing() -> None:
+    def names(parameters: Parameters, *needed: str) -> list[str]:
+        return [declared.name for declared in parameters.missing(*needed)]
+
+    samplings = ["reciprocal_sampling", "angular_sampling"]
+    assert names(Parameters(energy=1e5)) == ["scan_sampling", "semiangle_cutoff", *samplings]
+    assert names(Parameters(energy=1e5), "energy", "center") == ["center"]
+    assert names(Parameters(**EVERYTHING)) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"enery": 1}, "unknown parameter 'enery'; the nearest known one is 'energy'"),
+        ({"C10": 1}, "unknown parameter 'C10'; it belongs in aberration_coefs"),
+        ({"self": 1}, "unknown parameter 'self'"),
+        ({"phase_flip": 1}, "phase_flip = 1: expected True or False"),
+        ({"load": "raw"}, "load = 'raw': expected a table"),
+        ({"center": (1, float("nan"))}, "center = .*: expected two numbers, row and column"),
+        ({"engine": ["numpy"]}, r"engine = \['numpy'\]: expected one of auto, cuda"),
+        ({"scan_sampling": (True, 1.0)}, r"scan_sampling\[0\] = True: expected a positive number"),
+        ({"scan_sampling": {1.0: 1, 2.0: 2}}, "scan_sampling = .*: expected two positive numbers"),
+        ({"scan_sampling": b"12"}, "scan_sampling = b'12': expected two positive numbers"),
+        ({"energy": np.True_}, "energy = .*True.*: expected a positive number"),
+        ({"energy": np.array([3e5])}, "energy = array.*: expected a positive number"),
+        ({"energy": 3e5 + 0j}, "energy = .*: expected a positive number"),
+        ({"rotation_angle": True}, 'rotation_angle = True: expected an angle, .* "-15deg"'),
+        ({"rotation_angle": "0.3"}, "rotation_angle = '0.3': expected an angle"),
+        ({"rotation_angle": "deg"}, "rotation_angle = 'deg': expected an angle"),
+        ({"bf_mask": np.ones(4, bool)}, r"bf_mask: expected a boolean array .* \(4,\)"),
+        ({"bf_mask": "gone.npy"}, "bf_mask: gone.npy cannot be read"),
+    ],
+)
+def test_errors_name_what_is_wrong(given: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Parameters(**given)
+
+
+def test_files_hold_everything(tmp_path: Path) -> None:
+    parameters = Parameters(**EVERYTHING, **SETTINGS)
+    parameters.save(tmp_path / "params.toml")
+    loaded = prlx.load_parameters(str(tmp_path / "params.toml"))
+    assert dict(loaded) == EVERYTHING
+    assert loaded.settings == SETTINGS
+
+
+def test_files_say_what_the_values_are(tmp_path: Path) -> None:
+    path = tmp_path / "params.toml"
+    parameters = Parameters(**{**EVERYTHING, "rotation_angle": "-15deg"})
+    comments = {"energy": "as the\nmicroscope says", "C12": "± 3 Å"}
+    parameters.save(path, comments=comments, header="Found in scan.h5.\n\nTwice.")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert lines[:3] == ["# Found in scan.h5.", "#", "# Twice."]
+    assert "energy = 200000.0  # energy of the electrons in eV; as the microscope says" in lines
+    assert "C12 = 300.0  # ± 3 Å" in lines
+    assert tomllib.loads("\n".join(lines))["rotation_angle"] == math.radians(-15)
+
+
+def test_existing_files_are_kept(tmp_path: Path) -> None:
+    path, mask = tmp_path / "params.toml", tmp_path / "params_bf_mask.npy"
+    parameters = Parameters(energy=2e5, bf_mask=np.eye(3, dtype=bool))
+    for occupied, other in ((path, mask), (mask, path)):
+        occupied.write_text("mine")
+        with pytest.raises(FileExistsError, match=f"{occupied.name} exists.*overwrite"):
+            parameters.save(path)
+        assert occupied.read_text() == "mine"
+        assert not other.exists()
+        occupied.unlink()
+    for _ in range(2):
+        parameters.save(path, overwrite=True)
+        np.testing.assert_array_equal(load_parameters(path)["bf_mask"], np.eye(3))
+
+
+def test_masks_of_files_stay_in_their_file(tmp_path: Path) -> None:
+    """Also where the parameters are written elsewhere."""
+    (tmp_path / "there").mkdir()
+    np.save(tmp_path / "mask.npy", np.eye(3, dtype=bool))
+    (tmp_path / "a.toml").write_text('bf_mask = "mask.npy"', encoding="utf-8")
+    loaded = load_parameters(tmp_path / "a.toml").replace(energy=1e5)
+    assert loaded.files == {"bf_mask": tmp_path / "mask.npy"}
+    loaded.save(tmp_path / "there" / "b.toml")
+    assert [path.name for path in (tmp_path / "there").iterdir()] == ["b.toml"]
+    again = load_parameters(tmp_path / "there" / "b.toml")
+    np.testing.assert_array_equal(again["bf_mask"], np.eye(3))
+    assert not loaded.replace(bf_mask=None).files
+
+
+def test_a_geometry_with_other_parameters_is_made_from_all_of_them() -> None:
+    shape = (6, 8, 10, 12)
+    geometry = Geometry.from_parameters(shape, **EVERYTHING)
+    changed = geometry.replace(aberration_coefs={"C10": -1000.0})
+    expected = Geometry.from_parameters(
+        shape, **{**EVERYTHING, "aberration_coefs": {"C10": -1000.0}}
+    )
+    assert changed.plan.digest == expected.plan.digest != geometry.plan.digest
+    assert geometry.replace().plan.digest == geometry.plan.digest
+    for name in ("center", "rotation_angle", "semiangle_cutoff"):
+        assert changed.parameters[name] == EVERYTHING[name]
+
+
+def test_memory() -> None:
+    check_detector((1, 1, 512, 512))
+    with pytest.raises(ValueError, match=r"a detector of 10000000 x 10000000 pixels .* GiB of mem"):
+        prlx.ParallaxUDF.from_parameters(
+            (8, 9, 10**7, 10**7), **{**EVERYTHING, "upsampling_factor": 1}
+        )
+    with pytest.raises(ValueError, match="shape = 5: expected four positive integers"):
+        prlx.ParallaxUDF.from_parameters(5, **EVERYTHING)  # type: ignore[arg-type]
+    large = {**EVERYTHING, "upsampling_factor": 1000}
+    with pytest.raises(ValueError, match=r"upsampling_factor = 1000: an image of .* GiB of memory"):
+        prlx.ParallaxUDF.from_parameters((9999, 9999, 24, 25), **large)
+    check_image(Geometry.from_parameters((6, 8, 10, 12), **EVERYTHING).plan)
