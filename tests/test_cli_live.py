@@ -22,12 +22,12 @@ import psutil
 import pytest
 import tifffile
 from click.testing import CliRunner, Result
+from detectors import dectris_simulator
 from libertem.api import Context
-from live import dectris_simulator
 from numpy.typing import NDArray
 from PIL import Image
 
-from libertem_parallax import ParallaxPhaseFlipUDF, ParallaxUDF, live, simulate, tpx3
+from libertem_parallax import ParallaxPhaseFlipUDF, ParallaxUDF, live, simulate
 from libertem_parallax.accumulate import Engine
 from libertem_parallax.cli import main
 
@@ -40,7 +40,9 @@ from libertem_live.detectors.merlin import sim
 from libertem_live.detectors.merlin.connection import MerlinDetectorConnection
 from libertem_live.detectors.merlin.control import MerlinControl
 
-from libertem_parallax.merlin import Simulator, simulator, write_mib
+from libertem_parallax.live import asi_tpx3, detector
+from libertem_parallax.live.merlin import Simulator, simulator, write_mib
+from libertem_parallax.show import screen
 from libertem_parallax.udf import base
 
 pytestmark = [
@@ -347,7 +349,7 @@ def test_the_detector_fails_and_works_again(
 
 def test_the_detector_is_killed(run: Run, hdr: Path, frames: NDArray[Any]) -> None:
     code = (
-        "import sys; from pathlib import Path; from libertem_parallax import merlin\n"
+        "import sys; from pathlib import Path; from libertem_parallax.live import merlin\n"
         "with merlin.simulator(Path(sys.argv[1]), dwelltime=50_000) as where:\n"
         "    print(where.api_port, where.data_port, flush=True); sys.stdin.read()"
     )
@@ -431,7 +433,7 @@ def test_somebody_else_is_there(
     monkeypatch: pytest.MonkeyPatch,
     wrong: str,
 ) -> None:
-    monkeypatch.setattr(live, "_ANSWER", 0.5)
+    monkeypatch.setattr(detector, "ANSWER", 0.5)
     if wrong == "control":
         result = run(arguments(merlin, f"--port {silent}"))
         check_error(result, "did not tell the shape of its frames within 0.5 s")
@@ -600,10 +602,10 @@ def timepix3(
     events: NDArray[np.uint16], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[str]:
     """Run a Timepix3; the command for it, which receives some 15 frames at a time."""
-    monkeypatch.setattr(live, "_CHUNK_BYTES", 1 << 10)
-    monkeypatch.setattr(live, "_BUFFER", 16)
-    tpx3.write_tpx3(tmp_path / "scan.tpx3", events, frames_per_chunk=4)
-    with tpx3.simulator(tmp_path / "scan.tpx3", seconds=0.5) as where:
+    monkeypatch.setattr(asi_tpx3, "CHUNK_BYTES", 1 << 10)
+    monkeypatch.setattr(asi_tpx3, "BUFFER", 16)
+    asi_tpx3.write_tpx3(tmp_path / "scan.tpx3", events, frames_per_chunk=4)
+    with asi_tpx3.simulator(tmp_path / "scan.tpx3", seconds=0.5) as where:
         yield f"live asi_tpx3 --port {where.data_port} {OPTIONS} -o image.tif "
 
 
@@ -662,7 +664,7 @@ def test_timepix3_takes_parameters_of_the_detector(
     run: Run, timepix3: str, events: NDArray[Any], nav_shape: str
 ) -> None:
     """Its shape is known when the scan has begun."""
-    mask = np.ones(tpx3.DETECTOR_SHAPE, dtype=bool)
+    mask = np.ones(asi_tpx3.DETECTOR_SHAPE, dtype=bool)
     mask[256] = False
     np.save("mask.npy", mask)
     assert run(f"{timepix3} {nav_shape} --bf-mask mask.npy --center 255 257").exit_code == 0
@@ -680,14 +682,14 @@ def test_timepix3_of_another_shape(run: Run, timepix3: str, events: NDArray[Any]
     """One chip; its pixels in the stream are counted by rows of 256."""
     frames = np.zeros((*events.shape[:2], 256, 256), np.uint16)
     frames[..., 96:160, 96:160] = events
-    detected = np.zeros((*events.shape[:2], *tpx3.DETECTOR_SHAPE), np.uint16)
+    detected = np.zeros((*events.shape[:2], *asi_tpx3.DETECTOR_SHAPE), np.uint16)
     detected.reshape(FRAMES, -1)[:, : 256 * 256] = frames.reshape(FRAMES, -1)
-    tpx3.write_tpx3(Path("chip.tpx3"), detected, frames_per_chunk=4)
+    asi_tpx3.write_tpx3(Path("chip.tpx3"), detected, frames_per_chunk=4)
     stream = bytearray(Path("chip.tpx3").read_bytes())
     stream[8:12] = struct.pack("<HH", 256, 256)
     Path("chip.tpx3").write_bytes(stream)
     np.save("mask.npy", np.ones((256, 256), dtype=bool))
-    with tpx3.simulator(Path("chip.tpx3"), seconds=0.5) as where:
+    with asi_tpx3.simulator(Path("chip.tpx3"), seconds=0.5) as where:
         result = run(f"{timepix3} --port {where.data_port} --bf-mask mask.npy --center 128 128")
     check_complete(result, events)
     assert "8 x 12 scan, 256 x 256 detector, float32" in result.stdout
@@ -715,7 +717,7 @@ def test_timepix3_fails_and_works_again(
     result = run(f"{timepix3} --silence {silence}")
     check_partial(result, events, message)
     half.repaired = True
-    with tpx3.simulator(Path("scan.tpx3"), seconds=0.5) as where:
+    with asi_tpx3.simulator(Path("scan.tpx3"), seconds=0.5) as where:
         again = where.data_port if then == "end" else int(timepix3.split()[3])
         check_complete(run(f"{timepix3} --port {again}"), events)
 
@@ -747,9 +749,9 @@ def test_more_events_than_there_is_memory_for(
     run: Run, timepix3: str, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
 ) -> None:
     """Together, or altogether; LiberTEM-live's receiver ends then."""
-    monkeypatch.setattr(live, "_CHUNK_BYTES", chunk_bytes)
-    monkeypatch.setattr(live, "_BUFFER", 1)
-    with tpx3.simulator(Path("scan.tpx3")) as where:  # as fast as it can, again and again
+    monkeypatch.setattr(asi_tpx3, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(asi_tpx3, "BUFFER", 1)
+    with asi_tpx3.simulator(Path("scan.tpx3")) as where:  # as fast as it can, again and again
         result = run(f"{timepix3} --port {where.data_port}")
     check_error(result, "the connection to the detector failed: ")
 
@@ -795,7 +797,7 @@ def test_pictures_take_a_small_part_of_the_time(monkeypatch: pytest.MonkeyPatch)
         nonlocal now, drawn
         now, drawn = now + seconds, drawn + seconds
 
-    monkeypatch.setattr(live.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(screen.time, "perf_counter", lambda: now)
     shape = (*SHAPE[:2], 20, 20)
     with Context.make_with("inline") as ctx:
         dataset = ctx.load("memory", data=np.ones(shape, np.uint8))
@@ -804,10 +806,10 @@ def test_pictures_take_a_small_part_of_the_time(monkeypatch: pytest.MonkeyPatch)
     for seconds, interval, pictures in ((0.001, 2, 500), (1, 2, 48), (0.5, 0, 95)):
         now = drawn = 0
         count = 0
-        screen = live.Screen(lambda *_: show(seconds), interval)  # noqa: B023
+        shown = screen.Screen(lambda *_: show(seconds), interval)  # noqa: B023
         while now < 1000:
-            if screen.due():
-                screen.show(results)
+            if shown.due():
+                shown.show(results)
                 count += 1
             now += 0.01
         assert drawn <= now / 20

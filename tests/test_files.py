@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from libertem_parallax.files import _round_length, overview, save, try_to_write
+from libertem_parallax.files import save, try_to_write
+from libertem_parallax.show.pictures import _round_length, overview
 
 
 def test_png_of_a_constant_image(tmp_path: Path) -> None:

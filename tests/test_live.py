@@ -10,6 +10,13 @@ import libertem.api
 import numpy as np
 import psutil
 import pytest
+from detectors import (
+    dectris_detector,
+    memory_detector,
+    merlin_detector,
+    soft_trigger,
+    tpx3_detector,
+)
 from libertem.executor.inline import InlineJobExecutor
 from libertem.executor.pipelined import PipelinedExecutor
 from libertem.io.dataset.base import BufferedBackend
@@ -17,9 +24,9 @@ from libertem.udf import UDF
 from libertem.udf.raw import PickUDF
 from libertem_live.api import LiveContext
 from libertem_live.detectors.merlin import sim
-from live import dectris_detector, memory_detector, merlin_detector, soft_trigger, tpx3_detector
 
-from libertem_parallax import ParallaxPhaseFlipUDF, merlin, tpx3
+from libertem_parallax import ParallaxPhaseFlipUDF
+from libertem_parallax.live import asi_tpx3, merlin
 from libertem_parallax.simulate import simulate
 
 pytestmark = [
@@ -291,7 +298,7 @@ def specimen():
     """A scan of the demo's specimen, with empty frames, and what it comes to on a Timepix3."""
     frames, _, parameters = simulate(scan_shape=SCAN, dose=3)
     frames[2, 3:8] = frames[0, 0] = frames[-1, -1] = 0
-    detected = np.zeros(SCAN + tpx3.DETECTOR_SHAPE, np.uint8)
+    detected = np.zeros(SCAN + asi_tpx3.DETECTOR_SHAPE, np.uint8)
     detected[..., 224:288, 224:288] = frames
     parameters = {**parameters, "shape": detected.shape, "aberration_coefs": {"C10": -2500.0}}
     return frames, detected, ParallaxPhaseFlipUDF.from_parameters(**parameters, engine="numba")
@@ -315,7 +322,7 @@ def test_events_live_are_frames_offline_to_the_last_bit(ctx, specimen, tmp_path,
     with tpx3_detector(tmp_path, frames, frames_per_chunk) as detector, detector.open(ctx) as conn:
         for _ in range(3):
             acquisition = acquire(ctx, conn, detector, "passive")
-            assert tuple(acquisition.shape) == SCAN + tpx3.DETECTOR_SHAPE
+            assert tuple(acquisition.shape) == SCAN + asi_tpx3.DETECTOR_SHAPE
             assert_same_bits(run(ctx, acquisition, udf), expected)
 
 
@@ -396,17 +403,17 @@ class Densely(UDF):
 )
 def test_frames_that_do_not_fit_a_stream_are_refused(tmp_path, frames, per_chunk, message):
     with pytest.raises(ValueError, match=message):
-        tpx3.write_tpx3(tmp_path / "scan.tpx3", frames, per_chunk)
+        asi_tpx3.write_tpx3(tmp_path / "scan.tpx3", frames, per_chunk)
     assert not list(tmp_path.iterdir())
 
 
 def test_the_time_of_a_scan_of_events_is_kept(specimen, tmp_path):
     """No less than asked for: a slow machine does not break it."""
     frames, _, udf = specimen
-    tpx3.write_tpx3(tmp_path / "scan.tpx3", frames)
+    asi_tpx3.write_tpx3(tmp_path / "scan.tpx3", frames)
     with (
         LiveContext.make_with("inline") as ctx,
-        tpx3.simulator(tmp_path / "scan.tpx3", seconds=0.5) as where,
+        asi_tpx3.simulator(tmp_path / "scan.tpx3", seconds=0.5) as where,
     ):
         start = time.monotonic()
         with ctx.make_connection("asi_tpx3").open(**where._asdict(), buffer_size=32) as conn:

@@ -31,8 +31,8 @@ def demo(output: Path) -> None:
     from libertem.api import Context
     from tqdm import tqdm
 
-    from .. import files
     from ..parameters import Parameters
+    from ..show.pictures import blur, overview
     from ..simulate import simulate
 
     frames_path, params_path, picture_path = (
@@ -65,15 +65,15 @@ def demo(output: Path) -> None:
     rows, cols = plan.pixels.T
     bright_field = simulation.frames[..., rows, cols].mean(axis=-1)
 
-    blur = 6.0
+    sigma = 6.0
     scan_sampling, pixel_size = parameters["scan_sampling"], image_pixel_size(udf)
-    truth = files.blur(resample(simulation.truth, flipped.shape), pixel_size, blur)
-    parallax, flipped = (files.blur(image, pixel_size, blur) for image in (parallax, flipped))
-    bright_field = files.blur(bright_field, scan_sampling, blur)
-    files.overview(
+    truth = blur(resample(simulation.truth, flipped.shape), pixel_size, sigma)
+    parallax, flipped = (blur(image, pixel_size, sigma) for image in (parallax, flipped))
+    bright_field = blur(bright_field, scan_sampling, sigma)
+    overview(
         picture_path,
         [
-            (title, f"blurred by {blur:g} Å", image, size)
+            (title, f"blurred by {sigma:g} Å", image, size)
             for title, image, size in (
                 ("Mean bright field", bright_field, scan_sampling),
                 ("Parallax", parallax, pixel_size),
@@ -90,7 +90,7 @@ def demo(output: Path) -> None:
         (
             "Correlation",
             f"{correlation(flipped, truth):.2f} of the phase-flipped image with "
-            f"the truth, both blurred by {blur:g} Å",
+            f"the truth, both blurred by {sigma:g} Å",
         ),
         ("", f"{correlation(parallax, truth):.2f} without phase flip: the contrast is inverted"),
         ("Pictures", str(picture_path)),

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..live import DETECTORS, Address, Detector
 from ..parameters import Parameters
 from .options import acquisition_options, blur_option, output_option
 from .parameters import check_required, read_parameters
@@ -32,15 +32,17 @@ Examples:
 """
 
 _PORT = click.IntRange(1, 65535)
-#: Of what is simulated.
-_FOLDER = Path("libertem-parallax-live")
+#: Of what is simulated, and seconds of each of its frames.
+_FOLDER, _DWELL_TIME = Path("libertem-parallax-live"), 1.5e-3
+
+_SIMULATED = [name for name, detector in DETECTORS.items() if detector.simulated]
 
 
 @click.command(short_help="Reconstruct while a detector records.", epilog=_EXAMPLES)
-@click.argument("detector", required=False, type=click.Choice(["merlin", "dectris", "asi_tpx3"]))
+@click.argument("detector", required=False, type=click.Choice(list(DETECTORS)))
 @click.option(
     "--simulate",
-    type=click.Choice(["merlin", "asi_tpx3"]),
+    type=click.Choice(_SIMULATED),
     help="Simulate a specimen and run a detector's simulator on this machine, too. Data and "
     "pictures go to the folder libertem-parallax-live.",
 )
@@ -48,11 +50,16 @@ _FOLDER = Path("libertem-parallax-live")
 @click.option(
     "--port",
     type=_PORT,
-    help="Its control port, for asi_tpx3 the only one.  "
-    "[default: merlin 6341, dectris 80, asi_tpx3 8283]",
+    help="Its control port, or the only one.  [default: "
+    + ", ".join(f"{name} {detector.port}" for name, detector in DETECTORS.items())
+    + "]",
 )
 @click.option(
-    "--data-port", type=_PORT, help="Its data port.  [default: merlin 6342, dectris 9999]"
+    "--data-port",
+    type=_PORT,
+    help="Its data port.  [default: "
+    + ", ".join(f"{name} {d.data_port}" for name, d in DETECTORS.items() if d.data_port)
+    + "]",
 )
 @click.option(
     "--nav-shape",
@@ -64,7 +71,9 @@ _FOLDER = Path("libertem-parallax-live")
     "--start",
     is_flag=True,
     help="Start the acquisition that is set up in the detector's software, instead of waiting for "
-    "one: arm, and trigger a Merlin. Not for asi_tpx3.",
+    "one: arm, and trigger a Merlin. Not for "
+    + ", ".join(name for name, detector in DETECTORS.items() if not detector.starts)
+    + ".",
 )
 @click.option(
     "--timeout",
@@ -135,7 +144,7 @@ def live(
         ) from error
     if (detector is None) == (simulate is None):
         raise click.UsageError(
-            "give either a DETECTOR, merlin, dectris or asi_tpx3, or --simulate merlin or asi_tpx3."
+            f"give either a DETECTOR, {_either(DETECTORS)}, or --simulate {_either(_SIMULATED)}."
         )
     recording = Recording(*(options.pop(name) for name in Recording._fields))
     if simulate is not None:
@@ -159,34 +168,37 @@ def live(
             raise click.UsageError(
                 f"--params {params}: --simulate writes that file anew. Give a copy of it."
             )
-        _live_simulated(simulate, params, options, output, snapshot, recording)
+        _live_simulated(DETECTORS[simulate], params, options, output, snapshot, recording)
         return
     assert detector is not None
-    if detector == "asi_tpx3" and recording.start:
+    kind = DETECTORS[detector]
+    if recording.start and not kind.starts:
         raise click.UsageError(
-            "--start: asi_tpx3 cannot be started from here. Leave it out, and start the "
+            f"--start: {detector} cannot be started from here. Leave it out, and start the "
             "acquisition in the detector's software as soon as this command waits for one."
         )
-    if detector == "asi_tpx3" and data_port is not None:
-        raise click.UsageError("--data-port: asi_tpx3 has one port only, give it with --port.")
+    if data_port is not None and kind.data_port is None:
+        raise click.UsageError(f"--data-port: {detector} has one port only, give it with --port.")
     parameters = read_parameters(params, options)
     check_required(parameters)
     output = _output(output, parameters)
     check_output(output, [*([params] if params else []), *parameters.files.values()])
 
-    from ..live import PORTS, Address
-
-    default_port, default_data_port = PORTS[detector]
-    port = port or default_port
-    data_port = port if detector == "asi_tpx3" else data_port or default_data_port
-    address = Address(detector, host or "127.0.0.1", port, data_port)
+    port = port or kind.port
+    data_port = data_port or kind.data_port or port
+    address = Address(kind, host or "127.0.0.1", port, data_port)
     recorded = record(address, parameters, output, snapshot, recording)
     report(*recorded.rows)
     recorded.end()
 
 
+def _either(names: Iterable[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} or {last}"
+
+
 def _live_simulated(
-    detector: str,
+    kind: Detector,
     given: Path | None,
     options: dict[str, Any],
     output: Path | None,
@@ -196,9 +208,8 @@ def _live_simulated(
     import numpy as np
     from tqdm import tqdm
 
-    from .. import files
+    from ..show import pictures
     from ..simulate import simulate
-    from ..tpx3 import DETECTOR_SHAPE
 
     folder, dose = _FOLDER, 30.0
     blur = 6.0 if recording.blur is None else recording.blur
@@ -211,56 +222,55 @@ def _live_simulated(
     # What LiberTEM is to be told of other data does not belong to these.
     parameters = parameters.replace(load=None)
     _output(output, parameters)
-    detector_shape = DETECTOR_SHAPE if detector == "asi_tpx3" else shape[2:]
-    _check_parameters(parameters, detector_shape)
+    _check_parameters(parameters, kind.shape or shape[2:])
     try:
         folder.mkdir(parents=True, exist_ok=True)
         check_output(output, parameters.files.values())
         simulation = simulate(
             dose=dose, seed=1, progress=partial(tqdm, desc="Simulating", unit=" rows")
         )
-        data = _write_for_detector(detector, folder, simulation.frames)
+        data = kind.write(folder, simulation.frames)
     except OSError as error:
         raise click.ClickException(f"cannot write to {folder}: {error}") from error
     ny, nx = simulation.frames.shape[:2]
     recording = recording._replace(
-        start=detector == "merlin", interval=min(recording.interval, 0.5), blur=blur
+        start=kind.starts, interval=min(recording.interval, 0.5), blur=blur
     )
-    pictures: list[tuple[int, NDArray[Any]]] = []
-    with _simulated_detector(detector, folder, ny * nx) as address:
+    grown: list[tuple[int, NDArray[Any]]] = []
+    with kind.simulate(folder, ny * nx, _DWELL_TIME) as address:
         recorded = record(
             address,
             parameters,
             output,
             snapshot,
             recording,
-            on_picture=lambda *picture: pictures.append(picture),
+            on_picture=lambda *picture: grown.append(picture),
         )
     parameters.save(params, overwrite=True)
-    pictures = list(dict(pictures).items())  # one of each number of frames
+    grown = list(dict(grown).items())  # one of each number of frames
     image, udf = recorded.image, recorded.udf
     pixel_size, plan = image_pixel_size(udf), udf.params.geometry.plan
-    chosen = np.unique(np.linspace(0, len(pictures) - 1, 4).round().astype(int))
-    files.overview(
+    chosen = np.unique(np.linspace(0, len(grown) - 1, 4).round().astype(int))
+    pictures.overview(
         growth,
         [
             (
                 f"{frames / (ny * nx):.0%} scanned",
                 f"blurred by {blur:g} Å",
-                files.blur(picture, pixel_size, blur),
+                pictures.blur(picture, pixel_size, blur),
                 pixel_size,
             )
-            for frames, picture in (pictures[i] for i in chosen)
+            for frames, picture in (grown[i] for i in chosen)
         ],
     )
-    truth = files.blur(resample(simulation.truth, image.shape), pixel_size, blur)
+    blurred = pictures.blur(image, pixel_size, blur)
+    truth = pictures.blur(resample(simulation.truth, image.shape), pixel_size, blur)
     report(
         *describe_simulation(simulation.parameters, plan, dose),
         *recorded.rows,
         (
             "Correlation",
-            f"{correlation(files.blur(image, pixel_size, blur), truth):.2f} with the truth, both "
-            f"blurred by {blur:g} Å",
+            f"{correlation(blurred, truth):.2f} with the truth, both blurred by {blur:g} Å",
         ),
         ("As it grew", str(growth)),
         ("Data", f"{data}, {params}"),
@@ -287,40 +297,3 @@ def _check_parameters(parameters: Parameters, detector_shape: tuple[int, int]) -
     # A small scan may be exceeded by shifts that the real one is not.
     with messages_only(), warnings.catch_warnings(action="ignore"):
         ParallaxUDF.from_parameters((8, 8, *detector_shape), **parameters)
-
-
-def _write_for_detector(detector: str, folder: Path, frames: NDArray[Any]) -> Path:
-    """Write what a simulated detector sends, and return a file with the same for LiberTEM."""
-    import numpy as np
-    from scipy.sparse import csr_array
-
-    from .. import merlin, tpx3
-    from ..live import write_events
-
-    if detector == "merlin":
-        # 12 bits make the frames large enough to be delivered in many bunches of some MB.
-        merlin.write_mib(folder / "frames.hdr", frames, bits=12)
-        return folder / "frames.hdr"
-    tpx3.write_tpx3(folder / "frames.tpx3", frames)
-    # The stream has them in the middle of a larger detector, and so has the file.
-    ny, nx, rows, cols = frames.shape
-    events = csr_array(frames.reshape(ny * nx, rows * cols))
-    row, col = np.divmod(events.indices, cols)
-    height, width = tpx3.DETECTOR_SHAPE
-    pixels = (row + (height // 2 - rows // 2)) * width + col + (width // 2 - cols // 2)
-    events = csr_array((events.data, pixels, events.indptr), shape=(ny * nx, height * width))
-    return write_events(folder, (ny, nx), tpx3.DETECTOR_SHAPE, events)
-
-
-@contextlib.contextmanager
-def _simulated_detector(detector: str, folder: Path, frames: int) -> Iterator[Any]:
-    """Run a detector that sends what was written, 1.5 ms per frame; its address."""
-    from .. import merlin, tpx3
-    from ..live import Address
-
-    if detector == "merlin":
-        with merlin.simulator(folder / "frames.hdr", dwelltime=1500) as where:
-            yield Address(detector, where.api_host, where.api_port, where.data_port)
-    else:
-        with tpx3.simulator(folder / "frames.tpx3", seconds=1.5e-3 * frames) as port:
-            yield Address(detector, port.data_host, port.data_port, port.data_port)

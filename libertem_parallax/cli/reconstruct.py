@@ -62,7 +62,7 @@ def reconstruct(
 
     from libertem.api import Context
 
-    from .. import files
+    from ..show import pictures
 
     with Context.make_with("threads") as ctx:
         dataset = _load(ctx, data, parameters.settings.get("load", {}))
@@ -71,7 +71,7 @@ def reconstruct(
         results, speed = run(ctx, dataset, udf)
     for name, path in outputs.items():
         image = results[name]
-        save(path, files.blur(image, image_pixel_size(udf), blur) if blur else image, udf)
+        save(path, pictures.blur(image, image_pixel_size(udf), blur) if blur else image, udf)
     report(
         *described(udf, dataset.dtype),
         ("Time", speed),

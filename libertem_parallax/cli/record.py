@@ -72,11 +72,9 @@ def record(
     on_picture: Callable[[int, NDArray[Any]], object] = lambda *_: None,
 ) -> _Recorded:
     """Reconstruct an acquisition and write the image, as far as it came."""
-    import numpy as np
     from libertem_live.api import LiveContext
 
     from .. import live
-    from ..tpx3 import DETECTOR_SHAPE
     from ..udf import ParallaxUDF
 
     with contextlib.ExitStack() as stack:
@@ -88,11 +86,8 @@ def record(
         watch = stack.enter_context(live.Watch())
         click.echo(f"Connecting to {address}", err=True)
         conn = stack.enter_context(contextlib.closing(live.connect(ctx, address, watch)))
-        events = address.detector == "asi_tpx3"
-        if events:  # it does not tell before the acquisition starts
-            detector_shape, dtype = DETECTOR_SHAPE, np.dtype(np.float32)
-        else:
-            detector_shape, dtype = live.describe(ctx, conn, watch)
+        events = address.detector.events
+        detector_shape, dtype = live.describe(ctx, conn, address.detector, watch)
 
         def make_udf(shape: tuple[int, ...], parameters: Parameters) -> Any:
             udf = ParallaxUDF.from_parameters(shape, **parameters)
@@ -140,15 +135,15 @@ def _open_screen(
     output: Path, snapshot: Path | None, recording: Recording, pixel_size: tuple[float, float]
 ) -> tuple[Any, Path | None]:
     """Open a window for the growing image, or choose a file; its path is None for a window."""
-    from .. import files, live
+    from ..show import screen as screens
 
     screen = partial(
-        live.Screen,
+        screens.Screen,
         interval=recording.interval,
         pixel_size=pixel_size,
         sigma=recording.blur or 0.0,
     )
-    window = live.open_window(str(output)) if snapshot is None else None
+    window = screens.open_window(str(output)) if snapshot is None else None
     if window is not None:
         return screen(window), None
     folder = snapshot or output.parent
@@ -157,7 +152,7 @@ def _open_screen(
 
     def write(image: NDArray[Any], limits: tuple[float, float]) -> None:
         try:
-            files.snapshot(picture, image, limits)
+            screens.snapshot(picture, image, limits)
         except OSError as error:
             warn(f"cannot write {picture}: {error}")
 

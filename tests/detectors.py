@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from libertem_parallax import merlin, tpx3
+from libertem_parallax.live import asi_tpx3, merlin
 
 
 class Detector(NamedTuple):
@@ -114,9 +114,9 @@ def tpx3_detector(path, frames, frames_per_chunk, slot=1 << 18):
     They are received by bunches of at most `slot` bytes, and of the partition's frames.
     """
     stream = path / "scan.tpx3"
-    tpx3.write_tpx3(stream, frames, frames_per_chunk)
+    asi_tpx3.write_tpx3(stream, frames, frames_per_chunk)
     # Again and again without a pause, it would soon fill the memory for what is not taken yet.
-    with tpx3.simulator(stream, seconds=0.2) as simulator:
+    with asi_tpx3.simulator(stream, seconds=0.2) as simulator:
         yield Detector(
             open=lambda ctx: ctx.make_connection("asi_tpx3").open(
                 **simulator._asdict(), buffer_size=32, bytes_per_chunk=slot, chunks_per_stack=1

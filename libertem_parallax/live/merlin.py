@@ -1,4 +1,4 @@
-"""Quantum Detectors' Merlin without the detector: its files, a simulator on loopback.
+"""Quantum Detectors' Merlin; and, without the detector, its files and a simulator on loopback.
 
 LiberTEM-live, which brings the simulator, is imported where it is needed: writing files is not.
 """
@@ -17,12 +17,49 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Simulator", "simulator", "write_mib"]
+from .detector import Address, Detector
+
+__all__ = ["Merlin", "Simulator", "simulator", "write_mib"]
 
 _HOST = "127.0.0.1"
 _HEADER = 384  # bytes before every frame
 # Medipix reads out in words of 64 bits, the last pixel of a word first: how many pixels that is.
 _WORD = {1: 64, 6: 8, 12: 4}
+
+
+class Merlin(Detector):
+    """The detector."""
+
+    name = "merlin"
+    port, data_port = 6341, 6342
+    simulated = True
+
+    def open(self, builder: Any, address: Address) -> Any:
+        """Open a connection."""
+        return builder.open(
+            api_host=address.host,
+            api_port=address.port,
+            data_host=address.host,
+            data_port=address.data_port,
+        )
+
+    def start(self, conn: Any) -> None:
+        """Start and trigger."""
+        with conn.control() as control:
+            control.cmd("STARTACQUISITION")
+            control.cmd("SOFTTRIGGER")
+
+    def write(self, folder: Path, frames: NDArray[Any]) -> Path:
+        """Write its files."""
+        # 12 bits make the frames large enough to be delivered in many bunches of some MB.
+        write_mib(folder / "frames.hdr", frames, bits=12)
+        return folder / "frames.hdr"
+
+    @contextmanager
+    def simulate(self, folder: Path, frames: int, dwell_time: float) -> Iterator[Address]:  # noqa: ARG002
+        """Run LiberTEM-live's simulator."""
+        with simulator(folder / "frames.hdr", dwelltime=round(1e6 * dwell_time)) as where:
+            yield Address(self, where.api_host, where.api_port, where.data_port)
 
 
 def write_mib(path_hdr: Path, frames: NDArray[Any], bits: int = 12) -> None:

@@ -1,23 +1,29 @@
-"""Amsterdam Scientific Instruments' Timepix3 without the detector: its stream, and a simulator.
+"""Amsterdam Scientific Instruments' Timepix3; and, without it, its stream and a simulator.
 
 LiberTEM-live, which brings both, is imported where it is needed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
-__all__ = ["DETECTOR_SHAPE", "Simulator", "simulator", "write_tpx3"]
+from ..files import write_events
+from .detector import Address, Detector
+from .watch import DetectorError
+
+__all__ = ["DETECTOR_SHAPE", "Simulator", "Timepix3", "simulator", "write_tpx3"]
 
 #: Rows and columns of the detector, four chips.
 DETECTOR_SHAPE = (512, 512)
@@ -27,6 +33,103 @@ _HOST = "127.0.0.1"
 # tells frames and bytes, before its data; of the end of the scan, of the end of the acquisition.
 _HEADER = 32
 _PIECE = 1 << 14  # bytes that are sent at once
+
+# Events come in bunches of 24 times so many bytes, which must hold what the detector sends
+# together; in all, so many MiB wait to be added, 8 bytes each.
+CHUNK_BYTES = 1 << 16
+BUFFER = 512
+
+
+class Timepix3(Detector):
+    """The detector, which sends events."""
+
+    name = "asi_tpx3"
+    port, data_port = 8283, None
+    starts = False
+    events = True
+    simulated = True
+    shape, dtype = DETECTOR_SHAPE, "float32"
+
+    def open(self, builder: Any, address: Address) -> Any:
+        """Open a connection."""
+        return builder.open(
+            data_host=address.host,
+            data_port=address.data_port,
+            buffer_size=BUFFER,
+            bytes_per_chunk=CHUNK_BYTES,
+        )
+
+    def begin(self, conn: Any, address: Address) -> None:
+        """Take no frames of another acquisition for those of this one."""
+        kept = _Kept(conn.get_conn_impl(), address.data_port)
+        conn.get_conn_impl = lambda: kept
+
+    def write(self, folder: Path, frames: NDArray[Any]) -> Path:
+        """Write its stream, and a file of events."""
+        from scipy.sparse import csr_array
+
+        write_tpx3(folder / "frames.tpx3", frames)
+        # The stream has them in the middle of a larger detector, and so has the file.
+        ny, nx, rows, cols = frames.shape
+        events = csr_array(frames.reshape(ny * nx, rows * cols))
+        row, col = np.divmod(events.indices, cols)
+        height, width = DETECTOR_SHAPE
+        pixels = (row + (height // 2 - rows // 2)) * width + col + (width // 2 - cols // 2)
+        events = csr_array((events.data, pixels, events.indptr), shape=(ny * nx, height * width))
+        return write_events(folder, (ny, nx), DETECTOR_SHAPE, events)
+
+    @contextlib.contextmanager
+    def simulate(self, folder: Path, frames: int, dwell_time: float) -> Iterator[Address]:
+        """Run LiberTEM-live's simulator."""
+        with simulator(folder / "frames.tpx3", seconds=frames * dwell_time) as where:
+            yield Address(self, where.data_host, where.data_port, where.data_port)
+
+
+class _Kept:
+    """Native connection of Timepix3 that does not go on with the frames of another one.
+
+    LiberTEM-live connects anew, without a word, as soon as a connection is lost. The frames of the
+    scan that the detector sends then would be taken for the rest of that before.
+    """
+
+    def __init__(self, native: Any, port: int) -> None:
+        self._native, self._port = native, port
+        self._socket = self._find()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._native, name)
+
+    def get_next_stack(self, max_size: int) -> Any:
+        try:
+            stack = self._native.get_next_stack(max_size=max_size)
+        except BaseException as error:
+            if type(error).__name__ == "PanicException":  # Rust's, which Exception does not include
+                raise DetectorError(
+                    f"the connection to the detector failed: {error}. Events may have come faster "
+                    "than they are added."
+                ) from error
+            raise
+        if not self._alive() and self._find() is not None:
+            raise DetectorError("the connection to the detector was lost, and made anew.")
+        return stack
+
+    def _find(self) -> tuple[int, int] | None:
+        """Find number and identity of the socket; None if there is no connection."""
+        for link in psutil.Process().net_connections("tcp"):
+            if link.raddr and link.raddr[1] == self._port and link.fd >= 0:
+                with contextlib.suppress(OSError):
+                    return link.fd, os.fstat(link.fd).st_ino
+        return None
+
+    def _alive(self) -> bool:
+        """Whether it is the same socket; takes a microsecond."""
+        if self._socket is None:
+            return False
+        number, identity = self._socket
+        try:
+            return os.fstat(number).st_ino == identity
+        except OSError:
+            return False
 
 
 def write_tpx3(path: Path, frames: NDArray[Any], frames_per_chunk: int = 64) -> None:
@@ -91,7 +194,7 @@ class Simulator(NamedTuple):
     data_port: int
 
 
-@contextmanager
+@contextlib.contextmanager
 def simulator(path: Path, *, seconds: float = 0.0) -> Iterator[Simulator]:
     """Run LiberTEM-live's Timepix3 simulator on loopback, on a free port.
 

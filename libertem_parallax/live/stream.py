@@ -1,0 +1,133 @@
+"""Adding frames as a detector sends them."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..files import write_events
+from .watch import DetectorError, Watch
+
+__all__ = ["FRAMES_PER_PARTITION", "stream", "warm_up"]
+
+#: Frames between two updates of the image, by measurement: see benchmarks/README.md.
+FRAMES_PER_PARTITION = 512
+
+
+def warm_up(ctx: Any, udf: Any, dtype: np.dtype[Any], *, events: bool = False) -> None:
+    """Run a UDF on one empty frame, so that nothing is compiled or set up during an acquisition.
+
+    Parameters
+    ----------
+    ctx
+        On whose workers.
+    udf
+        To be run later; it is as new afterwards.
+    dtype
+        Of the frames.
+    events
+        Whether frames will come as events.
+    """
+    from scipy.sparse import csr_array
+
+    plan = udf.params.geometry.plan
+    roi = np.zeros(plan.scan_shape, dtype=bool)
+    roi[0, 0] = True
+    if events:
+        with tempfile.TemporaryDirectory() as folder:
+            # One event of value 0, in a file: the sparse data sets that LiberTEM makes of memory
+            # compile code of their own for many seconds.
+            indptr = np.minimum(np.arange(roi.size + 1), 1)
+            arrays = np.zeros(1, dtype), np.zeros(1, np.int32), indptr
+            empty = csr_array(arrays, shape=(roi.size, math.prod(plan.detector_shape)))
+            path = write_events(Path(folder), plan.scan_shape, plan.detector_shape, empty)
+            ctx.run_udf(ctx.load("raw_csr", path=str(path), num_partitions=1), udf, roi=roi)
+    else:
+        zero = np.zeros((1, 1, 1, 1), dtype)
+        frames = np.broadcast_to(zero, plan.scan_shape + plan.detector_shape)  # takes no memory
+        ctx.run_udf(ctx.load("memory", data=frames, sig_dims=2, num_partitions=1), udf, roi=roi)
+
+
+class _Watched:
+    """Native connection whose waits have an end."""
+
+    def __init__(
+        self,
+        native: Any,
+        watch: Watch,
+        timeout: float,
+        silence: float,
+        on_frames: Callable[[int], object],
+    ) -> None:
+        self._native, self._watch, self._on_frames = native, watch, on_frames
+        self._seconds = timeout
+        self._late = f"the detector sent no frame within {timeout:g} s after it was started."
+        self._silence = silence
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._native, name)
+
+    def get_next_stack(self, max_size: int) -> Any:
+        stack = self._watch.wait(
+            lambda: self._native.get_next_stack(max_size=max_size), self._seconds, self._late
+        )
+        if not stack:
+            raise DetectorError("the detector ended the acquisition.")
+        self._seconds = self._silence
+        self._late = f"the detector sent nothing for {self._silence:g} s."
+        self._on_frames(len(stack))
+        return stack
+
+
+def stream(
+    ctx: Any,
+    conn: Any,
+    acquisition: Any,
+    udf: Any,
+    watch: Watch,
+    *,
+    timeout: float,
+    silence: float,
+    on_frames: Callable[[int], object],
+) -> Iterator[Any]:
+    """Run a UDF on an acquisition; what was added so far can be had after every partition.
+
+    Parameters
+    ----------
+    ctx
+        A ``LiveContext`` whose executor is ``"inline"``: others discard what they have when a
+        detector fails.
+    conn, watch
+        See `connect`.
+    acquisition
+        See `acquire`.
+    udf
+        Made for the acquisition's shape.
+    timeout
+        Seconds to wait for the first frame.
+    silence
+        Seconds to wait for any other.
+    on_frames
+        Called with the number of frames whenever some have arrived.
+
+    Yields
+    ------
+    UDFResults
+        Of LiberTEM; ``buffers`` is made when it is asked for, also after an error.
+
+    Raises
+    ------
+    DetectorError
+        If not all frames arrive.
+    """
+    watched = _Watched(conn.get_conn_impl(), watch, timeout, silence, on_frames)
+    conn.get_conn_impl = lambda: watched
+    try:
+        yield from ctx.run_udf_iter(dataset=acquisition, udf=udf)
+    finally:
+        del conn.get_conn_impl

@@ -1,0 +1,164 @@
+"""Waits that have an end: LiberTEM-live itself waits without end for a detector that is silent."""
+
+from __future__ import annotations
+
+import _thread
+import math
+import queue
+import signal
+import textwrap
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+__all__ = ["DetectorError", "Watch"]
+
+T = TypeVar("T")
+
+
+class DetectorError(RuntimeError):
+    """The detector does not do what is expected of it, or the user gave up; the message says it."""
+
+
+class Watch:
+    """Ends waits for a detector that take too long, and all of them once it was told to `stop`.
+
+    A context manager. Entered in the main thread, it takes over Ctrl-C, which then never breaks off
+    anything but a wait, so that sums and images are always complete; pressed again, it does.
+    Elsewhere, waits end as well, but what is waited for goes on in a thread that is left behind,
+    until the detector sends something or the connection is lost.
+    """
+
+    def __init__(self) -> None:
+        self.problem: str | None = None  #: Why a wait was ended, if one was.
+        self._waiting = False
+        self._deadline, self._late = math.inf, ""
+        self._own = False  # the signal is that of the thread, not the user's
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        """Take over Ctrl-C, in the main thread."""
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGINT, self._interrupt)
+            self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Give Ctrl-C back."""
+        if self._thread is not None:
+            self._closed.set()
+            self._thread.join()
+            signal.signal(signal.SIGINT, self._previous)
+
+    def wait(self, function: Callable[[], T], seconds: float, late: str) -> T:
+        """Call a function that waits for the detector.
+
+        Parameters
+        ----------
+        function
+            Native ones are all right if they look after signals now and then.
+        seconds
+            How long it may take.
+        late
+            What to say if it takes longer.
+
+        Returns
+        -------
+        object
+            What the function returns.
+
+        Raises
+        ------
+        DetectorError
+            If it takes too long, fails, or the watch was told to stop, now or before.
+        """
+        try:
+            self._deadline, self._late = time.monotonic() + seconds, late
+            self._waiting = True
+            if self.problem is not None:
+                raise DetectorError(self.problem)
+            return self._apart(function) if self._thread is None else function()
+        except DetectorError:
+            raise
+        # Detectors have many ways to fail, and native code makes its own error of an interrupt's.
+        except Exception as error:
+            raise DetectorError(self.problem or _first_line(error)) from error
+        finally:
+            self._waiting = False
+
+    def stop(self, problem: str) -> None:
+        """End the wait that is under way, if one is, and refuse all others; from any thread.
+
+        Parameters
+        ----------
+        problem
+            What to say.
+        """
+        self.problem = problem
+
+    def _apart(self, function: Callable[[], T]) -> T:
+        """Call a function in a thread of its own, which is left behind when it takes too long."""
+        done: queue.SimpleQueue[Callable[[], T]] = queue.SimpleQueue()
+
+        def call() -> None:
+            try:
+                result = function()
+            except BaseException as error:
+                problem = error  # the other name ends here
+                done.put(lambda: _raise(problem))
+            else:
+                done.put(lambda: result)
+
+        threading.Thread(target=call, name="wait", daemon=True).start()
+        while True:
+            try:
+                return done.get(timeout=0.05)()
+            except queue.Empty:
+                if time.monotonic() > self._deadline:
+                    self.problem = self.problem or self._late
+                if self.problem is not None:
+                    raise DetectorError(self.problem) from None
+
+    def _watch(self) -> None:
+        while not self._closed.wait(0.05):
+            late = time.monotonic() > self._deadline
+            if self._waiting and (late or self.problem is not None):
+                self._own = True
+                _thread.interrupt_main()
+
+    def _interrupt(self, *_: Any) -> None:
+        """Handle the signal, in the main thread, between any two of its steps."""
+        own, self._own = self._own, False
+        if own:
+            # What was waited for may have come at the last moment.
+            if not self._waiting:
+                return
+            if self.problem is None:
+                if time.monotonic() <= self._deadline:
+                    return
+                self.problem = self._late
+        elif self.problem == "interrupted":  # asked twice, the user means it
+            raise KeyboardInterrupt
+        else:
+            self.problem = "interrupted"
+        if self._waiting:
+            self._waiting = False
+            raise DetectorError(self.problem)
+
+
+def _raise(error: BaseException) -> Any:
+    raise error
+
+
+def _first_line(error: Exception) -> str:
+    text = textwrap.shorten((str(error) or repr(error)).splitlines()[0], 150)
+    return f"the connection to the detector failed: {text}"
