@@ -565,11 +565,6 @@ def test_udfs_use_the_gpu_of_their_worker(gpu_ctx, standin, monkeypatch, dtype, 
     assert_same(sums(udf), expected_sums)
 
 
-def test_udfs_run_on_workers_of_any_kind():
-    """What executors that have both go by."""
-    assert {"cuda", "numpy"} < set(ParallaxUDF.from_parameters(**PARAMETERS).get_backends())
-
-
 @needs_compiler
 def test_bad_pixels_are_named_in_any_batch(standin, monkeypatch):
     standin()

@@ -43,9 +43,14 @@ class FramesUDF(UDF):
         Engines upload what they need themselves. So workers with a GPU name none of LiberTEM's
         backends for GPUs. With CUDA it would make dense frames of events; with CuPy's sparse arrays
         floats of integers, which are larger, exact only up to 53 bits, and copied while all waits.
+        The main node names CUDA, or workers with a GPU would be given nothing to do, whether it has
+        a GPU itself or not.
         """
         on_host = (self.BACKEND_SCIPY_CSR, self.BACKEND_SCIPY_CSR_ARRAY, self.BACKEND_NUMPY)
-        return on_host if get_use_cuda() is not None else (*on_host, self.BACKEND_CUDA)
+        # Workers ask before they say what the UDF is given.
+        on_main = hasattr(self, "meta") and self._on_main
+        on_gpu = get_use_cuda() is not None and not on_main
+        return on_host if on_gpu else (*on_host, self.BACKEND_CUDA)
 
     def get_preferred_input_dtype(self) -> Any:
         """Take frames in the data set's own dtype: integer sums are exact and less is read."""
