@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .parameters import Parameters, load_parameters
-    from .udf import ParallaxPhaseFlipUDF, ParallaxUDF
+    from .udf import ParallaxPhaseFlipUDF, ParallaxUDF, StackUDF
 
-__all__ = ["ParallaxPhaseFlipUDF", "ParallaxUDF", "Parameters", "load_parameters"]
+__all__ = ["ParallaxPhaseFlipUDF", "ParallaxUDF", "Parameters", "StackUDF", "load_parameters"]
 
 
 def __getattr__(name: str) -> Any:

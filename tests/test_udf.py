@@ -496,7 +496,7 @@ def test_what_tab_completion_shows():
     import libertem_parallax
 
     assert dir(libertem_parallax) == [
-        "ParallaxPhaseFlipUDF", "ParallaxUDF", "Parameters", "load_parameters"
+        "ParallaxPhaseFlipUDF", "ParallaxUDF", "Parameters", "StackUDF", "load_parameters"
     ]  # fmt: skip
     for name in dir(libertem_parallax):
         assert getattr(libertem_parallax, name).__name__ == name

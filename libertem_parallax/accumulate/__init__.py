@@ -19,20 +19,24 @@ from numpy.typing import DTypeLike, NDArray
 
 from .compiled import CompiledEngine
 from .cuda import CudaEngine, CudaError
-from .engine import Engine, accumulator_dtype
+from .engine import Engine, accumulator_dtype, native_dtype
+from .fill import Fill
 from .plain import PlainEngine
 from .plan import Plan
-from .stack import Stack
+from .stack import Stack, mask_pixels
 
 __all__ = [
     "ENGINES",
     "CudaError",
     "Engine",
+    "Fill",
     "Plan",
     "Stack",
     "accumulator_dtype",
     "fallen_back",
     "make_engine",
+    "mask_pixels",
+    "native_dtype",
 ]
 
 #: Engines by the name that users give.

@@ -1,5 +1,6 @@
 """LiberTEM's tiles in, images out. Physics and arithmetic are elsewhere."""
 
 from .parallax import ParallaxPhaseFlipUDF, ParallaxUDF
+from .stack import StackUDF
 
-__all__ = ["ParallaxPhaseFlipUDF", "ParallaxUDF"]
+__all__ = ["ParallaxPhaseFlipUDF", "ParallaxUDF", "StackUDF"]

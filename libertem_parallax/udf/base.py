@@ -17,24 +17,20 @@ __all__ = ["FramesUDF", "SumsUDF"]
 
 
 class FramesUDF(UDF):
-    """Takes the frames of one acquisition, dense or as events, wherever they are processed.
-
-    Its parameter ``geometry`` says which pixels of them are in use.
-    """
+    """Takes the frames of one acquisition, dense or as events, wherever they are processed."""
 
     @property
-    def _plan(self) -> Plan:
-        plan: Plan = self.params.geometry.plan
-        return plan
+    def _shape(self) -> tuple[int, int, int, int]:
+        """Scan rows and columns, detector rows and columns that the UDF was made for."""
+        raise NotImplementedError
 
     def _check_shape(self) -> None:
         """Refuse a data set of another shape than the UDF was made for."""
-        plan = self._plan
         shape = tuple(self.meta.dataset_shape)
-        if shape != plan.scan_shape + plan.detector_shape:
+        if shape != self._shape:
             raise ValueError(
-                f"the data set has shape {shape}, the UDF was made for "
-                f"{plan.scan_shape + plan.detector_shape}: construct it with shape=dataset.shape."
+                f"the data set has shape {shape}, the UDF was made for {self._shape}: construct it "
+                "with shape=dataset.shape."
             )
 
     def get_backends(self) -> tuple[str, ...]:
@@ -81,14 +77,14 @@ class FramesUDF(UDF):
         if self.meta.roi is None:
             return None
         roi: NDArray[np.bool_] = to_dense(self.meta.roi)
-        return roi.reshape(self._plan.scan_shape)
+        return roi.reshape(self._shape[:2])
 
     def _by_position(self, values: NDArray[Any]) -> NDArray[Any]:
         """Arrange one value for each frame as the scan, (Ny, Nx); 0 outside the region."""
         roi = self._roi
         if roi is None:
-            return values.reshape(self._plan.scan_shape)
-        scan = np.zeros(self._plan.scan_shape, dtype=values.dtype)
+            return values.reshape(self._shape[:2])
+        scan = np.zeros(self._shape[:2], dtype=values.dtype)
         scan[roi] = values
         return scan
 
@@ -96,11 +92,21 @@ class FramesUDF(UDF):
 class SumsUDF(FramesUDF):
     """Adds the shifted frames on workers, and what they send on the main node.
 
-    Its parameter ``engine`` says what adds. Subclasses say what is made of the sums.
+    Its parameter ``geometry`` says which pixels of the frames are in use, ``engine`` what adds
+    them. Subclasses say what is made of the sums.
     """
 
     _engine: Engine  # of the partition; made in `preprocess`
     _first: int  # frame of the partition
+
+    @property
+    def _plan(self) -> Plan:
+        plan: Plan = self.params.geometry.plan
+        return plan
+
+    @property
+    def _shape(self) -> tuple[int, int, int, int]:
+        return self._plan.scan_shape + self._plan.detector_shape
 
     def _check_engine(self, engine: Any) -> None:
         names = ["auto", *ENGINES]  # a list compares, where a mapping would hash what is given

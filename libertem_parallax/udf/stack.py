@@ -1,0 +1,256 @@
+"""Keeps some detector pixels of all frames, to be added again under any plan."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any, Self
+
+import numpy as np
+import psutil
+from libertem.common.buffers import BufferWrapper
+from numpy.typing import DTypeLike, NDArray
+
+from ..accumulate import Fill, Stack, accumulator_dtype, mask_pixels, native_dtype
+from .base import FramesUDF
+
+__all__ = ["StackUDF"]
+
+#: Of the memory that is free: what a stack may take if nothing is said.
+_SHARE = 1 / 4
+
+#: For frames that are events, any number of which may hit a pixel.
+_EVENTS_DTYPE = "uint16"
+
+
+class StackUDF(FramesUDF):
+    """Keeps some detector pixels of all frames as a `Stack`.
+
+    Construct it with `for_dataset`, run it alone or beside others, and take `stack`, even while the
+    run goes on.
+
+    Parameters
+    ----------
+    shape
+        Scan rows and columns, detector rows and columns of the data set.
+    dtype
+        Of the stack.
+    pixels : (M, 2) int64
+        Rows and columns of the pixels to keep, in row-major order.
+    region
+        Rows and columns of the scan to keep.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int, int],
+        dtype: np.dtype[Any],
+        pixels: NDArray[np.int64],
+        region: tuple[slice, slice],
+    ) -> None:
+        super().__init__(shape=shape, dtype=dtype, pixels=pixels, region=region)
+
+    @classmethod
+    def for_dataset(
+        cls,
+        dataset: Any,
+        mask: NDArray[np.bool_] | None = None,
+        *,
+        dtype: DTypeLike | None = None,
+        limit: int | None = None,
+    ) -> Self:
+        """Construct the UDF for a data set or an acquisition, within a limit of memory.
+
+        Parameters
+        ----------
+        dataset
+            LiberTEM's. Nothing is read.
+        mask : (detector rows, columns) bool
+            Pixels to keep. Default: all.
+        dtype
+            Of the stack. A value that it does not hold is an error. Default: that of the data; of
+            events uint16, as any number of them may hit a pixel.
+        limit
+            Bytes that the stack may take. Default: a quarter of the memory that is free.
+
+        Returns
+        -------
+        StackUDF
+            `nbytes` says what its stack will take.
+
+        Raises
+        ------
+        ValueError
+            If the data set does not have four dimensions, the mask has another shape than the
+            detector or is empty, or the limit is less than a frame takes.
+        TypeError
+            If values of this dtype cannot be added.
+
+        Warns
+        -----
+        UserWarning
+            If all frames take more than the limit: the stack is of the middle of the scan.
+        """
+        shape = tuple(int(n) for n in dataset.shape)
+        if len(shape) != 4:
+            raise ValueError(
+                f"the data set has shape {shape}: expected scan rows and columns, detector rows "
+                "and columns. Give nav_shape when loading it."
+            )
+        pixels = mask_pixels(mask, shape[2:])
+        if dtype is None:
+            # The first one is that of the data, the others are what it can be made.
+            dense = dataset.array_backends[0] in (cls.BACKEND_NUMPY, cls.BACKEND_CUDA)
+            dtype = dataset.dtype if dense else _EVENTS_DTYPE
+        dtype = native_dtype(dtype)
+        accumulator_dtype(dtype, len(pixels))
+        limit = int(psutil.virtual_memory().available * _SHARE) if limit is None else limit
+        region = _middle(shape[:2], len(pixels) * dtype.itemsize, limit)
+        udf = cls(shape, dtype, pixels, region)
+        if udf.roi is not None:
+            rows, cols = udf.scan_shape
+            warnings.warn(
+                f"{shape[0]} x {shape[1]} frames with {len(pixels)} pixels of {dtype} are "
+                f"{_gib(math.prod(shape[:2]) * len(pixels) * dtype.itemsize)}, more than the limit "
+                f"of {_gib(limit)}: the stack is of the middle {rows} x {cols} frames, "
+                f"{_gib(udf.nbytes)}. Give a higher limit, fewer pixels, or a smaller dtype.",
+                stacklevel=2,
+            )
+        return udf
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the stack takes."""
+        pixels, dtype = self.params.pixels, self.params.dtype
+        return math.prod(self.scan_shape) * len(pixels) * int(dtype.itemsize)
+
+    @property
+    def scan_shape(self) -> tuple[int, int]:
+        """Rows and columns of the scan that are kept: the stack's `scan_shape`."""
+        rows, cols = self.params.region
+        return rows.stop - rows.start, cols.stop - cols.start
+
+    @property
+    def roi(self) -> NDArray[np.bool_] | None:
+        """Region of interest for ``Context.run_udf``, with which no more is read than is kept.
+
+        None if all frames are kept.
+        """
+        kept = np.zeros(self.params.shape[:2], bool)
+        kept[self.params.region] = True
+        return None if kept.all() else kept
+
+    @property
+    def stack(self) -> Stack:
+        """What there is so far; while the run goes on, its frames go on filling.
+
+        Raises
+        ------
+        ValueError
+            If the UDF has not been run.
+        """
+        if "frames" not in self.results.keys():  # noqa: SIM118 - LiberTEM's, no mapping
+            raise ValueError("there is no stack yet: run the UDF first.")
+        scanned = self._by_position(self.results.get_buffer("scanned").raw_data)
+        return Stack(
+            self.results.get_buffer("frames").raw_data,
+            self.params.pixels,
+            self.scan_shape,
+            self.params.shape[2:],
+            np.ascontiguousarray(scanned[self.params.region]),
+        )
+
+    @property
+    def _shape(self) -> tuple[int, int, int, int]:
+        shape: tuple[int, int, int, int] = self.params.shape
+        return shape
+
+    def get_result_buffers(self) -> dict[str, BufferWrapper]:
+        """Declare the stack's frames; workers send those of their partition.
+
+        Raises
+        ------
+        ValueError
+            If the data set has another shape than the UDF was made for.
+        """
+        self._check_shape()
+        # LiberTEM has no use for empty buffers.
+        count = math.prod(self.scan_shape) if self._on_main else max(1, int(self._kept.sum()))
+        return {
+            "frames": self.buffer(
+                "single", (count, len(self.params.pixels)), self.params.dtype, use="private"
+            ),
+            # Where in the stack they go, counted from 1, as 0 is no frame; not in use on the main
+            # node.
+            "places": self.buffer("single", (count,), np.int64, use="private"),
+            # Which frames there were: not those that a sync offset leaves out.
+            "scanned": self.buffer("nav", dtype=bool, use="private"),
+        }
+
+    @property
+    def _kept(self) -> NDArray[np.bool_]:
+        """Which of the partition's frames lie in the part of the scan that is kept."""
+        y, x = np.divmod(self._frames, self._shape[1])
+        rows, cols = self.params.region
+        kept: NDArray[np.bool_] = (
+            (y >= rows.start) & (y < rows.stop) & (x >= cols.start) & (x < cols.stop)
+        )
+        return kept
+
+    def preprocess(self) -> None:
+        """Get ready for a partition."""
+        if self._on_main:
+            return
+        self._first, self._inside = self.meta.slice.origin[0], self._kept
+        index = self._frames[self._inside]
+        y, x = np.divmod(index, self._shape[1])
+        rows, cols = self.params.region
+        places = (y - rows.start) * self.scan_shape[1] + x - cols.start
+        self.results.get_buffer("places").raw_data[: len(places)] = places + 1
+        self._fill = Fill(
+            self.results.get_buffer("frames").raw_data,
+            self.params.pixels,
+            self._shape[2:],
+            index,
+            self._shape[1],
+        )
+
+    def process_tile(self, tile: Any) -> None:
+        """Copy out of a tile: any frames of the partition, any part of the detector."""
+        origin, shape = self.meta.slice.origin, self.meta.slice.shape
+        start = origin[0] - self._first
+        inside = self._inside[start : start + shape[0]]
+        first = int(self._inside[:start].sum())
+        if not inside.all():
+            tile = tile[inside]
+        if self._events:
+            self._fill.add_events(tile, tuple(shape.sig), origin[1:], first)
+        else:
+            self._fill.add(tile, origin[1:], first)
+        self.results.get_buffer("scanned").raw_data[start : start + shape[0]] = True
+
+    def merge(self, dest: Any, src: Any) -> None:
+        """Put a partition's frames where they belong."""
+        if src.places[0]:
+            dest.frames[src.places - 1] = src.frames
+        dest.scanned[:] = src.scanned
+
+    def get_results(self) -> dict[str, Any]:
+        """Give LiberTEM nothing to show: the stack is no image."""
+        return {}
+
+
+def _middle(scan_shape: Any, frame: int, limit: int) -> tuple[slice, slice]:
+    """Middle of a scan that takes no more bytes than the limit, at so many a frame."""
+    ny, nx = scan_shape
+    share = min(1.0, limit / (ny * nx * frame))
+    rows = max(1, math.floor(ny * math.sqrt(share)))
+    cols = min(nx, limit // (rows * frame))
+    if not cols:
+        raise ValueError(f"limit = {limit} bytes: a single frame of the stack takes {frame}.")
+    y, x = (ny - rows) // 2, (nx - cols) // 2
+    return slice(y, y + rows), slice(x, x + cols)
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.3g} GiB"
