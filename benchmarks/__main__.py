@@ -40,6 +40,8 @@ PATHS = (
     "numba, engine alone",
     "numpy",
 )
+#: Only where they do not: a stack, filled and added again.
+STACK = ("numba, filling a stack", "numba, stack", "numba, stack, all cores")
 #: Only where frames come as events: the same frames as dense ones, from a file of their own or made
 #: by LiberTEM, and what events need at least.
 EVENTS = ("numba, dense", "numba, made dense", "scatter floor")
@@ -169,7 +171,7 @@ def _takes_part(path: str, workload: Workload) -> bool:
     if workload.storage == "raw_csr":
         if path == "numpy":  # 0.2 µs an event
             return workload.electrons <= 0.001
-        return not any(path in paths for paths in PEERS.values())
+        return not any(path in paths for paths in (STACK, *PEERS.values()))
     return path not in EVENTS and frames <= _MOST_FRAMES.get(path, frames)
 
 
@@ -223,9 +225,11 @@ def main(
 
     Where there is a GPU, CUDA is one of the paths. Some rows are there to compare with: NoOpUDF and
     SumUDF are LiberTEM's; "engine alone" adds the same frames without LiberTEM and without the last
-    step. Those that end in "floor" do what no path can do without: "floor" reads every cache line
-    of the bright field once ("file mapped": after mapping the file into memory, as every run does),
-    "bus floor" sends the box around it to the GPU, "device floor" adds as often on the GPU.
+    step, "filling a stack" keeps the bright field in memory, and "stack" adds that again, on one
+    thread or all cores. Those that end in "floor" do what no path can do without: "floor" reads
+    every cache line of the bright field once ("file mapped": after mapping the file into memory, as
+    every run does), "bus floor" sends the box around it to the GPU, "device floor" adds as often on
+    the GPU.
 
     Where frames come as events, "floor" reads every event and what is to be done with its pixel,
     "scatter floor" adds as often; "dense" are the same frames in full, "made dense" by LiberTEM.
@@ -239,7 +243,7 @@ def main(
     if output is None:
         output = Path(tempfile.mkdtemp(prefix="libertem-parallax-benchmarks-"))
     output.mkdir(parents=True, exist_ok=True)
-    paths: dict[str, tuple[str, ...]] = {sys.executable: PATHS + EVENTS}
+    paths: dict[str, tuple[str, ...]] = {sys.executable: PATHS + STACK + EVENTS}
     try:
         gpu = describe()
     except CudaError as error:
@@ -273,7 +277,8 @@ def main(
         for title, x, workload in tqdm([] if quick else points, desc="Curves", disable=quick):
             # The floor is that of one core reading one after the other.
             inline = workload.executor == "inline"
-            names = ("floor", "numba", "numba, dense", "cuda") if inline else ("numba",)
+            others = ("numba", "numba, stack") if workload.executor == "threads" else ("numba",)
+            names = ("floor", "numba", "numba, dense", "cuda") if inline else others
             some = {p: workers[p] for p in names if p in workers and _takes_part(p, workload)}
             curves.setdefault(title, []).append((x, measure(workload, some, 5, folder)))
     results = {

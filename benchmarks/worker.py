@@ -241,6 +241,22 @@ def make_engine_run(path: str, plan: Any, workload: dict[str, Any]) -> Callable[
     return run
 
 
+def make_stack_run(path: str, udf: Any, workload: dict[str, Any]) -> tuple[Callable[[], Any], Any]:
+    """Make a run that fills a stack, or adds one that is there; and a way to get its sums."""
+    from libertem_parallax import StackUDF
+
+    plan = udf.params.geometry.plan
+    ctx = make_context("inline", 1)
+    ds = ctx.load(workload["storage"], path=workload["file"])
+    filling = StackUDF.for_dataset(ds, plan.lookup >= 0, limit=sys.maxsize)
+    ctx.run_udf(ds, filling)
+    threads = None if path.endswith("all cores") else workload["workers"]
+    stack = filling.stack
+    if path.endswith("filling a stack"):
+        return lambda: ctx.run_udf(ds, filling), stack.add(plan)
+    return lambda: stack.add(plan, threads), stack.add(plan)
+
+
 def make_quantem(path: str, workload: dict[str, Any]) -> Callable[[], Any]:
     """Make quantEM's Montage with one thread, from frames to the image; its own units.
 
@@ -324,15 +340,19 @@ def prepare(
             run = make_floor(path, plan, workload)
         run()
         return run, None, None, None
-    if path.endswith("engine alone"):
+    if path.endswith("engine alone") or "stack" in path:
         from libertem_parallax.images import IMAGES, Imaging, Sums
 
         udf = make_udf(path, workload)
         plan = udf.params.geometry.plan
-        run = make_engine_run(path, plan, workload)
-        A, S = run()
+        if "stack" in path:
+            run, (A, S) = make_stack_run(path, udf, workload)
+        else:
+            run = make_engine_run(path, plan, workload)
+            A, S = run()
+            A = plan.fold(A)
         scan = S.reshape(plan.scan_shape)
-        sums = Sums(Imaging(udf.params.geometry), plan.fold(A), scan, np.ones(scan.shape, bool))
+        sums = Sums(Imaging(udf.params.geometry), A, scan, np.ones(scan.shape, bool))
         image = IMAGES["parallax"].make(sums)
         return run, image, len(plan.pixels), float(S.sum())
     udf = make_udf(path, workload)

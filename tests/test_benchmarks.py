@@ -150,7 +150,9 @@ def test_the_exit_status_says_whether_anything_became_slower(
     assert says in result.output
     assert result.exit_code == status
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
-    assert {row["path"]: len(row["seconds"]) for row in rows} == dict.fromkeys(command.PATHS, 3)
+    assert {row["path"]: len(row["seconds"]) for row in rows} == dict.fromkeys(
+        command.PATHS + command.STACK, 3
+    )
 
 
 def test_results_go_outside_of_the_checkout(tmp_path, monkeypatch) -> None:
