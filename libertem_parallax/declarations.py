@@ -222,6 +222,18 @@ PARAMETERS: Mapping[str, Parameter] = MappingProxyType(
                 of="udf",
             ),
             Parameter(
+                name="detector_flip_rows",
+                kind="flag",
+                words="read the frames' rows from bottom to top",
+                default=False,
+            ),
+            Parameter(
+                name="detector_transpose",
+                kind="flag",
+                words="read the frames' rows as columns and columns as rows, after flipping",
+                default=False,
+            ),
+            Parameter(
                 name="phase_flip",
                 kind="flag",
                 words="undo the contrast reversals by defocus",

@@ -29,11 +29,11 @@ _DECIMALS = 6
 #: Image pixels. Larger shifts are mistakes, and from 2**33 on float64 does not hold the decimals.
 _LARGEST_SHIFT = 2**31
 
-#: Smaller ones as the largest of all are mistakes as well, such as micrometers for Å.
-_LEAST_SHIFT = 0.005
+#: Turns that may be meant, with room for rounding. Larger angles are degrees.
+_LARGEST_ROTATION, _LARGEST_AZIMUTH = 2.005, 1.005
 
-#: Two turns, with room for rounding. Larger ones are degrees.
-_LARGEST_ROTATION = 12.6
+#: Where a larger factor would be needed, units are wrong.
+_USUAL_UPSAMPLING = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,8 +72,8 @@ class Geometry:
         Warns
         -----
         UserWarning
-            If the detector cuts off the bright field, shifts exceed the scan or come to nothing, or
-            the rotation is more than two turns.
+            If the detector cuts off the bright field, shifts exceed the scan, an angle looks like
+            degrees, or an exact quarter turn moves the default center.
         """
         sizes = checks.shape(shape)
         scan_shape, detector_shape = sizes[:2], sizes[2:]
@@ -82,29 +82,14 @@ class Geometry:
         for declared in given.missing():
             instead = f", or {declared.instead}" if declared.instead else ""
             raise ValueError(f"{declared.name} is missing: expected the {declared.words}{instead}.")
+        _warn_of_units(given)
         values = {**DEFAULTS, **given}
-        scan_sampling, cutoff = values["scan_sampling"], values["semiangle_cutoff"]
-        sampling = values["angular_sampling"]
-        if sampling is None:
-            y, x = values["reciprocal_sampling"]
-            wavelength = aberrations.wavelength(values["energy"])
-            sampling = y * wavelength * 1e3, x * wavelength * 1e3
-        coefs = values["aberration_coefs"] or {}
-        rotation, flip = values["rotation_angle"], values["detector_flip_cols"]
-        u, center = values["upsampling_factor"], values["center"]
-        if abs(rotation) > _LARGEST_ROTATION:
-            warnings.warn(
-                f"rotation_angle = {rotation:g} is more than two turns: expected rad, of which a "
-                f"degree is 0.01745. {rotation:g} degrees are {math.radians(rotation):.4g}.",
-                stacklevel=3,
-            )
-        canonical_center = _center(center, detector_shape, rotation, flip)
-
+        coefs, cutoff = values["aberration_coefs"] or {}, values["semiangle_cutoff"]
+        scan_sampling, u = values["scan_sampling"], values["upsampling_factor"]
+        sampling, center = _sampling(given), _center(given, detector_shape)
         with np.errstate(over="ignore", invalid="ignore"):
-            angles = _angles(detector_shape, canonical_center, sampling, rotation)
+            angles = _angles(given, detector_shape)
         inside = np.hypot(angles[..., 0], angles[..., 1]) * 1e3 <= cutoff * (1 + _EDGE)
-        if flip:
-            angles, inside = angles[:, ::-1], inside[:, ::-1]
         usable = inside & _mask(values["bf_mask"], detector_shape)
         if not usable.any():
             raise ValueError(
@@ -112,13 +97,11 @@ class Geometry:
                 f"= {cutoff:g} mrad of the center. Detector pixels are {sampling[0]:.4g} x "
                 f"{sampling[1]:.4g} mrad; check semiangle_cutoff, the sampling, center and bf_mask."
             )
-        row, col = canonical_center
-        stored_center = row, (detector_shape[1] - 1 - col) if flip else col
-        _warn_if_cut_off(stored_center, detector_shape, sampling, cutoff)
+        _warn_if_moved(given, center, detector_shape)
+        _warn_if_cut_off(center, detector_shape, sampling, cutoff)
         with np.errstate(over="ignore", invalid="ignore"):
             displacement = aberrations.gradient(coefs, angles[usable])
-            exact = displacement / np.asarray(scan_sampling) * u
-            shifts = np.rint(np.round(exact, _DECIMALS))
+            shifts = np.rint(np.round(displacement / np.asarray(scan_sampling) * u, _DECIMALS))
         if not (np.abs(shifts) < _LARGEST_SHIFT).all():
             raise ValueError(
                 f"aberration_coefs = {coefs} shift the images by up to "
@@ -132,15 +115,6 @@ class Geometry:
                 f"shifts of up to {largest[0]:.4g} x {largest[1]:.4g} Å exceed the scan of "
                 f"{scan_shape[0] * scan_sampling[0]:.4g} x {scan_shape[1] * scan_sampling[1]:.4g} "
                 "Å: the image wraps around. Check aberration_coefs (Å) and scan_sampling (Å).",
-                stacklevel=3,
-            )
-        aberrated = any(value for symbol, value in coefs.items() if symbol.startswith("C"))
-        if aberrated and len(shifts) > 1 and np.abs(exact).max() < _LEAST_SHIFT:
-            warnings.warn(
-                f"aberration_coefs = {coefs} shift images by no more than "
-                f"{np.abs(displacement).max():.2g} Å, or {np.abs(exact).max():.2g} pixels: the "
-                "parallax image is just the bright-field image. Check aberration_coefs (Å), "
-                "semiangle_cutoff (mrad) and the sampling.",
                 stacklevel=3,
             )
         plan = Plan(scan_shape, detector_shape, u, np.argwhere(usable), shifts.astype(np.int64))
@@ -168,6 +142,23 @@ class Geometry:
         step: tuple[float, float] = self.parameters["scan_sampling"]
         return step
 
+    @property
+    def sampling(self) -> tuple[float, float]:
+        """Size of a detector pixel along rows and columns in mrad."""
+        return _sampling(self.parameters)
+
+    @property
+    def center(self) -> tuple[float, float]:
+        """Row and column of the beam in detector pixels as stored."""
+        return _center(self.parameters, self.plan.detector_shape)
+
+    @cached_property
+    def angles(self) -> NDArray[np.float64]:
+        """Directions ``λ k`` of the bright-field pixels in rad, along scan axes; (M, 2)."""
+        rows, cols = self.plan.pixels.T
+        angles: NDArray[np.float64] = _angles(self.parameters, self.plan.detector_shape)[rows, cols]
+        return angles
+
     @cached_property
     def wavelength(self) -> float:
         """Of the electrons in Å."""
@@ -178,6 +169,39 @@ class Geometry:
         """As `aberrations.canonical` returns them; empty if there are none."""
         coefs: dict[str, float] = self.parameters.get("aberration_coefs", {})
         return coefs
+
+    @property
+    def nothing_shifts(self) -> str | None:
+        """Why all images are shifted alike, and what would help; None where they are not.
+
+        Where they are, what is left of their sum without the mean is zero.
+        """
+        shifts = self.plan.shifts
+        if (shifts != shifts[0]).any():
+            return None
+        if len(shifts) == 1:
+            return (
+                "the bright field is a single detector pixel. Check semiangle_cutoff (mrad), the "
+                "sampling, center and bf_mask."
+            )
+        units = (
+            "Check aberration_coefs (Å, azimuths in rad), semiangle_cutoff (mrad), the sampling "
+            "and scan_sampling (Å)."
+        )
+        exact = aberrations.gradient(self.aberration_coefs, self.angles) / self.scan_sampling
+        spread = float(np.ptp(exact, axis=0).max())
+        if not spread:
+            return f"no aberration shifts images against each other. Give a defocus. {units}"
+        u = self.plan.upsampling_factor
+        reason = (
+            f"aberration_coefs = {self.aberration_coefs} shift images against each other by no "
+            f"more than {spread * u:.2g} pixels, which are rounded to none."
+        )
+        enough = math.floor(1 / spread) + 1
+        _, largest = PARAMETERS["upsampling_factor"].limits
+        if enough <= min(_USUAL_UPSAMPLING, largest):
+            return f"{reason} An upsampling_factor of {enough} is enough for these. Or: {units}"
+        return f"{reason} {units}"
 
     @property
     def flips(self) -> bool:
@@ -222,42 +246,70 @@ class Geometry:
         return symmetric
 
 
-def _center(
-    center: tuple[float, float] | None,
-    detector_shape: tuple[int, int],
-    rotation: float,
-    flip_cols: bool,
-) -> tuple[float, float]:
-    """Beam center in the canonical layout, in which columns are read as the flip says."""
+def _sampling(parameters: Parameters) -> tuple[float, float]:
+    """Size of a detector pixel in mrad."""
+    if "angular_sampling" in parameters:
+        sampling: tuple[float, float] = parameters["angular_sampling"]
+        return sampling
+    y, x = parameters["reciprocal_sampling"]
+    wavelength = aberrations.wavelength(parameters["energy"])
+    return y * wavelength * 1e3, x * wavelength * 1e3
+
+
+def _center(parameters: Parameters, detector_shape: tuple[int, int]) -> tuple[float, float]:
+    """Beam center in pixels as stored."""
     rows, cols = detector_shape
-    if center is None:
-        # Array layouts are described by exact quarter turns. Reversing an axis of even length
-        # moves the pixel Q // 2 to Q // 2 - 1.
-        quarters = rotation / (math.pi / 2)
-        turn = round(quarters) % 4 if abs(quarters - round(quarters)) < 1e-9 else 0
-        return (
-            float(rows // 2 - (turn in (2, 3) and rows % 2 == 0)),
-            float(cols // 2 - (turn in (1, 2) and cols % 2 == 0)),
-        )
-    row, col = center
-    if not (-0.5 <= row <= rows - 0.5 and -0.5 <= col <= cols - 0.5):
-        raise ValueError(
-            f"center = {center!r}: expected row and column of the beam on the detector of {rows} x "
-            f"{cols} pixels, counted from 0."
-        )
-    return row, (cols - 1 - col) if flip_cols else col
+    if "center" in parameters:
+        row, col = parameters["center"]
+        if not (-0.5 <= row <= rows - 0.5 and -0.5 <= col <= cols - 0.5):
+            raise ValueError(
+                f"center = {(row, col)!r}: expected row and column of the beam on the detector of "
+                f"{rows} x {cols} pixels, counted from 0."
+            )
+        return row, col
+    # As in 0.1.2, exact quarter turns describe an order, too: in that, the center is the pixel
+    # Q // 2, which reversing an axis of even length makes Q // 2 - 1.
+    turn = _quarter_turns(parameters)
+    row = float(rows // 2 - (turn in (2, 3) and rows % 2 == 0))
+    col = float(cols // 2 - (turn in (1, 2) and cols % 2 == 0))
+    flip_rows, flip_cols, _ = _order(parameters)
+    return (rows - 1 - row) if flip_rows else row, (cols - 1 - col) if flip_cols else col
 
 
-def _angles(
-    detector_shape: tuple[int, int],
-    center: tuple[float, float],
-    sampling: tuple[float, float],
-    rotation: float,
-) -> NDArray[np.float64]:
-    """Directions ``λ k`` of all pixels of the canonical layout in rad, (rows, cols, 2)."""
-    y = (np.arange(detector_shape[0]) - center[0]) * sampling[0] * 1e-3
-    x = (np.arange(detector_shape[1]) - center[1]) * sampling[1] * 1e-3
-    y, x = np.meshgrid(y, x, indexing="ij")
+def _order(parameters: Parameters) -> tuple[bool, bool, bool]:
+    """In which order the array is stored: rows reversed, columns reversed, rows as columns."""
+    flip_rows, flip_cols, transpose = (
+        bool(parameters.get(f"detector_{name}")) for name in ("flip_rows", "flip_cols", "transpose")
+    )
+    return flip_rows, flip_cols, transpose
+
+
+def _quarter_turns(parameters: Parameters) -> int:
+    """Count quarter turns that describe an order, modulo 4; 0 for any other rotation."""
+    flip_rows, _, transpose = _order(parameters)
+    quarters: float = parameters.get("rotation_angle", 0.0) / (math.pi / 2)
+    if flip_rows or transpose or abs(quarters - round(quarters)) > 1e-9:
+        return 0
+    return round(quarters) % 4
+
+
+def _angles(parameters: Parameters, detector_shape: tuple[int, int]) -> NDArray[np.float64]:
+    """Directions ``λ k`` of all pixels as stored, in rad along scan axes; (rows, cols, 2)."""
+    flip_rows, flip_cols, transpose = _order(parameters)
+    axes = []
+    for n, center, step, flip in zip(
+        detector_shape,
+        _center(parameters, detector_shape),
+        _sampling(parameters),
+        (flip_rows, flip_cols),
+        strict=True,
+    ):
+        positions = np.arange(n) - ((n - 1 - center) if flip else center)
+        axes.append((positions[::-1] if flip else positions) * step * 1e-3)
+    y, x = np.meshgrid(*axes, indexing="ij")
+    if transpose:
+        y, x = x, y
+    rotation = parameters.get("rotation_angle", 0.0)
     cos, sin = math.cos(rotation), math.sin(rotation)
     return np.stack([cos * y - sin * x, sin * y + cos * x], axis=-1)
 
@@ -289,3 +341,44 @@ def _warn_if_cut_off(
                 stacklevel=4,
             )
             return
+
+
+def _warn_if_moved(
+    parameters: Parameters, center: tuple[float, float], detector_shape: tuple[int, int]
+) -> None:
+    """Say what an exact quarter turn means for the default center."""
+    unmoved = _center(parameters.replace(rotation_angle=None), detector_shape)
+    if center != unmoved:
+        turn, (_, flip_cols, _) = _quarter_turns(parameters), _order(parameters)
+        order = {
+            "detector_flip_rows": turn in (2, 3),
+            "detector_flip_cols": flip_cols != (turn in (1, 2)),
+            "detector_transpose": turn in (1, 3),
+        }
+        flags = ", ".join(f"{name}={flag}" for name, flag in order.items() if flag)
+        taken, physical = (f"({row:g}, {col:g})" for row, col in (center, unmoved))
+        warnings.warn(
+            f"rotation_angle is exactly {90 * turn}° and no center is given: as in 0.1.2, that is "
+            f"taken for frames that are stored in another order, with center={taken}. If so, "
+            f"say it with rotation_angle=0, {flags}. If the detector is turned, give center="
+            f"{physical}.",
+            stacklevel=4,
+        )
+
+
+def _warn_of_units(parameters: Parameters) -> None:
+    """Warn of angles that are degrees."""
+    coefs = parameters.get("aberration_coefs", {})
+    angles = [("rotation_angle", parameters.get("rotation_angle", 0.0), _LARGEST_ROTATION)] + [
+        (f"aberration_coefs[{symbol!r}]", value, _LARGEST_AZIMUTH)
+        for symbol, value in coefs.items()
+        if symbol.startswith("phi")
+    ]
+    for name, angle, turns in angles:
+        if abs(angle) > turns * 2 * math.pi:
+            many = "two turns" if turns > 2 else "a turn"
+            warnings.warn(
+                f"{name} = {angle:g} is more than {many}: expected rad, of which a degree is "
+                f'0.01745. {angle:g} degrees are {math.radians(angle):.4g}, or "{angle:g}deg".',
+                stacklevel=4,
+            )

@@ -30,19 +30,25 @@ def chi(coefs, y, x, wavelength, *, even_only=False):
 
 
 def bright_field(
-    detector_shape, sampling_mrad, cutoff, *, rotation=0.0, center=None, flip=False, mask=None
-):
+    detector_shape, sampling_mrad, cutoff, *, rotation=0.0, center=None, flip=False,
+    flip_rows=False, transpose=False, mask=None,
+):  # fmt: skip
     """Pixels as stored, (M, 2), and their angles in rad, (M, 2)."""
     rows, cols = detector_shape
     if center is None:
-        center = rows // 2, (cols - 1 - cols // 2 if flip else cols // 2)
+        center = [
+            n - 1 - n // 2 if flipped else n // 2
+            for n, flipped in ((rows, flip_rows), (cols, flip))
+        ]
     pixels, angles = [], []
     for row in range(rows):
         for col in range(cols):
-            y = (row - center[0]) * sampling_mrad[0] * 1e-3
+            y = (row - center[0]) * sampling_mrad[0] * 1e-3 * (-1 if flip_rows else 1)
             x = (col - center[1]) * sampling_mrad[1] * 1e-3 * (-1 if flip else 1)
             if np.hypot(y, x) * 1e3 > cutoff or (mask is not None and not mask[row, col]):
                 continue
+            if transpose:
+                y, x = x, y
             cos, sin = np.cos(rotation), np.sin(rotation)
             pixels.append((row, col))
             angles.append((cos * y - sin * x, sin * y + cos * x))

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import re
+import warnings
+
 import definition
 import numpy as np
 import pytest
@@ -22,19 +25,37 @@ def make(**changes):
 
 
 @pytest.mark.parametrize("rotation", [0.0, 0.3, -0.26, 2.0])
-@pytest.mark.parametrize("flip", [False, True])
-@pytest.mark.parametrize("center", [None, (11.3, 12.8), (12.5, 11.5)])
-@pytest.mark.parametrize("u", [1, 3])
-def test_pixels_and_shifts_follow_the_definition(rotation, flip, center, u):
+@pytest.mark.parametrize(("flip_rows", "flip_cols"), [(0, 0), (0, 1), (1, 0), (1, 1)])
+@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize(("center", "u"), [(None, 1), ((11.3, 12.8), 3), ((12.5, 11.5), 1)])
+def test_pixels_and_shifts_follow_the_definition(
+    rotation, flip_rows, flip_cols, transpose, center, u
+):
+    order = {"flip_rows": bool(flip_rows), "transpose": transpose}
     plan = make(
-        rotation_angle=rotation, detector_flip_cols=flip, center=center, upsampling_factor=u
-    ).plan
+        rotation_angle=rotation, center=center, upsampling_factor=u,
+        detector_flip_cols=bool(flip_cols),
+        **{f"detector_{name}": value for name, value in order.items()},
+    ).plan  # fmt: skip
     pixels, angles = definition.bright_field(
-        (24, 25), (0.41, 0.37), 4.0, rotation=rotation, center=center, flip=flip
+        (24, 25), (0.41, 0.37), 4.0, rotation=rotation, center=center, flip=flip_cols, **order
     )
     np.testing.assert_array_equal(plan.pixels, pixels)
     expected = definition.shifts(PARAMETERS["aberration_coefs"], angles, (4.1, 3.9), u)
     np.testing.assert_array_equal(plan.shifts, expected)
+
+
+def test_a_geometry_tells_directions_sampling_and_center():
+    reciprocal = tuple(a * 1e-3 / definition.WAVELENGTH_300KEV for a in (0.41, 0.37))
+    parameters = {"rotation_angle": 0.3, "detector_flip_cols": True, "detector_transpose": True}
+    geometry = make(angular_sampling=..., reciprocal_sampling=reciprocal, **parameters)
+    _, angles = definition.bright_field(
+        (24, 25), (0.41, 0.37), 4.0, rotation=0.3, flip=True, transpose=True
+    )
+    np.testing.assert_allclose(geometry.angles, angles, rtol=1e-6)
+    np.testing.assert_allclose(geometry.sampling, (0.41, 0.37), rtol=1e-6)
+    assert geometry.center == (12, 12)
+    assert make(center=(1, 2), **parameters, semiangle_cutoff=0.3).center == (1, 2)
 
 
 def test_reciprocal_sampling_is_angular_sampling_over_wavelength():
@@ -90,17 +111,38 @@ def test_rotation_does_not_jump_anywhere_but_at_exact_quarter_turns():
         assert near.pixels.tolist() == [[12, 12]]
 
 
-@pytest.mark.parametrize(
-    ("quarters", "center"),
-    [(1, (12, 11)), (2, (11, 11)), (-1, (11, 12)), (3, (11, 12)), (4, (12, 12)), (0, (12, 12))],
-)
-def test_exact_quarter_turns_move_the_default_center_of_even_axes(quarters, center):
-    for shape, expected in (((24, 24), center), ((25, 25), (12, 12))):
-        plan = make(
-            shape=(8, 9, *shape), angular_sampling=(0.4, 0.4), semiangle_cutoff=0.1,
-            rotation_angle=quarters * np.pi / 2,
-        ).plan  # fmt: skip
-        assert plan.pixels.tolist() == [list(expected)]
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("turn", [1, 2, 3, -1, -2, 5])
+@pytest.mark.parametrize("detector", [(24, 24), (25, 24), (24, 25)])
+def test_an_exact_quarter_turn_says_what_it_means(turn, flip, detector):
+    """What the warning proposes for frames in another order gives the same geometry.
+
+    And what it proposes for a detector that is turned is where rotations nearby have their center.
+    """
+    parameters = {"shape": (8, 9, *detector), "detector_flip_cols": flip}
+    nearby = make(**parameters, rotation_angle=turn * np.pi / 2 + 1e-7)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        turned = make(**parameters, rotation_angle=turn * np.pi / 2)
+    if turned.center == nearby.center:  # of odd length
+        assert not caught
+        return
+    [text] = [str(warning.message) for warning in caught]
+    assert f"is exactly {90 * (turn % 4)}°" in text
+    flags = dict.fromkeys(re.findall(r"(detector_\w+)=True", text), True)
+    said = make(**{**parameters, "detector_flip_cols": False, **flags}, rotation_angle=0)
+    assert said.plan.digest == turned.plan.digest
+    [center] = re.findall(r"is turned, give center=\((\d+), (\d+)\)", text)
+    assert tuple(map(int, center)) == nearby.center
+    physical = make(**parameters, rotation_angle=turn * np.pi / 2, center=nearby.center)
+    np.testing.assert_array_equal(physical.plan.pixels, nearby.plan.pixels)
+
+
+def test_a_quarter_turn_beside_a_given_order_is_a_rotation():
+    for flag in ("detector_flip_rows", "detector_transpose"):
+        parameters = {"shape": (8, 9, 24, 24), flag: True}
+        exact, nearby = (make(**parameters, rotation_angle=np.pi + off) for off in (0, 1e-7))
+        assert exact.center == nearby.center
 
 
 @pytest.mark.parametrize("shape", [(6, 9), (7, 8), (8, 8), (7, 7)])
@@ -196,13 +238,31 @@ def test_a_bright_field_cut_off_by_the_detector_warns(center, place, flip):
         make(**shape, angular_sampling=sampling, semiangle_cutoff=0.4 * (room + 1e-6))
 
 
-def test_shifts_that_come_to_nothing_warn():
-    """At 4 mrad, micrometers of defocus taken for Å shift by 0.004 times as much."""
-    with pytest.warns(UserWarning, match=r"by no more than 0\.006 Å, or 0\.0015 pixels: the"):
-        make(aberration_coefs={"C10": -1.5}, angular_sampling=(0.4, 0.4), scan_sampling=(4, 4))
-    make(aberration_coefs={"C10": -6.0})  # 0.024 Å: near focus
-    make(aberration_coefs={"C10": 0.0, "C12": 0.0, "phi12": 0.3})
-    make(aberration_coefs={})
+@pytest.mark.parametrize(
+    ("change", "reasons"),
+    [
+        ({"aberration_coefs": None}, ["no aberration shifts", "Give a defocus"]),
+        ({"aberration_coefs": {"C10": 0.0, "phi12": 1.0}}, ["no aberration shifts"]),
+        ({"semiangle_cutoff": 0.1}, ["a single detector pixel", "semiangle_cutoff (mrad)"]),
+        ({"aberration_coefs": {"C10": -400.0}}, ["by no more than 0.76 pixels", "_factor of 2 is"]),
+        ({"aberration_coefs": {"C10": -100.0}}, ["by no more than 0.19 pixels", "_factor of 6 is"]),
+        ({"aberration_coefs": {"C10": -2.0}}, ["by no more than 0.0038 pixels", "coefs (Å, azi"]),
+        (
+            {"angular_sampling": (4e-4, 4e-4), "semiangle_cutoff": 4e-3},
+            ["by no more than 0.0056 pixels", "semiangle_cutoff (mrad)"],
+        ),
+    ],
+)
+def test_shifts_that_come_to_nothing_are_told_with_what_would_help(change, reasons):
+    geometry = make(**change)
+    assert len(np.unique(geometry.plan.shifts, axis=0)) == 1
+    assert geometry.nothing_shifts is not None
+    for reason in reasons:
+        assert reason in geometry.nothing_shifts
+    for factor in re.findall(r"upsampling_factor of (\d+) is", geometry.nothing_shifts):
+        assert geometry.replace(upsampling_factor=int(factor)).nothing_shifts is None
+        assert geometry.replace(upsampling_factor=int(factor) - 1).nothing_shifts is not None
+    assert ("upsampling_factor" in geometry.nothing_shifts) == ("_factor of" in "".join(reasons))
 
 
 def test_degrees_for_radians_warn():
@@ -210,6 +270,11 @@ def test_degrees_for_radians_warn():
         make(rotation_angle=-15)
     make(rotation_angle=4 + np.pi)
     make(rotation_angle=np.float32(-4 * np.pi))
+    coefs = {"C12": 300.0, "phi12": 15.0, "C21": 1.0, "coma_angle": -2 * np.pi}
+    with pytest.warns(UserWarning, match=r"phi12'\] = 15 is more than a turn.* \"15deg\"") as told:
+        make(aberration_coefs=coefs)
+    assert len(told) == 1
+    make(aberration_coefs={"C12": 300.0, "phi12": "-355deg"})
 
 
 def test_shifts_beyond_the_scan_warn():

@@ -31,6 +31,8 @@ EVERYTHING = {
     "center": (4.5, 6.25),
     "engine": "numpy",
     "image": ("phase_flip",),
+    "detector_flip_rows": True,
+    "detector_transpose": True,
 }
 SETTINGS = {"phase_flip": True, "load": {"type": "raw", "nav_shape": [6, 8], "a": {"b c": '"\n'}}}
 

@@ -16,7 +16,14 @@ from ..parameters import Parameters
 from .options import acquisition_options, blur_option, output_option
 from .parameters import check_required, read_parameters
 from .record import Recording, record
-from .run import check_output, image_paths, image_pixel_size, messages_only, report
+from .run import (
+    check_output,
+    image_paths,
+    image_pixel_size,
+    messages_only,
+    refuse_zero_images,
+    report,
+)
 from .specimen import correlation, describe_simulation, resample
 
 if TYPE_CHECKING:
@@ -296,4 +303,5 @@ def _check_parameters(parameters: Parameters, detector_shape: tuple[int, int]) -
 
     # A small scan may be exceeded by shifts that the real one is not.
     with messages_only(), warnings.catch_warnings(action="ignore"):
-        ParallaxUDF.from_parameters((8, 8, *detector_shape), **parameters)
+        udf = ParallaxUDF.from_parameters((8, 8, *detector_shape), **parameters)
+        refuse_zero_images(udf, parameters)

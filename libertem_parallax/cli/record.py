@@ -19,6 +19,7 @@ from .run import (
     described,
     image_pixel_size,
     messages_only,
+    refuse_zero_images,
     save,
     speed_text,
     warn,
@@ -101,6 +102,7 @@ def record(
         with contextlib.nullcontext() if known else warnings.catch_warnings(action="ignore"):
             anywhere = parameters.replace(center=None, bf_mask=None) if events else parameters
             udf = make_udf((recording.nav_shape or (8, 8)) + detector_shape, anywhere)
+            refuse_zero_images(udf, parameters)
         screen, picture = _open_screen(output, snapshot, recording, image_pixel_size(udf))
         acquisition = _await(ctx, conn, watch, address, recording)
         if events or tuple(acquisition.shape) != (recording.nav_shape or ()) + detector_shape:

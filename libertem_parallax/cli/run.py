@@ -51,7 +51,24 @@ def make_udf(shape: Iterable[int], parameters: Parameters) -> Any:
     from ..udf import ParallaxUDF
 
     with messages_only():
-        return ParallaxUDF.from_parameters(shape, **parameters)
+        udf = ParallaxUDF.from_parameters(shape, **parameters)
+        refuse_zero_images(udf, parameters)
+    return udf
+
+
+def refuse_zero_images(udf: Any, parameters: Parameters) -> None:
+    """Refuse images in which nothing could be seen, with the reason.
+
+    Raises
+    ------
+    ValueError
+        If there is one of them.
+    """
+    from ..images import IMAGES
+
+    for name in parameters["image"]:
+        if problem := IMAGES[name].problem(udf.params.geometry):
+            raise ValueError(problem)
 
 
 def run(ctx: Any, dataset: Any, udf: Any) -> tuple[dict[str, NDArray[Any]], str]:

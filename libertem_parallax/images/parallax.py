@@ -6,6 +6,7 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
+from ..geometry import Geometry
 from .fourier import irfft2, rfft2
 from .sums import Image, Imaging, Sums
 
@@ -69,4 +70,9 @@ def _suppress_nyquist(image: NDArray[np.float32]) -> None:
         pairs -= (sums.real - sums.imag) / cols * np.complex64(1 - 1j)
 
 
-PARALLAX = Image(parallax, "parallax")
+def _problem(geometry: Geometry) -> str | None:
+    reason = geometry.nothing_shifts
+    return None if reason is None else f"the parallax image will be zero: {reason}"
+
+
+PARALLAX = Image(parallax, "parallax", problem=_problem)

@@ -37,12 +37,13 @@ def _filter(imaging: Imaging) -> NDArray[np.float32]:
 
 
 def _problem(geometry: Geometry) -> str | None:
-    if geometry.flips:
-        return None
-    return (
-        "the phase-flipped image will be zero: aberration_coefs has no even aberration "
-        "(defocus, astigmatism, Cs, ...), without which there is no phase contrast."
-    )
+    reason = geometry.nothing_shifts
+    if reason is None and not geometry.flips:
+        reason = (
+            "aberration_coefs has no even aberration (defocus, astigmatism, Cs, ...), without "
+            "which there is no phase contrast."
+        )
+    return None if reason is None else f"the phase-flipped image will be zero: {reason}"
 
 
 PHASE_FLIP = Image(phase_flip, "phase-flipped parallax", problem=_problem)

@@ -89,6 +89,8 @@ class ParallaxUDF(SumsUDF):
         bf_mask: NDArray[np.bool_] | str | PathLike[str] | None = None,
         engine: str = "auto",
         image: str | Iterable[str] | None = None,
+        detector_flip_rows: bool = False,
+        detector_transpose: bool = False,
     ) -> Self:
         """Construct the UDF from the parameters of an acquisition.
 
@@ -114,8 +116,8 @@ class ParallaxUDF(SumsUDF):
         rotation_angle
             Rotation of the detector's directions against the scan in rad, or in degrees as in
             -15deg. ``k = R(θ) · (pixel - center)``, ``R(θ) = [[cos, -sin], [sin, cos]]``, rows
-            first. An exact multiple of π/2 also describes an array layout and moves the default
-            center accordingly.
+            first. As in 0.1.2, an exact multiple of π/2 is taken for another order of the array
+            where no center is given.
         upsampling_factor
             Pixels of the image per scan step. An integer from 1 to 1000, ``u``.
         suppress_Nyquist_noise
@@ -126,8 +128,8 @@ class ParallaxUDF(SumsUDF):
             Read the frames' columns from right to left.
         center
             Row and column of the beam in detector pixels as stored. They count from 0, and
-            fractions are allowed. Default: pixel ``(rows // 2, columns // 2)`` after flipping;
-            exact quarter turns move it along, as reversing axes of even length does.
+            fractions are allowed. Default: pixel ``(rows // 2, columns // 2)`` in the order of the
+            scan's axes.
         bf_mask
             Boolean array of the detector's shape, or a .npy file of one. It is False where a pixel
             as stored must not be used: dead pixels, beam stops. Default: all pixels.
@@ -140,6 +142,10 @@ class ParallaxUDF(SumsUDF):
             What to make of the frames. That is the name of an image, parallax or phase_flip, or of
             several: they are made in one pass, each as a result of its name. Default: the channels
             of the class.
+        detector_flip_rows
+            Read the frames' rows from bottom to top.
+        detector_transpose
+            Read the frames' rows as columns and columns as rows, after flipping.
 
         Returns
         -------
@@ -154,8 +160,9 @@ class ParallaxUDF(SumsUDF):
         Warns
         -----
         UserWarning
-            If the detector cuts off the bright field, shifts exceed the scan or come to nothing, or
-            the rotation is more than two turns.
+            If the detector cuts off the bright field, shifts exceed the scan, an angle looks like
+            degrees, or an exact quarter turn moves the default center. When a run starts, if its
+            image will be zero.
         """
         shape = checks.shape(shape)
         check_detector(shape)
@@ -172,6 +179,8 @@ class ParallaxUDF(SumsUDF):
             detector_flip_cols=detector_flip_cols,
             center=center,
             bf_mask=bf_mask,
+            detector_flip_rows=detector_flip_rows,
+            detector_transpose=detector_transpose,
         )
         check_image(geometry.plan)
         return cls(geometry, suppress_Nyquist_noise, engine, image)
