@@ -65,6 +65,16 @@ def test_images_leave_the_sums_and_one_another_alone():
         sums.once(image.make)
 
 
+def test_sums_that_would_overflow_are_refused():
+    """Where values cancel out, engines do not see them."""
+    geometry = ParallaxUDF.from_parameters(**PARAMETERS).params.geometry
+    A, S = np.zeros(geometry.plan.folded_shape), np.zeros((8, 9))
+    for bad in (1e39, -1e39, np.nan, np.inf):
+        A[0, 1, 2, 3] = bad
+        with pytest.raises(ValueError, match=r"sums of frames reach from .* no more than 1e\+30"):
+            Sums(Imaging(geometry), A, S, S == 0)
+
+
 @pytest.mark.parametrize("image", ["phase flip", [], ["parallax", "flip"], 3, [["parallax"]]])
 def test_unknown_images_are_refused(image):
     with pytest.raises(ValueError, match=r"image = .*: expected one or several of parallax, phas"):

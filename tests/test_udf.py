@@ -387,6 +387,21 @@ def test_both_udfs_and_others_in_one_run(inline):
     np.testing.assert_array_equal(alone["reconstruction"], other["reconstruction"].data)
 
 
+@pytest.mark.parametrize("dtype", ["int64", "uint64"])
+def test_64_bit_integers_that_others_make_floats_are_refused(inline, dtype):
+    """SumUDF wants floats; beside it, 2⁵³ + 1 came as 2⁵³."""
+    frames = np.ones(PARAMETERS["shape"], dtype)
+    frames[3, 4, 12, 12] = 2**53 + 1
+    udf = ParallaxUDF.from_parameters(**PARAMETERS)
+    ds = inline.load("memory", data=frames, sig_dims=2)
+    with pytest.raises(
+        ValueError, match=f"{dtype}.* converted to float64.* run this one by itself"
+    ):
+        inline.run_udf(ds, [udf, SumUDF()])
+    # Where floats are what was asked for, they are taken.
+    inline.run_udf(ds, udf, corrections=CorrectionSet(dark=np.zeros((24, 25))))
+
+
 def test_several_images_in_one_pass(ctx, inline):
     frames = make_frames(PARAMETERS["shape"], "uint8")
     both = ParallaxUDF.from_parameters(**PARAMETERS, image=["phase_flip", "parallax"])
@@ -428,6 +443,22 @@ def test_the_picture_grows_and_ends_as_the_whole(inline):
     first = np.zeros_like(frames)
     first[:2] = frames[:2]
     np.testing.assert_array_equal(parts[0]["parallax"], run(inline, first, udf)["parallax"])
+
+
+@pytest.mark.parametrize("value", [1e39, 3e38])
+def test_large_values_are_refused_and_large_images_are_finite(inline, value):
+    """Images are float32, which ends at 3.4e38."""
+    frames = make_frames(PARAMETERS["shape"], "float64")
+    udf = ParallaxPhaseFlipUDF.from_parameters(**PARAMETERS)
+    expected = run(inline, frames, udf)
+    frames[5, 3, 11, 12] = value
+    named = re.escape(f"position (5, 3), detector pixel (11, 12) is {value:g}")
+    with pytest.raises(ValueError, match=named):
+        run(inline, frames, udf)
+    frames[5, 3, 11, 12] = 1e29
+    images = run(inline, frames, udf)
+    assert all(np.isfinite(image).all() for image in images.values())
+    assert not np.array_equal(images["parallax"], expected["parallax"])
 
 
 def test_a_blank_scan_gives_a_blank_image(inline):

@@ -19,7 +19,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from .compiled import CompiledEngine
 from .cuda import CudaEngine, CudaError
-from .engine import Engine, accumulator_dtype, native_dtype
+from .engine import LARGEST, Engine, accumulator_dtype, is_small, native_dtype
 from .fill import Fill
 from .plain import PlainEngine
 from .plan import Plan
@@ -27,6 +27,7 @@ from .stack import Stack, mask_pixels
 
 __all__ = [
     "ENGINES",
+    "LARGEST",
     "CudaError",
     "Engine",
     "Fill",
@@ -34,6 +35,7 @@ __all__ = [
     "Stack",
     "accumulator_dtype",
     "fallen_back",
+    "is_small",
     "make_engine",
     "mask_pixels",
     "native_dtype",

@@ -348,7 +348,7 @@ class CompiledEngine(Engine):
     ) -> None:
         values, columns, bounds = events
         frames = slice(first, first + len(bounds) - 1)
-        with np.errstate(over="ignore"):  # as below
+        with np.errstate(over="ignore", invalid="ignore"):  # as below
             outside, bad = _accumulate_events(
                 locked(values),
                 locked(columns),
@@ -383,7 +383,7 @@ class CompiledEngine(Engine):
             frames = np.pad(frames, ((0, 0), (0, 0), (0, missing)))
         if frames.strides[2] != frames.itemsize:
             frames = np.ascontiguousarray(frames)
-        with np.errstate(over="ignore"):  # in plain Python; sums that overflow are reported
+        with np.errstate(over="ignore", invalid="ignore"):  # in plain Python; sums are checked
             _accumulate(
                 locked(frames),
                 self.index[first : first + len(frames)],

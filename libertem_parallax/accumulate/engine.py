@@ -11,14 +11,20 @@ from numpy.typing import DTypeLike, NDArray
 from .plan import Plan
 
 __all__ = [
+    "LARGEST",
     "Engine",
     "Events",
     "accumulator_dtype",
     "check_tile",
+    "is_small",
     "native_dtype",
     "read_events",
     "value_range",
 ]
+
+#: Of floating point numbers. Larger ones are mistakes, with which images in single precision would
+#: overflow.
+LARGEST = 1e30
 
 
 def accumulator_dtype(dtype: DTypeLike, pixels: int, events: bool = False) -> np.dtype[Any]:
@@ -86,15 +92,21 @@ def value_range(dtype: DTypeLike) -> tuple[Any, Any]:
     Returns
     -------
     tuple
-        Two scalars of the dtype: all that is finite, but of integers of 64 bits only what fits 32,
-        as the sum of 2³¹ of them fits 64.
+        Two scalars of the dtype: of floating point numbers up to `LARGEST`; of integers of 64 bits
+        only what fits 32, as the sum of 2³¹ of them fits 64.
     """
     dtype = np.dtype(dtype)
-    if dtype.kind == "f":
-        limits: Any = np.finfo(dtype)
-    else:
-        limits = np.iinfo(dtype if dtype.itemsize < 8 else f"{dtype.kind}4")
-    return dtype.type(limits.min), dtype.type(limits.max)
+    limits: tuple[Any, Any] = -LARGEST, LARGEST
+    if dtype.kind != "f":
+        integers = np.iinfo(dtype if dtype.itemsize < 8 else f"{dtype.kind}4")
+        limits = integers.min, integers.max
+    return dtype.type(limits[0]), dtype.type(limits[1])
+
+
+def is_small(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Tell which floating point numbers are finite and no larger than `LARGEST`."""
+    small: NDArray[np.bool_] = np.abs(values) <= LARGEST
+    return small
 
 
 class Events(NamedTuple):
@@ -272,7 +284,8 @@ class Engine(ABC):
         ------
         ValueError
             If the tile reaches beyond the frames or the detector or has another dtype, or a pixel
-            in use is not finite or too large for exact sums (64-bit integers only).
+            in use is not finite, or too large for exact sums of 64-bit integers or for images in
+            single precision.
         """
         self._check(frames.shape, frames.dtype, origin, first, events=False)
         if frames.dtype.kind == "b":
@@ -282,9 +295,9 @@ class Engine(ABC):
             self._check_range(frames, origin, first)
         self._add(frames, origin, first)
         # One non-finite value would spread over the whole image in the Fourier transform.
-        if frames.dtype.kind == "f" and not np.isfinite(self.S[first : first + len(frames)]).all():
-            self._refuse_non_finite(frames, origin, first)
-            self._refuse_overflow()
+        if frames.dtype.kind == "f" and not is_small(self.S[first : first + len(frames)]).all():
+            self._refuse_values(frames, origin, first)
+            self._refuse_sums()
 
     @abstractmethod
     def _add(self, frames: NDArray[Any], origin: tuple[int, int], first: int) -> None:
@@ -325,7 +338,7 @@ class Engine(ABC):
         events = given._replace(values=given.values.astype(self.dtype, copy=False))
         self._add_events(events, shape, origin, first)
         if self.S.dtype.kind == "f":
-            self._refuse_overflow(first, first + len(events.bounds) - 1)
+            self._refuse_sums(first, first + len(events.bounds) - 1)
 
     @abstractmethod
     def _add_events(
@@ -378,15 +391,17 @@ class Engine(ABC):
                 "`bf_mask` or repair the data."
             )
 
-    def _refuse_non_finite(self, frames: NDArray[Any], origin: tuple[int, int], first: int) -> None:
+    def _refuse_values(self, frames: NDArray[Any], origin: tuple[int, int], first: int) -> None:
+        """Raise if a value is not finite, or too large."""
         rows, cols = self._pixels_within(frames, origin)
         values = frames[:, rows, cols]
-        bad = ~np.isfinite(values)
+        bad = ~is_small(values)
         if bad.any():
             t, m = np.argwhere(bad)[0]
             raise ValueError(
                 f"{self._place(origin, first, t, rows[m], cols[m])} is {values[t, m]}: expected "
-                "finite values. Exclude the pixel with `bf_mask` or repair the data."
+                f"finite values up to {LARGEST:g}. Exclude the pixel with `bf_mask` or repair the "
+                "data."
             )
 
     def _refuse_outside(self, frame: int) -> NoReturn:
@@ -406,13 +421,14 @@ class Engine(ABC):
             "the data."
         )
 
-    def _refuse_overflow(self, first: int = 0, stop: int | None = None) -> None:
-        """Raise if the values were finite, but the sum of one of the frames is not."""
-        finite = np.isfinite(self.S[first:stop])
-        if not finite.all():
-            frame = first + int(np.argmin(finite))
+    def _refuse_sums(self, first: int = 0, stop: int | None = None) -> None:
+        """Raise if the values were small enough, but the sum of one of the frames is not."""
+        small = is_small(self.S[first:stop])
+        if not small.all():
+            frame = first + int(np.argmin(small))
             raise ValueError(
-                f"the sum of the frame at scan position {self._position(frame)} overflows float64."
+                f"the bright-field sum of the frame at scan position {self._position(frame)} is "
+                f"{self.S[frame]:.3g}: expected at most {LARGEST:g}. Repair the data."
             )
 
     def _pixels_within(

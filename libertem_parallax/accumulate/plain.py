@@ -25,7 +25,7 @@ class PlainEngine(Engine):
         ):
             if 0 <= row < frames.shape[1] and 0 <= col < frames.shape[2]:
                 values = frames[:, row, col].astype(A.dtype)
-                with np.errstate(over="ignore"):  # is reported with the frame
+                with np.errstate(over="ignore", invalid="ignore"):  # is reported with the frame
                     A[target + positions] += values
                     S += values
 
@@ -48,6 +48,6 @@ class PlainEngine(Engine):
             self._refuse_value(frame)
         frames, values, targets = frames[used], values[used], targets[used]
         y, x = np.divmod(self.index[frames], self.plan.scan_shape[1])
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             np.add.at(self.A.reshape(-1), targets + y * self.A.shape[3] + x, values)
             np.add.at(self.S, frames, values)

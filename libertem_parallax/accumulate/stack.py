@@ -166,7 +166,7 @@ class Stack:
         ------
         ValueError
             If the plan is for another scan or detector, or uses pixels that the stack does not
-            have; or a value is not finite, or too large for exact sums (64-bit integers only).
+            have; or a value cannot be added: see `Engine.add`.
         """
         self._check(plan)
         columns = self._columns(plan.pixels)

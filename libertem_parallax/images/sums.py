@@ -9,6 +9,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ..accumulate import LARGEST, is_small
 from ..geometry import Geometry
 
 __all__ = ["Image", "Imaging", "Sums"]
@@ -74,12 +75,26 @@ class Sums(_Once):
         Bright-field sum of each frame; 0 where there was none.
     scanned : (Ny, Nx) bool
         The positions whose frames were added.
+
+    Raises
+    ------
+    ValueError
+        If sums of floating point numbers are too large for images in single precision.
     """
 
     imaging: Imaging
     A: NDArray[Any]
     S: NDArray[Any]
     scanned: NDArray[np.bool_]
+
+    def __post_init__(self) -> None:
+        """Refuse what would overflow, and then spread over the whole image."""
+        # Engines name the frame, but for values that cancel out in its sum.
+        if self.A.dtype.kind == "f" and not (is_small(self.A.max()) and is_small(self.A.min())):
+            raise ValueError(
+                f"sums of frames reach from {self.A.min():.3g} to {self.A.max():.3g}: expected no "
+                f"more than {LARGEST:g}. Repair the data."
+            )
 
 
 def _none(_: Geometry) -> None:

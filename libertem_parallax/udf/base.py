@@ -119,11 +119,13 @@ class SumsUDF(FramesUDF):
         Raises
         ------
         ValueError
-            If the data set has another shape than the UDF was made for.
+            If the data set has another shape than the UDF was made for, or its frames would come
+            as floating point numbers that do not hold them.
         TypeError
             If frames of its dtype cannot be added.
         """
         self._check_shape()
+        self._check_input()
         plan = self._plan
         # The main node adds up what comes from all workers; these send the rows to which they have
         # added.
@@ -140,6 +142,18 @@ class SumsUDF(FramesUDF):
             # What these belong to: Plan.digest; A's first row.
             "part": self.buffer("single", (2,), np.int64, use="private"),
         }
+
+    def _check_input(self) -> None:
+        """Refuse integers of 64 bits that LiberTEM converts, but for those that are corrected."""
+        meta, corrections = self.meta, self.meta.corrections
+        given, converted = np.dtype(meta.dataset_dtype), np.dtype(meta.input_dtype)
+        corrected = corrections is not None and corrections.have_corrections()
+        if given.kind in "iu" and given.itemsize == 8 and converted.kind == "f" and not corrected:
+            raise ValueError(
+                f"the frames are {given}, but would come converted to {converted}, which does not "
+                "hold all of them. LiberTEM does so for some of the UDFs in this run: run this one "
+                "by itself."
+            )
 
     def preprocess(self) -> None:
         """Make the engine for a partition."""
@@ -206,7 +220,7 @@ class SumsUDF(FramesUDF):
             # In a run with UDFs that take events on a GPU, LiberTEM makes floats of integer frames
             # on workers, but not here.
             largest = max(np.abs(sums).max(initial=0) for sums in (A, src.S))
-            if np.dtype(self.meta.dataset_dtype).itemsize == 8 or largest >= 2**53:
+            if largest >= 2**53:
                 raise ValueError(
                     "the frames are integers, but came as floating point numbers, in which sums of "
                     "that size are not exact. LiberTEM does so for some of the UDFs in this run: "

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ..engine import Engine, Events, value_range
+from ..engine import Engine, Events, is_small, value_range
 from ..plan import Plan
 from .device import (
     NO_TROUBLE,
@@ -116,9 +116,9 @@ class CudaEngine(Engine):
             # Here, while it is in the cache; a sum tells nearly always, and fast.
             if part.dtype.kind == "f":
                 with np.errstate(over="ignore", invalid="ignore"):
-                    suspicious = not np.isfinite(part.sum())
+                    suspicious = not is_small(part.sum())
                 if suspicious:
-                    self._refuse_non_finite(frames[done : done + n], origin, first + done)
+                    self._refuse_values(frames[done : done + n], origin, first + done)
             batch.count += n
             done += n
             if batch.count == len(batch.frames):
@@ -177,7 +177,7 @@ class CudaEngine(Engine):
                 self._refuse_outside(outside)
             self._refuse_value(bad)
         if self.S.dtype.kind == "f":
-            self._refuse_overflow()
+            self._refuse_sums()
 
     def _open(self, table: Table, first: int) -> Batch:
         """Batch to which a tile's frames from `first` on can be appended."""
