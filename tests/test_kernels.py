@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
@@ -24,11 +25,16 @@ WIDE = [
     ("float32", "float64"),
     ("float64", "float64"),
 ]
+NARROW = [(dtype, "int32") for dtype in ("int8", "uint8", "int16", "uint16")]
 INSTANCES = {
-    "scatter": [*((dtype, "int32") for dtype in ("int8", "uint8", "int16", "uint16")), *WIDE],
+    "scatter": [*NARROW, *WIDE],
     "events": WIDE,
+    "gather": [*NARROW, *WIDE],
+    "turn": [(dtype,) for dtype in ("uint8", "uint16", "uint32", "uint64")],
 }
-SOURCES = {name: device.source(name).read_text(encoding="utf-8") for name in INSTANCES}
+SOURCES = {
+    name: device.source(device.KERNELS[name][0]).read_text(encoding="utf-8") for name in INSTANCES
+}
 EXPRESSIONS = {
     name: tuple(device.expression(name, *map(np.dtype, instance)) for instance in instances)
     for name, instances in INSTANCES.items()
@@ -37,10 +43,10 @@ ARCHITECTURES = [75, 80, 90, 100]
 SANITIZE = "KERNELS_SANITIZE" in os.environ
 
 
-def launch(name, dtype, accumulator, shape, arguments, order, seed, source=None):
+def launch(name, instance, shape, arguments, order, seed, source=None):
     """Run an instance of a kernel; arrays are given by their address."""
     kernels = compiler.compile_kernels(source or SOURCES[name], EXPRESSIONS[name], SANITIZE)
-    kernel = kernels[INSTANCES[name].index((dtype, accumulator))]
+    kernel = kernels[INSTANCES[name].index(instance)]
     arguments = [a.ctypes.data if isinstance(a, np.ndarray) else a for a in arguments]
     compiler.launch(kernel, *shape, arguments, order, seed)
 
@@ -79,7 +85,7 @@ def run(dtype, accumulator, n, count, order, source=None, seed=0):
 
     arguments = [frames, positions, pixels, targets, A, S, *np.array([n, size, count], np.int32)]
     shape = device.launch_shape(n, count)
-    launch("scatter", dtype, accumulator, shape, arguments, order, seed, source)
+    launch("scatter", (dtype, accumulator), shape, arguments, order, seed, source)
     return (A, S), (expected_A, expected_S)
 
 
@@ -122,7 +128,7 @@ def run_events(dtype, accumulator, counts, order, source=None, seed=0, first=3, 
     sizes = np.array([n, size, first], np.int32)
     arguments = [values, columns, bounds, positions, lookup, A, S, trouble, *sizes, low, high]
     shape = device.events_launch_shape(n)
-    launch("events", dtype, accumulator, shape, arguments, order, seed, source)
+    launch("events", (dtype, accumulator), shape, arguments, order, seed, source)
     return (A, S, trouble), (expected_A, expected_S)
 
 
@@ -180,6 +186,74 @@ def test_bad_events_on_the_cpu(dtype, what, value):
     assert actual[2].tolist() == ([7, none] if what == "column" else [none, 7])
 
 
+def run_gather(dtype, accumulator, scan, count, grids, order, source=None, seed=0):
+    """Launch the kernel that gathers; returns what it gave and what plain NumPy gives.
+
+    Some sub-grids may have no image; what was in A before does not matter.
+    """
+    rng = np.random.default_rng(seed)
+    shape = (count + 2, *scan)  # some images are not used, some twice
+    if np.dtype(dtype).kind == "f":
+        images = rng.integers(-1000, 1000, shape).astype(dtype)
+    else:
+        info = np.iinfo(dtype)
+        bound = (2**31 if accumulator == "int32" else 2**62) // count
+        images = rng.integers(
+            max(info.min, -bound), min(info.max, bound - 1), shape, dtype, endpoint=True
+        )
+    pixels = rng.integers(0, count + 2, count).astype(np.int32)
+    pixels[[0, -1]] = 0, count + 1
+    steps = rng.integers(0, scan, (count, 2)).astype(np.int32)
+    steps[0], steps[-1] = (0, 0), np.array(scan) - 1
+    bounds = np.sort(rng.integers(0, count + 1, grids + 1)).astype(np.int32)
+    bounds[[0, -1]] = 0, count
+    A = rng.integers(-5, 5, (grids, *scan)).astype(accumulator)
+    expected = np.zeros_like(A)
+    for g, (start, stop) in enumerate(itertools.pairwise(bounds)):
+        for m in range(start, stop):
+            expected[g] += np.roll(images[pixels[m]].astype(accumulator), steps[m], (0, 1))
+
+    *shape, tiles = device.gather_launch_shape(grids, scan[0] * scan[1])
+    arguments = [images, bounds, pixels, steps, A, *np.array([*scan, tiles], np.int32)]
+    launch("gather", (dtype, accumulator), shape, arguments, order, seed, source)
+    return A, expected
+
+
+def run_turn(dtype, n, count, order, source=None, seed=0):
+    """Launch the kernel that turns frames; returns what it gave and what plain NumPy gives."""
+    rng = np.random.default_rng(seed)
+    size, first = n + 5, 3
+    frames, images = (rng.integers(0, 2**8, s).astype(dtype) for s in ((n, count), (count, size)))
+    expected = images.copy()
+    expected[:, first : first + n] = frames.T
+    *shape, tiles = device.turn_launch_shape(n, count)
+    arguments = [frames, images, *np.array([n, count, size, first, tiles], np.int32)]
+    launch("turn", (dtype,), shape, arguments, order, seed, source)
+    return images, expected
+
+
+#: Scan, images and sub-grids: one block and several, full and not; one image a warp and several.
+SCANS = [((1, 1), 1, 1), ((4, 32), 8, 1), ((7, 19), 9, 4), ((16, 17), 70, 9)]
+
+
+@needs_compiler
+@pytest.mark.parametrize("order", sorted(compiler.ORDERS))
+@pytest.mark.parametrize(("dtype", "accumulator"), INSTANCES["gather"])
+def test_gathering_on_the_cpu(dtype, accumulator, order):
+    for scan in SCANS:
+        actual, expected = run_gather(dtype, accumulator, *scan, order)
+        np.testing.assert_array_equal(actual, expected)
+
+
+@needs_compiler
+@pytest.mark.parametrize("order", sorted(compiler.ORDERS))
+@pytest.mark.parametrize("dtype", [dtype for (dtype,) in INSTANCES["turn"]])
+def test_turning_on_the_cpu(dtype, order):
+    for n, count in [(1, 1), (32, 32), (33, 31), (5, 100), (130, 7)]:
+        actual, expected = run_turn(dtype, n, count, order)
+        np.testing.assert_array_equal(actual, expected)
+
+
 @pytest.mark.skipif(SANITIZE, reason="this is the run that is asked for")
 @needs_compiler
 def test_on_the_cpu_within_bounds():
@@ -187,6 +261,7 @@ def test_on_the_cpu_within_bounds():
     done = sanitized("on_the_cpu")
     assert done.returncode == 0, done.stdout + done.stderr
     passed = len(INSTANCES["scatter"]) * 21 + len(INSTANCES["events"]) * 12 + 10
+    passed += 3 * (len(INSTANCES["gather"]) + len(INSTANCES["turn"]))
     assert f"{passed} passed" in done.stdout
 
 
@@ -242,18 +317,24 @@ def compile_for_gpu(name, architecture, source=None):
 
 
 def check_ptx(name, ptx, names):
-    """Every write to device memory is an addition that others cannot interrupt."""
+    """Threads that write to one place of device memory add there, and cannot be interrupted."""
     bodies = dict(re.findall(r"\.entry (\w+)\((.*?)\n\}", ptx, flags=re.DOTALL))
-    trouble = ".min.s32" if name == "events" else None
-    for (dtype, accumulator), mangled in zip(INSTANCES[name], names, strict=True):
-        kind = {"int32": "u32", "int64": "u64", "float64": "f64"}[accumulator]
+    for instance, mangled in zip(INSTANCES[name], names, strict=True):
         atomics = re.findall(r"\b(?:red|atom)[\w.]*\.global[\w.]*", bodies[mangled])
-        if trouble:
-            atomics = [a for a in atomics if not a.endswith(trouble)]
+        stores = re.findall(r"\bst\.(?!shared)[\w.]*", bodies[mangled])
+        if name in ("gather", "turn"):
+            # Every element is written by one thread, once.
+            assert not atomics, (instance, atomics)
+            assert stores, instance
+            assert all(store.startswith("st.global") for store in stores), stores
+            continue
+        kind = {"int32": "u32", "int64": "u64", "float64": "f64"}[instance[1]]
+        if name == "events":
+            atomics = [a for a in atomics if not a.endswith(".min.s32")]
         # One for A, one for S.
-        assert len(atomics) >= 2, (dtype, accumulator, atomics)
+        assert len(atomics) >= 2, (instance, atomics)
         assert all(a.endswith(f".add.{kind}") for a in atomics), atomics
-        assert not re.search(r"\bst\.(?!shared)", bodies[mangled]), (dtype, accumulator)
+        assert not stores, (instance, stores)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -300,7 +381,26 @@ def test_a_missing_barrier_is_found_for_events():
     assert any(wrong)
 
 
-@pytest.mark.parametrize("name", sorted(INSTANCES))
+@needs_compiler
+@pytest.mark.parametrize("name", ["gather", "turn"])
+def test_a_missing_barrier_is_found_for_stacks(name):
+    before, between, after = SOURCES[name].split(BARRIER)
+    source = (
+        before + between + BARRIER + after
+        if name == "gather"
+        else before + BARRIER + between + after
+    )
+    wrong = []
+    for order in compiler.ORDERS:
+        if name == "gather":
+            actual, expected = run_gather("uint8", "int32", (16, 17), 70, 9, order, source)
+        else:
+            actual, expected = run_turn("uint8", 33, 31, order, source)
+        wrong.append(not np.array_equal(actual, expected))
+    assert any(wrong)
+
+
+@pytest.mark.parametrize("name", sorted(ATOMICS))
 def test_a_missing_atomic_is_found(name):
     atomic, plain = ATOMICS[name]
     assert SOURCES[name].count(atomic) == 1
@@ -316,4 +416,5 @@ def test_instances_are_those_that_accumulators_ask_for():
     for dtype in kinds:
         for pixels in (1, 2**30):
             assert (dtype, accumulator_dtype(dtype, pixels).name) in INSTANCES["scatter"]
+            assert (dtype, accumulator_dtype(dtype, pixels).name) in INSTANCES["gather"]
         assert (dtype, accumulator_dtype(dtype, 1, events=True).name) in INSTANCES["events"]

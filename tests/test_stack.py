@@ -4,17 +4,36 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from conftest import needs_compiler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_accumulate import DTYPES, FLOATS, by_formula, make_frames, make_plan, to_events
 
 from libertem_parallax.accumulate import ENGINES, Plan, Stack
 from libertem_parallax.accumulate import stack as stack_module
+from libertem_parallax.accumulate.cuda import CudaStack, upload
 from libertem_parallax.accumulate.fill import Fill
 
 
-def make_stack(plan, frames, mask=None):
-    return Stack.from_array(frames.reshape(*plan.scan_shape, *plan.detector_shape), mask)
+@pytest.fixture(
+    params=[
+        "cpu",
+        pytest.param("cuda", id="cuda-on-cpu", marks=needs_compiler),
+        pytest.param("cuda", id="cuda", marks=pytest.mark.gpu),
+    ]
+)
+def make_stack(request):
+    """Make stacks of every kind, for which the same holds."""
+    if request.param == "cuda" and "gpu" not in request.keywords:
+        request.getfixturevalue("standin")()
+        # So that several pieces are uploaded.
+        request.getfixturevalue("monkeypatch").setattr(upload, "SLOT_BYTES", 500)
+
+    def make(plan, frames, mask=None):
+        stack = Stack.from_array(frames.reshape(*plan.scan_shape, *plan.detector_shape), mask)
+        return CudaStack.of(stack) if request.param == "cuda" else stack
+
+    return make
 
 
 def mask_of(plan):
@@ -38,7 +57,7 @@ def by_engine(plan, frames):
 
 @pytest.mark.parametrize("u", [1, 2, 3])
 @pytest.mark.parametrize("reach", [0, 4, 30])
-def test_sums_are_those_of_the_formula(u, reach):
+def test_sums_are_those_of_the_formula(make_stack, u, reach):
     plan = make_plan((5, 7), (6, 8), u, reach=reach)
     frames = make_frames(plan, "uint16")
     A, S = make_stack(plan, frames, mask_of(plan)).add(plan)
@@ -47,7 +66,7 @@ def test_sums_are_those_of_the_formula(u, reach):
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, "bool", ">u2", "float16", *FLOATS])
-def test_every_dtype(dtype):
+def test_every_dtype(make_stack, dtype):
     plan = make_plan((4, 19), (9, 11), 2)
     frames = make_frames(plan, np.dtype(dtype).newbyteorder("=")).astype(dtype)
     stack = make_stack(plan, frames)
@@ -64,7 +83,7 @@ def test_every_dtype(dtype):
         np.testing.assert_array_equal(S, expected_S)
 
 
-def test_a_stack_of_more_pixels_serves_many_plans():
+def test_a_stack_of_more_pixels_serves_many_plans(make_stack):
     """Other shifts, other upsampling, other pixels within it."""
     frames = make_frames(make_plan((6, 9)), "uint8")
     stack = make_stack(make_plan((6, 9)), frames)
@@ -76,7 +95,7 @@ def test_a_stack_of_more_pixels_serves_many_plans():
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 16, None])
 @pytest.mark.parametrize("reach", [3, 40])
-def test_threads_share_the_scan(monkeypatch, threads, reach):
+def test_threads_share_the_scan(make_stack, monkeypatch, threads, reach):
     monkeypatch.setattr(stack_module, "_THREAD_VALUES", 1)
     plan = make_plan((13, 11), reach=reach)
     frames = make_frames(plan, "int16")
@@ -86,7 +105,7 @@ def test_threads_share_the_scan(monkeypatch, threads, reach):
         np.testing.assert_array_equal(one, other)
 
 
-def test_a_narrower_stack_adds_the_same():
+def test_a_narrower_stack_adds_the_same(make_stack):
     plan = make_plan((6, 9), pixels=0.3)
     frames = make_frames(plan, "uint8")
     stack = make_stack(plan, frames)
@@ -101,7 +120,7 @@ def test_a_narrower_stack_adds_the_same():
     np.testing.assert_array_equal(wide.pixels, plan.pixels)
 
 
-def test_what_is_not_scanned_yet_adds_nothing_and_shows_when_it_is():
+def test_what_is_not_scanned_yet_adds_nothing_and_shows_when_it_is(make_stack):
     plan = make_plan((6, 9))
     frames = make_frames(plan, "uint8")
     blank = np.zeros_like(frames)
@@ -110,11 +129,15 @@ def test_what_is_not_scanned_yet_adds_nothing_and_shows_when_it_is():
     assert not stack.add(plan)[0].any()
     stack.frames[:20] = make_stack(plan, frames).frames[:20]
     blank[:20] = frames[:20]
+    scanned = np.arange(54).reshape(6, 9) < 20
+    if isinstance(stack, CudaStack):
+        stack.refresh(scanned)
+        np.testing.assert_array_equal(stack.scanned, scanned)
     for one, other in zip(stack.add(plan), by_engine(plan, blank), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
-def test_bad_values_are_named_by_their_place_on_the_detector():
+def test_bad_values_are_named_by_their_place_on_the_detector(make_stack):
     plan = make_plan()
     frames = make_frames(plan, "float32")
     row, col = plan.pixels[10]
@@ -132,7 +155,7 @@ def test_bad_values_are_named_by_their_place_on_the_detector():
         make_stack(plan, huge).add(plan)
 
 
-def test_plans_that_do_not_fit_are_refused():
+def test_plans_that_do_not_fit_are_refused(make_stack):
     plan = make_plan()
     stack = make_stack(plan, make_frames(plan, "uint8"), mask_of(plan))
     for other, message in [

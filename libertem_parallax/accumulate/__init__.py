@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from .compiled import CompiledEngine
-from .cuda import CudaEngine, CudaError
+from .cuda import CudaEngine, CudaError, CudaStack
 from .engine import LARGEST, Engine, accumulator_dtype, is_small, native_dtype
 from .fill import Fill
 from .plain import PlainEngine
@@ -39,6 +39,7 @@ __all__ = [
     "make_engine",
     "mask_pixels",
     "native_dtype",
+    "place_stack",
 ]
 
 #: Engines by the name that users give.
@@ -109,3 +110,50 @@ def make_engine(
                 )
     engine = ENGINES["numba" if name == "auto" else name]
     return engine(plan, dtype, index, A, S, events=events)
+
+
+def place_stack(stack: Stack, engine: str = "auto", device: int | None = None) -> Stack:
+    """Put a stack where it is added fastest.
+
+    Parameters
+    ----------
+    stack
+        On the CPU. What is returned shares its frames.
+    engine
+        ``"auto"``: a GPU if there is one that works, else the CPU. ``"cuda"``: a GPU or an error.
+        ``"numba"``: the CPU.
+    device
+        Number of the GPU to use; None where there is none.
+
+    Returns
+    -------
+    Stack
+        To be added by the same calls, with the same sums of integers.
+
+    Raises
+    ------
+    CudaError
+        If the GPU cannot be used, or has too little memory, and `engine` is ``"cuda"``.
+    ValueError
+        For another engine.
+
+    Warns
+    -----
+    RuntimeWarning
+        If the GPU cannot be used and `engine` is ``"auto"``; later, too.
+    """
+    names = ["auto", "cuda", "numba"]
+    if engine not in names:
+        raise ValueError(f"engine = {engine!r}: expected one of {', '.join(names)}.")
+    if engine == "cuda":
+        return CudaStack.of(stack, device or 0)
+    if engine == "auto" and device is not None:
+        try:
+            return CudaStack.of(stack, device, fall_back=True)
+        except CudaError as error:
+            warnings.warn(
+                f"the stack is added on the CPU, since the GPU cannot be used. {error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+    return stack

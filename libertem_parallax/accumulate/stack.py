@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -136,13 +136,8 @@ class Stack:
         taken = np.zeros(self.detector_shape, bool)
         taken[tuple(self.pixels.T)] = True
         pixels = mask_pixels(taken & _mask(mask, self.detector_shape), self.detector_shape)
-        return type(self)(
-            np.ascontiguousarray(self.frames[:, self._columns(pixels)]),
-            pixels,
-            self.scan_shape,
-            self.detector_shape,
-            self.scanned.copy(),
-        )
+        frames = np.ascontiguousarray(self.frames[:, self._columns(pixels)])
+        return replace(self, frames=frames, pixels=pixels, scanned=self.scanned.copy())
 
     def add(self, plan: Plan, threads: int | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
         """Add all frames under a plan.

@@ -17,23 +17,36 @@ from .messages import INSTALL, CudaError, reason, say, version
 __all__ = [
     "C_TYPES",
     "FRAMES",
+    "KERNELS",
     "NO_TROUBLE",
     "PIXELS",
+    "POSITIONS",
     "WARPS",
     "describe",
     "events_launch_shape",
     "explained",
     "expression",
+    "gather_launch_shape",
     "kernel",
     "launch_shape",
     "load_cupy",
     "pinned",
     "source",
     "to_device",
+    "turn_launch_shape",
 ]
 
-#: Of the kernels: frames (one a thread of a warp), warps and pixels of a block.
-FRAMES, WARPS, PIXELS = 32, 8, 64
+#: Of the kernels: frames (one a thread of a warp), warps and pixels of a block; frames of a thread
+#: that gathers.
+FRAMES, WARPS, PIXELS, POSITIONS = 32, 8, 64, 4
+
+#: File of every kernel, and what its template is given beside dtypes.
+KERNELS = {
+    "scatter": ("scatter", (FRAMES, WARPS, PIXELS)),
+    "events": ("events", (FRAMES, WARPS)),
+    "gather": ("stack", (FRAMES, WARPS, POSITIONS)),
+    "turn": ("stack", (FRAMES, WARPS)),
+}
 
 #: In place of a frame with a bad event: more than there can be, of equal bytes to be set at once.
 NO_TROUBLE = 0x7F7F7F7F
@@ -123,7 +136,7 @@ def describe(device: int = 0) -> str:
 
 
 def source(name: str) -> Path:
-    """Find a kernel's file: in the installed package, or in the checkout.
+    """Find a file of kernels: in the installed package, or in the checkout.
 
     Raises
     ------
@@ -138,10 +151,10 @@ def source(name: str) -> Path:
     raise CudaError(f"{package / path} is missing: install the package anew.")
 
 
-def expression(name: str, dtype: np.dtype[Any], accumulator: np.dtype[Any]) -> str:
-    """Name a kernel for a dtype of the frames, and of the sums."""
-    types = f"{C_TYPES[dtype.name]}, {C_TYPES[accumulator.name]}"
-    return f"{name}<{types}, {FRAMES}, {WARPS}{f', {PIXELS}' if name == 'scatter' else ''}>"
+def expression(name: str, *dtypes: np.dtype[Any]) -> str:
+    """Name an instance of a kernel: for a dtype of the frames, and most for one of the sums."""
+    types = (C_TYPES[dtype.name] for dtype in dtypes)
+    return f"{name}<{', '.join(map(str, (*types, *KERNELS[name][1])))}>"
 
 
 def launch_shape(frames: int, pixels: int) -> tuple[tuple[int, ...], tuple[int, int]]:
@@ -154,11 +167,23 @@ def events_launch_shape(frames: int) -> tuple[tuple[int, ...], tuple[int, int]]:
     return (-(-frames // WARPS),), (FRAMES, WARPS)
 
 
+def gather_launch_shape(grids: int, positions: int) -> tuple[tuple[int, ...], tuple[int, int], int]:
+    """Grid and block of a launch that gathers sub-grids of a scan; tiles of one of them."""
+    tiles = -(-positions // (FRAMES * POSITIONS))
+    return (grids * tiles,), (FRAMES, WARPS), tiles
+
+
+def turn_launch_shape(frames: int, pixels: int) -> tuple[tuple[int, ...], tuple[int, int], int]:
+    """Grid and block of a launch that turns frames; tiles along the pixels."""
+    tiles = -(-pixels // FRAMES)
+    return (-(-frames // FRAMES) * tiles,), (FRAMES, WARPS), tiles
+
+
 _kernels: dict[tuple[int, str], Any] = {}
 _lock = threading.Lock()
 
 
-def kernel(device: int, name: str, dtype: np.dtype[Any], accumulator: np.dtype[Any]) -> Any:
+def kernel(device: int, name: str, *dtypes: np.dtype[Any]) -> Any:
     """Compile a kernel, or take it from this process's or CuPy's cache.
 
     Parameters
@@ -166,9 +191,9 @@ def kernel(device: int, name: str, dtype: np.dtype[Any], accumulator: np.dtype[A
     device
         Number of the GPU.
     name
-        Of the kernel.
-    dtype, accumulator
-        Of the frames, native; of the sums.
+        One of `KERNELS`.
+    dtypes
+        See `expression`.
 
     Returns
     -------
@@ -180,13 +205,13 @@ def kernel(device: int, name: str, dtype: np.dtype[Any], accumulator: np.dtype[A
     CudaError
         If the GPU cannot be used, or the kernel does not compile.
     """
-    instance = expression(name, dtype, accumulator)
+    instance = expression(name, *dtypes)
     key = (device, instance)
     with _lock:
         if key not in _kernels:
             describe(device)  # or say what it lacks
             cupy = load_cupy()
-            path = source(name)
+            path = source(KERNELS[name][0])
             with explained(f", {path}", device), cupy.cuda.Device(device):
                 module = cupy.RawModule(
                     code=path.read_text(encoding="utf-8"),

@@ -158,16 +158,8 @@ class CudaEngine(Engine):
         with self._failing(), self._device:
             for slot in self._slots:
                 slot.stream.synchronize()
-            # Through a slot, piece by piece, since pinned memory is scarce.
-            for sums, device_sums in ((self.A, self._device_A), (self.S, self._device_S)):
-                flat = sums.reshape(-1)
-                step = len(slot.host) // sums.itemsize
-                for start in range(0, flat.size, step):
-                    part = flat[start : start + step]
-                    piece = device_sums[start : start + step].data
-                    piece.copy_to_host_async(slot.host.ctypes.data, part.nbytes, slot.stream)
-                    slot.stream.synchronize()
-                    part += slot.host[: part.nbytes].view(part.dtype)
+            slot.read(self._device_A, self.A.reshape(-1))
+            slot.read(self._device_S, self.S)
             self._trouble.data.copy_to_host_async(slot.host.ctypes.data, 8, slot.stream)
             slot.stream.synchronize()
             outside, bad = slot.host[:8].view(np.int32)

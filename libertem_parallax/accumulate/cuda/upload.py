@@ -128,6 +128,19 @@ class Slot:
             there.data.copy_from_host_async(part.ctypes.data, part.nbytes, self.stream)
         return there
 
+    def read(self, there: Any, out: NDArray[Any]) -> None:
+        """Add an array on the device to one on the host.
+
+        It comes through the buffer, piece by piece, since pinned memory is scarce.
+        """
+        step = len(self.host) // out.itemsize
+        for start in range(0, out.size, step):
+            part = out[start : start + step]
+            piece = there[start : start + step].data
+            piece.copy_to_host_async(self.host.ctypes.data, part.nbytes, self.stream)
+            self.stream.synchronize()
+            part += self.host[: part.nbytes].view(part.dtype)
+
 
 def make_table(
     plan: Plan, origin: tuple[int, int], shape: tuple[int, ...], itemsize: int
