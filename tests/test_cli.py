@@ -24,6 +24,7 @@ from PIL import Image
 
 from libertem_parallax import ParallaxPhaseFlipUDF, ParallaxUDF
 from libertem_parallax.accumulate import ENGINES, make_engine
+from libertem_parallax.accumulate.cuda import device
 from libertem_parallax.cli import main
 from libertem_parallax.cli.reconstruct import reconstruct
 from libertem_parallax.cli.run import speed_text
@@ -642,6 +643,27 @@ def test_info_says_why_a_gpu_does_not_work(
     assert statuses[name].startswith(status)
     assert f"no {fault}" in statuses[name]
     assert statuses["numba"] == numba
+
+
+@needs_compiler
+def test_info_tells_what_fits_a_gpu(run: Run, standin: Any) -> None:
+    standin(memory=2**31)
+    free = "2.0 of 2.0 GiB are free: enough for a stack of 4,294,967 frames with 500"
+    assert free in told(run)["cuda, GPU 0"]
+
+
+@needs_compiler
+def test_info_finds_gpus_that_add_wrongly(
+    run: Run, standin: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    standin()
+    source = device.source
+    text = source("stack").read_text("utf-8").replace("sum[i] += ", "sum[i] -= ")
+    (tmp_path / "stack.cu").write_text(text)
+    files = {"stack": tmp_path / "stack.cu"}
+    monkeypatch.setattr(device, "source", lambda name: files.get(name) or source(name))
+    status = "its sums of a stack of uint8 differ from NumPy's."
+    assert told(run)["cuda, GPU 0"] == f"would be tried first, but fails: {status}"
 
 
 def test_info_compares_the_sums(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,22 +16,35 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+#: Of a stack that is to show what fits a GPU.
+_PIXELS = 500
+
+
 @click.command(short_help="Show versions, and which engines and GPUs work.")
 def info() -> None:
     """Show versions, and which engines and GPUs work: each one is tried on a few frames.
 
     Takes seconds the first time, when code is compiled.
     """
-    from ..accumulate.cuda import describe
+    from ..accumulate.cuda import describe, memory
 
     with messages_only():
         default, gpus = default_gpu(), count_gpus()
     rows = [("Versions", ", ".join(_versions())), ("", ""), ("Engine", "Status")]
     for device in sorted({*range(gpus), default or 0}):
-        problem = _problem("cuda", device)
+        problem = _gpu_problem(device)
         text = _status(problem, used=device == default)
         name = f"cuda, GPU {device}" if gpus else "cuda"
         rows.append((name, text if problem else f"{text}: {describe(device)}"))
+        if not problem:
+            free, total = memory(device)
+            rows.append(
+                (
+                    "",
+                    f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB are free: enough for a stack of"
+                    f" {free // _PIXELS:,} frames with {_PIXELS} bright-field pixels of 8 bits",
+                )
+            )
     rows += [
         ("numba", _status(_problem("numba"), used=default is None)),
         ("numpy", f"{_status(_problem('numpy'))}; slow, for comparison"),
@@ -63,7 +76,18 @@ def _versions() -> Iterator[str]:
     yield f"Python {platform.python_version()}"
 
 
-def _problem(engine: str, device: int = 0) -> str | None:
+def _gpu_problem(device: int) -> str | None:
+    """Add frames, events and a stack on a GPU; what is wrong, or None where it works."""
+    from ..accumulate.cuda import check
+
+    try:
+        wrong = check(device)
+    except Exception as error:  # as below
+        return str(error) or repr(error)
+    return f"its {' and '.join(wrong)} differ from NumPy's." if wrong else None
+
+
+def _problem(engine: str) -> str | None:
     """Add a few frames with an engine; what is wrong, or None where it works."""
     import numpy as np
 
@@ -74,9 +98,7 @@ def _problem(engine: str, device: int = 0) -> str | None:
 
     def added(engine: str) -> NDArray[Any]:
         A = np.zeros(plan.accumulator_shape, accumulator_dtype(frames.dtype, len(plan.pixels)))
-        worker = make_engine(
-            engine, plan, frames.dtype, np.arange(6), A, np.zeros(6, A.dtype), device
-        )
+        worker = make_engine(engine, plan, frames.dtype, np.arange(6), A, np.zeros(6, A.dtype))
         worker.add(frames)
         worker.finish()
         return A

@@ -176,6 +176,7 @@ class CuPy:
                 driverGetVersion=lambda: self.driver,
                 runtimeGetVersion=lambda: 13020,
                 getDeviceProperties=self._properties,
+                memGetInfo=self._memory,
             ),
         )
 
@@ -192,6 +193,11 @@ class CuPy:
     def _properties(self, device):
         with self.cuda.Device(device):
             return {"name": b"No GPU"}
+
+    def _memory(self):
+        pool = self.pools[self._device()]
+        total = 2**30 if pool.limit is None else pool.limit
+        return total - pool.in_use, total
 
     def _fail(self, operation):
         if operation in self.faults:

@@ -1,15 +1,16 @@
 """CUDA: the default on GPUs.
 
 `engine` adds frames, `upload` brings them to the device, `stack` keeps them there, `device` is CuPy
-and the kernels, and `messages` say what went wrong.
+and the kernels, `messages` say what went wrong, and `check` whether all is right.
 
 All that is done with CuPy is memory, streams and launches; none of its own kernels is needed, so it
 does not compile any.
 """
 
-from .device import describe
+from .check import check
+from .device import describe, memory
 from .engine import CudaEngine
 from .messages import CudaError
 from .stack import CudaStack
 
-__all__ = ["CudaEngine", "CudaError", "CudaStack", "describe"]
+__all__ = ["CudaEngine", "CudaError", "CudaStack", "check", "describe", "memory"]

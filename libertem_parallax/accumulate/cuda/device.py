@@ -30,6 +30,7 @@ __all__ = [
     "kernel",
     "launch_shape",
     "load_cupy",
+    "memory",
     "pinned",
     "source",
     "to_device",
@@ -133,6 +134,30 @@ def describe(device: int = 0) -> str:
         name = cupy.cuda.runtime.getDeviceProperties(device)["name"].decode()
         driver = version(cupy.cuda.runtime.driverGetVersion())
         return f"{name}, driver for CUDA {driver}, CuPy {cupy.__version__}"
+
+
+def memory(device: int = 0) -> tuple[int, int]:
+    """Ask how much memory a GPU has.
+
+    Parameters
+    ----------
+    device
+        Number of the GPU.
+
+    Returns
+    -------
+    tuple
+        Bytes that are free, and of all.
+
+    Raises
+    ------
+    CudaError
+        If it cannot be used.
+    """
+    cupy = load_cupy()
+    with explained("", device), cupy.cuda.Device(device):
+        free, total = cupy.cuda.runtime.memGetInfo()
+    return free, total
 
 
 def source(name: str) -> Path:

@@ -46,7 +46,7 @@ def reason(cupy: Any, error: Exception) -> str:
     if isinstance(error, MemoryError) or name in memory:
         return (
             f"out of memory ({error}). Close what else uses the GPU, have fewer workers share it, "
-            "or lower upsampling_factor."
+            "lower upsampling_factor, or keep fewer pixels in a stack."
         )
     if "--gpu-architecture" in str(error):
         return f"this GPU is too old for this CUDA: libertem-parallax[cuda12] may do ({error})."

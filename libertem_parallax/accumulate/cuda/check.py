@@ -1,0 +1,79 @@
+"""Whether a GPU adds as NumPy does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+from numpy.typing import NDArray
+
+from ..engine import Engine, accumulator_dtype
+from ..plain import PlainEngine
+from ..plan import Plan
+from ..stack import Stack
+from .engine import CudaEngine
+from .stack import CudaStack
+
+__all__ = ["check"]
+
+_DETECTOR = 9, 11
+
+
+def check(
+    device: int = 0, dtypes: Iterable[str] = ("uint8",), scan_shape: tuple[int, int] = (5, 41)
+) -> list[str]:
+    """Add random frames, events and a stack on a GPU, and by NumPy.
+
+    Parameters
+    ----------
+    device
+        Number of the GPU.
+    dtypes
+        Of the frames. Floating point numbers hold integers, so that their sums are exact, too.
+    scan_shape
+        Rows and columns of the scan.
+
+    Returns
+    -------
+    list of str
+        What differs; empty if the GPU works.
+
+    Raises
+    ------
+    CudaError
+        If the GPU cannot be used.
+    """
+    rng = np.random.default_rng(0)
+    pixels = np.argwhere(rng.random(_DETECTOR) < 0.5)
+    plan = Plan(scan_shape, _DETECTOR, 2, pixels, rng.integers(-9, 10, pixels.shape))
+    shape = scan_shape[0] * scan_shape[1], *_DETECTOR
+    wrong = []
+    for dtype in dtypes:
+        frames = rng.integers(0, 100, shape, dtype=np.int8).astype(dtype)
+        expected = _add(PlainEngine, plan, frames)
+        events = _add(CudaEngine, plan, frames, device, events=True)
+        stack = Stack.from_array(frames.reshape(*scan_shape, *_DETECTOR))
+        for name, sums in (
+            ("frames", _add(CudaEngine, plan, frames, device)),
+            ("events", events),
+            ("a stack", CudaStack.of(stack, device).add(plan)),
+        ):
+            if not all(map(np.array_equal, sums, expected)):
+                wrong.append(f"sums of {name} of {dtype}")
+    return wrong
+
+
+def _add(
+    kind: type[Engine], plan: Plan, frames: NDArray[Any], *device: int, events: bool = False
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    A = np.zeros(plan.accumulator_shape, accumulator_dtype(frames.dtype, len(plan.pixels), events))
+    S = np.zeros(len(frames), A.dtype)
+    engine = kind(plan, frames.dtype, np.arange(len(frames)), A, S, *device, events=events)
+    if events:
+        engine.add_events(scipy.sparse.csr_array(frames.reshape(len(frames), -1)))
+    else:
+        engine.add(frames)
+    engine.finish()
+    return plan.fold(A), S.reshape(plan.scan_shape)
