@@ -12,12 +12,21 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
 import numpy as np
-import scipy.constants
 from numpy.typing import ArrayLike, NDArray
 
 from . import checks
 
-__all__ = ["ALIASES", "SYMBOLS", "canonical", "gradient", "has_even", "surface", "wavelength"]
+__all__ = [
+    "ALIASES",
+    "ELSEWHERE",
+    "SYMBOLS",
+    "canonical",
+    "gradient",
+    "has_even",
+    "surface",
+    "unit",
+    "wavelength",
+]
 
 #: (n, m) of every coefficient: C_nm multiplies alpha**(n+1) and varies as cos(m (phi - phi_nm)).
 _ORDERS = tuple((n, m) for n in range(1, 6) for m in range(n + 2) if (n + m) % 2 == 1)
@@ -54,6 +63,28 @@ ALIASES: Mapping[str, str] = MappingProxyType(
 )
 
 
+#: What some are called elsewhere, in small letters.
+ELSEWHERE: Mapping[str, str] = MappingProxyType(
+    {
+        **dict.fromkeys(("df", "dz", "defoc", "underfocus"), "defocus"),
+        "spherical_aberration": "Cs",
+        # Uhlemann and Haider's, where these have the same magnitude.
+        "c1": "C10",
+        "a1": "C12",
+        "a2": "C23",
+        "c3": "C30",
+        "a3": "C34",
+        "a4": "C45",
+        "a5": "C56",
+    }
+)
+
+
+def unit(name: str) -> str:
+    """Tell the unit of a coefficient or azimuth: Å or rad."""
+    return "rad" if ALIASES.get(name, name).startswith("phi") else "Å"
+
+
 def wavelength(energy: float) -> float:
     """Relativistic wavelength of an electron.
 
@@ -67,6 +98,8 @@ def wavelength(energy: float) -> float:
     float
         Wavelength in Å: ``h c / sqrt(E (E + 2 m c²))``.
     """
+    import scipy.constants  # takes a while, which the help of the command line need not
+
     rest = scipy.constants.value("electron mass energy equivalent in MeV") * 1e6
     hc = scipy.constants.h * scipy.constants.c / scipy.constants.e * 1e10
     return float(hc / math.sqrt(energy * (energy + 2 * rest)))
@@ -101,9 +134,10 @@ def canonical(coefs: Mapping[str, float | str] | None) -> dict[str, float]:
     for name, value in (coefs or {}).items():
         symbol = ALIASES.get(name, name)
         if symbol not in SYMBOLS:
+            near = checks.nearest(name, [*SYMBOLS, *ALIASES], ELSEWHERE)
+            hint = f"; the nearest known one is {near!r} in {unit(near)}" if near else ""
             raise ValueError(
-                f"aberration_coefs: unknown name {name!r}"
-                f"{checks.hint(name, [*SYMBOLS, *ALIASES])}. "
+                f"aberration_coefs: unknown name {name!r}{hint}. "
                 f"Known: {', '.join(SYMBOLS)}; aliases: {', '.join(ALIASES)}."
             )
         if symbol in given:
@@ -111,10 +145,10 @@ def canonical(coefs: Mapping[str, float | str] | None) -> dict[str, float]:
                 f"aberration_coefs: {given[symbol]!r} and {name!r} both name {symbol}; give one."
             )
         what = f"aberration_coefs[{name!r}]"
-        if symbol.startswith("phi"):
+        if unit(symbol) == "rad":
             number = checks.angle(what, value)
         else:
-            number = checks.number(what, value, "Å", positive=False)
+            number = checks.number(what, value, unit(symbol), positive=False)
         result[symbol] = -number if name == "defocus" else number
         given[symbol] = name
     return result

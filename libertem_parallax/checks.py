@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import math
 import operator
+import re
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any
 
 import numpy as np
 
-__all__ = ["angle", "flag", "hint", "integer", "number", "pair", "shape"]
+__all__ = ["angle", "flag", "integer", "nearest", "number", "pair", "shape"]
 
 #: Where an angle is not a number in rad.
 DEGREES = 'a number in rad, or a text in degrees like "-15deg"'
@@ -126,10 +127,9 @@ def integer(name: str, value: Any, limits: tuple[float, float]) -> int:
     except TypeError:
         result = None
     if result is None or not least <= result <= largest:
-        raise ValueError(
-            f"{name} = {value!r}: expected an integer of at least {least}, and no more than "
-            f"{largest}."
-        )
+        lower = f" of at least {least}" if math.isfinite(least) else ""
+        upper = f", and no more than {largest}" if math.isfinite(largest) else ""
+        raise ValueError(f"{name} = {value!r}: expected an integer{lower}{upper}.")
     return result
 
 
@@ -167,7 +167,32 @@ def shape(value: Any) -> tuple[int, int, int, int]:
     )
 
 
-def hint(name: str, known: Iterable[str]) -> str:
-    """Make a half sentence for messages that names what may have been meant, if anything."""
-    near = difflib.get_close_matches(str(name), list(known), n=1)
-    return f"; the nearest known one is {near[0]!r}" if near else ""
+#: Units at the end of names, as of defocus_nm.
+_UNIT = re.compile(r"_(a|å|angstroms?|pm|nm|um|µm|mm|rad|mrad|deg|degrees?|ev|kev|kv|px)$")
+
+
+def nearest(name: str, known: Iterable[str], others: Mapping[str, str]) -> str | None:
+    """Find out which name may have been meant.
+
+    Parameters
+    ----------
+    name
+        An unknown one.
+    known
+        Those that there are.
+    others
+        What some of them are called elsewhere, in small letters, and which these are.
+
+    Returns
+    -------
+    str or None
+        One of `known`, if any is near.
+    """
+    small = {**others, **{name.lower(): name for name in known}}
+    plain = _UNIT.sub("", str(name).lower())
+    if plain in small:
+        return small[plain]
+    near = difflib.get_close_matches(plain, small, n=len(small)) if len(plain) > 2 else []
+    # Rather one that starts alike: C11 is as near to C41 as to C10.
+    near = [other for other in near if other[:2] == plain[:2]] or near
+    return small[near[0]] if near else None

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from . import aberrations, checks
 
-__all__ = ["DEFAULTS", "PARAMETERS", "Parameter"]
+__all__ = ["DEFAULTS", "ELSEWHERE", "PARAMETERS", "Parameter"]
 
 #: What a value is. Decides how it is checked, and what its option takes.
 Kind = Literal[
@@ -216,8 +216,8 @@ PARAMETERS: Mapping[str, Parameter] = MappingProxyType(
                 name="image",
                 kind="images",
                 words="what to make of the frames",
-                more="That is the name of an image, parallax or phase_flip, or of several: they "
-                "are made in one pass, each as a result of its name.",
+                more="That is the name of an image, such as phase_flip, or of several. They are "
+                "made in one pass, each as a result of its name.",
                 otherwise="parallax",
                 of="udf",
             ),
@@ -254,6 +254,22 @@ PARAMETERS: Mapping[str, Parameter] = MappingProxyType(
     }
 )
 
+#: What some are called elsewhere, in small letters.
+ELSEWHERE: Mapping[str, str] = MappingProxyType(
+    {
+        other: name
+        for name, others in {
+            "energy": "voltage acceleration_voltage accelerating_voltage high_tension ht kv e0",
+            "semiangle_cutoff": "semiangle convergence_angle convergence_semiangle alpha aperture",
+            "scan_sampling": "step step_size scan_step pixel_size scan_pixel_size",
+            "rotation_angle": "rotation scan_rotation theta",
+            "upsampling_factor": "upsampling oversampling",
+            "bf_mask": "mask",
+        }.items()
+        for other in others.split()
+    }
+)
+
 #: What stands for parameters that are not given.
 DEFAULTS: Mapping[str, Any] = MappingProxyType({p.name: p.default for p in PARAMETERS.values()})
 
@@ -267,15 +283,14 @@ def _read_mask(path: Path) -> NDArray[Any]:
         If there is none.
     """
     try:
-        array = np.load(path)
+        with path.open("rb") as file:
+            array = np.load(file)
+            if not isinstance(array, np.ndarray):
+                names = ", ".join(array.files)
+                raise ValueError(f"it holds several arrays, {names}")
     # Damaged headers fail in many ways.
     except Exception as error:
         raise ValueError(f"bf_mask: {path} cannot be read as a .npy file: {error}") from error
-    if not isinstance(array, np.ndarray):
-        array.close()
-        raise ValueError(
-            f"bf_mask: {path} holds several arrays, {', '.join(array.files)}: expected a .npy file."
-        )
     return array
 
 

@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 
 from . import aberrations, checks
-from .declarations import DEFAULTS, PARAMETERS, Parameter
+from .declarations import DEFAULTS, ELSEWHERE, PARAMETERS, Parameter
 
 __all__ = ["DEFAULTS", "PARAMETERS", "Parameter", "Parameters", "load_parameters"]
 
@@ -40,13 +40,9 @@ class Parameters(Mapping[str, Any]):
         self._files: dict[str, Path] = {}
         for name, value in given.items():
             if name not in PARAMETERS:
-                known = f"Known: {', '.join(PARAMETERS)}."
-                if name in (*aberrations.SYMBOLS, *aberrations.ALIASES):
-                    raise ValueError(
-                        f"unknown parameter {name!r}; it belongs in aberration_coefs. {known}"
-                    )
-                near = checks.hint(name, PARAMETERS)
-                raise ValueError(f"unknown parameter {name!r}{near}. {known}")
+                raise ValueError(
+                    f"unknown parameter {name!r}{_hint(name)}. Known: {', '.join(PARAMETERS)}."
+                )
             if value is not None:
                 self._values[name] = PARAMETERS[name].check(value)
                 if PARAMETERS[name].kind == "mask" and isinstance(value, str | os.PathLike):
@@ -217,6 +213,19 @@ def load_parameters(path: str | os.PathLike[str]) -> Parameters:
         return Parameters(**given)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _hint(name: str) -> str:
+    """Tell what an unknown name may have meant."""
+    coefs = (*aberrations.SYMBOLS, *aberrations.ALIASES)
+    near = checks.nearest(name, [*PARAMETERS, *coefs], {**ELSEWHERE, **aberrations.ELSEWHERE})
+    if near is None:
+        return ""
+    if near == name:
+        return "; it belongs in aberration_coefs"
+    unit = aberrations.unit(near) if near in coefs else PARAMETERS[near].unit
+    where = ", in aberration_coefs" if near in coefs else ""
+    return f"; the nearest known one is {near!r}{f' in {unit}' if unit else ''}{where}"
 
 
 def _to_toml(values: Mapping[str, Any], comments: Mapping[str, str], header: str) -> str:

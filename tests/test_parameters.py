@@ -115,6 +115,71 @@ def test_replace() -> None:
     assert dict(parameters) == EVERYTHING
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("energy = [[", "params.toml: cannot be read as TOML"),
+        (f"load = {3000 * '['}{3000 * ']'}", "params.toml: cannot be read as TOML: .*recursion"),
+        (
+            "[aberration_coefs.C10]\nx = 1",
+            r"params.toml: aberration_coefs\['C10'\] = {'x': 1}",
+        ),
+        ("[[aberration_coefs]]\nC10 = 1", "params.toml: aberration_coefs = .* names and values"),
+        ("[aberration_coefs]\nenergy = 1", "'energy' .* move it above the table"),
+        ("[load]\ntype = 'npy'\nimage = 'parallax'", "'image' stands below \\[load\\]"),
+        (f"bf_mask = '{300 * 'a'}'", "bf_mask: .* cannot be read"),
+        ("bf_mask = 'a\\u0000'", "bf_mask: .* cannot be read"),
+        ("bf_mask = '.'", "bf_mask: .* cannot be read"),
+        ("rotation_angle = 1979-05-27", "rotation_angle = .*: expected an angle"),
+    ],
+)
+def test_errors_in_files_name_the_file(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "params.toml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        load_parameters(path)
+
+
+def test_files_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "params.toml"
+    path.write_text("energy = 3e5\r\n", encoding="utf-8-sig")
+    assert dict(load_parameters(path)) == {"energy": 3e5}
+    path.write_text("energy = 3e5", encoding="utf-16")
+    with pytest.raises(ValueError, match=r"params\.toml: cannot be read as TOML: 'utf-8'"):
+        load_parameters(path)
+
+
+def _npy(shape: str, descr: str = "|b1") -> bytes:
+    header = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + bytes(120)
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [
+        b"",
+        b"PK\x03\x04 no archive",
+        _npy("(10, 12)")[:140],
+        _npy("(1000000000, 1000000000)"),
+        _npy("(10, -12)"),
+        _npy("(((((("),
+        _npy("(10, 12)", "|O"),
+        _npy("(10, 12)", "nothing"),
+    ],
+)
+def test_damaged_masks(tmp_path: Path, contents: bytes) -> None:
+    path = tmp_path / "mask.npy"
+    path.write_bytes(contents)
+    with pytest.raises(ValueError, match=r"mask\.npy cannot be read as a \.npy file: "):
+        Parameters(bf_mask=path)
+
+
+def test_masks_among_others(tmp_path: Path) -> None:
+    np.savez(tmp_path / "masks.npz", a=np.ones((10, 12), bool), b=np.zeros(3))
+    with pytest.raises(ValueError, match=r"masks\.npz .* several arrays, a, b"):
+        Parameters(bf_mask=tmp_path / "masks.npz")
+
+
 def test_what_is_missing() -> None:
     def names(parameters: Parameters, *needed: str) -> list[str]:
         return [declared.name for declared in parameters.missing(*needed)]
@@ -128,7 +193,14 @@ def test_what_is_missing() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"enery": 1}, "unknown parameter 'enery'; the nearest known one is 'energy'"),
+        ({"enery": 1}, "unknown parameter 'enery'; the nearest known one is 'energy' in eV"),
+        ({"energy_keV": 1}, "the nearest known one is 'energy' in eV"),
+        ({"voltage": 1}, "the nearest known one is 'energy' in eV"),
+        ({"convergence_angle": 1}, "the nearest known one is 'semiangle_cutoff' in mrad"),
+        ({"step_size_nm": 1}, "the nearest known one is 'scan_sampling' in Å"),
+        ({"upsampling": 1}, "the nearest known one is 'upsampling_factor'"),
+        ({"df": 1}, "the nearest known one is 'defocus' in Å, in aberration_coefs"),
+        ({"defocus": 1}, "unknown parameter 'defocus'; it belongs in aberration_coefs"),
         ({"C10": 1}, "unknown parameter 'C10'; it belongs in aberration_coefs"),
         ({"self": 1}, "unknown parameter 'self'"),
         ({"phase_flip": 1}, "phase_flip = 1: expected True or False"),

@@ -71,10 +71,30 @@ def _parse_toml_value(_name: str, text: str) -> Any:
     """Read a value of TOML, or a plain text."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         if text[0] in "[{\"'":
-            raise click.BadParameter(f"{text} is no TOML: {error}.") from error
+            raise click.BadParameter(f"{text[:60]} is no TOML: {error}.") from error
         return text
+
+
+class _Number(click.ParamType):  # type: ignore[type-arg]
+    """A number; where there is none, it says which is missing."""
+
+    name = "number"
+
+    def __init__(self, which: str) -> None:
+        self._which = which
+
+    def convert(
+        self, value: str, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Convert the text."""
+        try:
+            return float(value)
+        except ValueError:
+            follows = f"the number {self._which} is missing, {value} follows."
+            wrong = f"{value!r} is no number: expected one {self._which}."
+            self.fail(follows if value.startswith("-") else wrong, param, ctx)
 
 
 class _ImageName(click.ParamType):  # type: ignore[type-arg]
@@ -102,11 +122,15 @@ def _takes(declared: Parameter) -> dict[str, Any]:
     """Tell what the option for a parameter takes, as click wants to know it."""
     match declared.kind:
         case "number":
-            return {"type": float, "metavar": declared.unit}
+            return {"type": _Number(f"in {declared.unit}"), "metavar": declared.unit}
         case "pair":
-            return {"type": (float, float), "metavar": "Y X"}
+            along = (f"along {axis} in {declared.unit}" for axis in ("rows", "columns"))
+            return {"type": tuple(map(_Number, along)), "metavar": "Y X"}
         case "position":
-            return {"type": (float, float), "metavar": "ROW COLUMN"}
+            return {
+                "type": (_Number("of the row"), _Number("of the column")),
+                "metavar": "ROW COLUMN",
+            }
         case "angle":
             return {"callback": _angle_option, "metavar": "ANGLE"}
         case "integer":

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
+from .. import checks
 from .options import acquisition_options, blur_option, output_option, parameter_option
 from .parameters import check_required, read_parameters
 from .run import (
@@ -79,7 +81,20 @@ def reconstruct(
     )
 
 
+def _check_load(load: Mapping[str, Any]) -> None:
+    """Refuse numbers on which LiberTEM would fail later, or that it would take for others."""
+    least = {"nav_shape": 1, "sig_shape": 1, "num_partitions": 1, "sync_offset": -math.inf}
+    try:
+        for key in least.keys() & load.keys():
+            value = load[key]
+            for number in value if isinstance(value, list) else [value]:
+                checks.integer(f"load: {key}", number, (least[key], math.inf))
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+
+
 def _load(ctx: Any, data: Path, load: Mapping[str, Any]) -> Any:
+    _check_load(load)
     arguments = {key: tuple(v) if isinstance(v, list) else v for key, v in load.items()}
     kind = arguments.pop("type", "auto")
     if not isinstance(kind, str):

@@ -168,26 +168,29 @@ def image_paths(output: Path | None, stem: str, names: Sequence[str]) -> dict[st
 
 def check_output(output: Path, inputs: Iterable[Path]) -> None:
     """Refuse an image, before it is made, that could not be written or replaced an input."""
-    from ..files import WRITERS, try_to_write
-
-    problem = None
-    if output.suffix.lower() not in WRITERS:
-        problem = f"expected a name that ends with one of {', '.join(WRITERS)}"
-    elif not output.parent.is_dir():
-        problem = f"there is no folder {output.parent}; create it first"
-    elif output.is_dir():
-        problem = "that is a folder; give the name of a file"
-    elif output.exists() and not os.access(output, os.W_OK):
-        problem = "that is write-protected; choose another name"
-    elif output.exists() and any(path.exists() and output.samefile(path) for path in inputs):
-        problem = "that is an input, which would be overwritten; choose another name"
-    else:
-        try:
-            try_to_write(output)
-        except OSError as error:
-            problem = f"cannot write there: {error}; choose another place"
+    try:
+        problem = _output_problem(output, inputs)
+    except OSError as error:
+        problem = f"cannot write there: {error}; choose another place"
     if problem:
         raise click.UsageError(f"--output {output}: {problem}.")
+
+
+def _output_problem(output: Path, inputs: Iterable[Path]) -> str | None:
+    from ..files import WRITERS, try_to_write
+
+    if output.suffix.lower() not in WRITERS:
+        return f"expected a name that ends with one of {', '.join(WRITERS)}"
+    if not output.parent.is_dir():
+        return f"there is no folder {output.parent}; create it first"
+    if output.is_dir():
+        return "that is a folder; give the name of a file"
+    if output.exists() and not os.access(output, os.W_OK):
+        return "that is write-protected; choose another name"
+    if output.exists() and any(path.exists() and output.samefile(path) for path in inputs):
+        return "that is an input, which would be overwritten; choose another name"
+    try_to_write(output)
+    return None
 
 
 def save(output: Path, image: NDArray[Any], udf: Any) -> None:

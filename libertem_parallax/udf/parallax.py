@@ -139,8 +139,8 @@ class ParallaxUDF(SumsUDF):
             which LiberTEM assigned a GPU, else Numba. ``"cuda"``: the GPU or an error, also on
             other workers.
         image
-            What to make of the frames. That is the name of an image, parallax or phase_flip, or of
-            several: they are made in one pass, each as a result of its name. Default: the channels
+            What to make of the frames. That is the name of an image, such as phase_flip, or of
+            several. They are made in one pass, each as a result of its name. Default: the channels
             of the class.
         detector_flip_rows
             Read the frames' rows from bottom to top.
