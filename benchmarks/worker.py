@@ -198,21 +198,21 @@ def make_events_floor(path: str, plan: Any, workload: dict[str, Any]) -> Callabl
 
 def make_gpu_floor(path: str, plan: Any, workload: dict[str, Any]) -> Callable[[], Any]:
     """Make what a GPU has to do at least: get the bright field's box or all events, or add them."""
-    from benchmarks import gpu
+    from benchmarks.gpu import floors
     from libertem_parallax.accumulate import accumulator_dtype
 
     if workload["storage"] == "raw_csr":
         events = read_events(workload["file"])
         if path == "bus floor":
-            return gpu.make_upload(events.data.nbytes + events.indices.nbytes)
+            return floors.make_upload(events.data.nbytes + events.indices.nbytes)
         _, S = make_engine_run("numba", plan, workload)()
-        return gpu.make_additions(S.dtype.name, int(S.sum()))[0]
+        return floors.make_additions(S.dtype.name, int(S.sum()))[0]
     count = workload["shape"][0] * workload["shape"][1]
     if path == "bus floor":
         box = np.prod(np.ptp(plan.pixels, axis=0) + 1)
-        return gpu.make_upload(count * int(box) * np.dtype(workload["dtype"]).itemsize)
+        return floors.make_upload(count * int(box) * np.dtype(workload["dtype"]).itemsize)
     dtype = accumulator_dtype(workload["dtype"], len(plan.pixels))
-    return gpu.make_additions(dtype.name, count * len(plan.pixels))[0]
+    return floors.make_additions(dtype.name, count * len(plan.pixels))[0]
 
 
 def make_engine_run(path: str, plan: Any, workload: dict[str, Any]) -> Callable[[], Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,7 +20,9 @@ from libertem.udf.raw import PickUDF
 from numpy.typing import NDArray
 
 from benchmarks import __main__ as command
-from benchmarks import events, gpu, report, worker
+from benchmarks import events, report, worker
+from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu import floors, parts
 from benchmarks.report import Row
 from benchmarks.workloads import Workload, write
 
@@ -185,15 +188,64 @@ def test_curves_are_drawn(tmp_path) -> None:
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-@needs_compiler
-def test_gpu_table_has_all_figures(standin, monkeypatch) -> None:
-    """They say nothing here, where the GPU is none."""
+@pytest.fixture
+def gpu_report(standin, monkeypatch, tmp_path):
+    """Run the report on small frames, by a device that is none; returns its result and lines."""
     standin()
-    monkeypatch.setattr(gpu, "_ROUNDS", 1)
-    monkeypatch.setattr(gpu, "WORKLOADS", gpu.WORKLOADS[:1])
-    lines = list(gpu.table(1 << 16))
-    figures = [len(re.findall(r" [\d,.]+(?= G|%| frames)", line)) for line in lines]
-    assert figures[1:] == [2, 3, 0, 0, 0, 3, 3, 3, 1, 1]
+    monkeypatch.setattr(floors, "_ROUNDS", 1)
+    monkeypatch.setattr(parts, "C_TYPES", ["float32", "uint8"])
+    for which in ("FRAMES", "STACKS", "RUNS"):
+        monkeypatch.setattr(gpu, which, (SMALL,))
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+
+    def run(*options, name="report.md"):
+        file = tmp_path / name
+        result = CliRunner().invoke(gpu.main, ["--size", "1", "--output", str(file), *options])
+        return result, file.read_text().splitlines() if file.exists() else []
+
+    return run
+
+
+@needs_compiler
+@pytest.mark.filterwarnings("ignore:shifts of up to")
+def test_the_gpu_report_has_all_figures(gpu_report) -> None:
+    """They say nothing here, where the GPU is none."""
+    result, lines = gpu_report()
+    assert result.exit_code == 0, result.output
+    assert result.output.splitlines() == lines
+    assert lines[0].startswith("No GPU, driver for CUDA 13.0, CuPy 0")
+    assert lines[4] == "|---|---|---|"
+    assert lines[5:7] == [
+        "| frames, events and stacks against NumPy | equal to the last bit, 2 dtypes |  |",
+        "| compute-sanitizer | not installed |  |",
+    ]
+    rows = [line.strip("| ").split(" | ") for line in lines[7:]]
+    kinds = [re.split("[,:]| from| on| to", what)[0] for what, *_ in rows]
+    expected = {
+        "copies": 2,
+        "additions": 3,
+        "scatter": 2,
+        "engine cuda alone": 1,
+        "upload of a stack": 1,
+        "stack added again": 6,
+        "run_udf": 3,
+        "live": 3,
+    }
+    assert kinds == [kind for kind, count in expected.items() for _ in range(count)]
+    assert all(re.match(r"[\d,.e+-]+ (G?B?/s|s|frames|G )", figure) for _, figure, *_ in rows)
+    again, _ = gpu_report()
+    assert again.exit_code == 1
+    assert "report.md exists" in again.output
+
+
+@needs_compiler
+def test_a_gpu_that_adds_wrongly_is_not_measured(gpu_report, monkeypatch) -> None:
+    monkeypatch.setattr(parts, "check", lambda *_: ["sums of events of int8"])
+    for number, options in enumerate([(), ("--check",)]):
+        result, lines = gpu_report(*options, name=f"{number}.md")
+        assert result.exit_code == 1
+        assert lines[5] == "| frames, events and stacks against NumPy | sums of events of int8 |  |"
+        assert len(lines) == 7 - number
 
 
 @pytest.mark.parametrize("path", ["floor", "floor, file mapped"])

@@ -1,0 +1,1 @@
+"""What a GPU does, in one command: ``python -m benchmarks.gpu``."""
