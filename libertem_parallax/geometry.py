@@ -198,8 +198,7 @@ class Geometry:
             f"more than {spread * u:.2g} pixels, which are rounded to none."
         )
         enough = math.floor(1 / spread) + 1
-        _, largest = PARAMETERS["upsampling_factor"].limits
-        if enough <= min(_USUAL_UPSAMPLING, largest):
+        if enough <= _USUAL_UPSAMPLING:
             return f"{reason} An upsampling_factor of {enough} is enough for these. Or: {units}"
         return f"{reason} {units}"
 

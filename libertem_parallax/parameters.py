@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import datetime
 import json
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -27,7 +28,8 @@ class Parameters(Mapping[str, Any]):
     Parameters
     ----------
     **given
-        Any names of `PARAMETERS`; None counts as not given.
+        Any names of `PARAMETERS`; None counts as not given. ``phase_flip`` becomes ``image``, for
+        which it is another word.
 
     Raises
     ------
@@ -38,7 +40,7 @@ class Parameters(Mapping[str, Any]):
     def __init__(self, /, **given: Any) -> None:
         self._values: dict[str, Any] = {}
         self._files: dict[str, Path] = {}
-        for name, value in given.items():
+        for name, value in _with_images(given).items():
             if name not in PARAMETERS:
                 raise ValueError(
                     f"unknown parameter {name!r}{_hint(name)}. Known: {', '.join(PARAMETERS)}."
@@ -73,7 +75,7 @@ class Parameters(Mapping[str, Any]):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Those that ``from_parameters`` does not take: ``phase_flip``, ``load``."""
+        """Those that ``from_parameters`` does not take: ``load``."""
         return copy.deepcopy(
             {k: v for k, v in self._values.items() if PARAMETERS[k].of == "command"}
         )
@@ -114,6 +116,7 @@ class Parameters(Mapping[str, Any]):
         ValueError
             As for the class.
         """
+        changes = _with_images(changes, self.get("image", ()))
         given = {name: value for name, value in changes.items() if value is not None}
         kept = {
             name: value
@@ -151,11 +154,11 @@ class Parameters(Mapping[str, Any]):
         ------
         FileExistsError
             If there is such a file, and `overwrite` is not set.
-        OSError
-            If it cannot be written.
+        OSError, ValueError
+            If it cannot be written, or TOML has no such values.
         """
         path = Path(path)
-        mode = "w" if overwrite else "x"
+        mode: Literal["wb", "xb"] = "wb" if overwrite else "xb"
         files = {name: str(file.absolute()) for name, file in self._files.items()}
         arrays = {
             name: path.with_name(f"{path.stem}_{name}.npy")
@@ -166,11 +169,11 @@ class Parameters(Mapping[str, Any]):
             if file.exists() and not overwrite:
                 raise FileExistsError(f"{file} exists: give another name, or overwrite=True.")
         names = files | {name: file.name for name, file in arrays.items()}
-        text = _to_toml({**self._values, **names}, comments or {}, header)
+        text = _to_toml({**self._values, **names}, comments or {}, header).encode()
         for name, file in arrays.items():
-            with file.open(f"{mode}b") as array:
+            with file.open(mode) as array:
                 np.save(array, self._values[name])
-        with path.open(mode, encoding="utf-8") as out:
+        with path.open(mode) as out:
             out.write(text)
 
 
@@ -213,6 +216,25 @@ def load_parameters(path: str | os.PathLike[str]) -> Parameters:
         return Parameters(**given)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _with_images(given: Mapping[str, Any], before: Iterable[str] = ()) -> dict[str, Any]:
+    """Replace ``phase_flip`` by ``image``; `before` are images that there were."""
+    given = dict(given)
+    flip = given.pop("phase_flip", None)
+    if flip is None:
+        return given
+    PARAMETERS["phase_flip"].check(flip)
+    image = given.get("image")
+    names = () if image is None else PARAMETERS["image"].check(image)
+    if flip:
+        given["image"] = (*names, "phase_flip")
+    elif "phase_flip" in names:
+        raise ValueError("an image phase_flip and no phase flip are asked for: leave one out.")
+    else:
+        others = tuple(name for name in before if name != "phase_flip")
+        given["image"] = names or others or ("parallax",)
+    return given
 
 
 def _hint(name: str) -> str:
@@ -260,7 +282,11 @@ def _toml(value: Any) -> str:
         return f"{{{', '.join(f'{_toml_key(k)} = {_toml(v)}' for k, v in value.items())}}}"
     if isinstance(value, list | tuple):
         return f"[{', '.join(_toml(v) for v in value)}]"
-    return repr(value) if isinstance(value, int | float) else str(value)
+    if isinstance(value, int | float):
+        return repr(float(value) if isinstance(value, float) else int(value))
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    raise ValueError(f"{value!r} cannot be written as TOML.")
 
 
 def _toml_key(key: str) -> str:

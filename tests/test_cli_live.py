@@ -248,6 +248,18 @@ def test_parameters_as_for_files(run: Run, merlin: Simulator, frames: NDArray[An
     np.testing.assert_array_equal(tifffile.imread("image.tif"), image)
 
 
+def test_zero_images_are_refused_before_the_detector_starts(run: Run, merlin: Simulator) -> None:
+    """With the mask of a single pixel."""
+    mask = np.zeros(SHAPE[2:], dtype=bool)
+    mask[128, 128] = True
+    np.save("mask.npy", mask)
+    result = run(arguments(merlin, "--start --bf-mask mask.npy"))
+    assert result.exit_code == 1
+    assert "Error: the parallax image will be zero: the bright field is a single" in result.stderr
+    assert "Recording" not in result.stderr
+    assert not Path("image.tif").exists()
+
+
 def test_it_can_be_seen_growing(
     run: Run, merlin: Simulator, frames: NDArray[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -873,6 +885,7 @@ def test_simulate_leaves_a_file_of_parameters_alone(run: Run) -> None:
         ("--energy 300", ["energy = 300", "eV"]),
         ("--params both.toml", ["angular_sampling", "both given"]),
         ("--aberration C11=1", ["aberration_coefs", "C11"]),
+        ("--aberration C10=0", ["will be zero: no aberration shifts"]),
         ("--bf-mask mask.npy", ["bf_mask", "(63, 64)"]),
         ("--center 512 0", ["center = (512.0, 0.0)"]),
         ("-o taken.tif", ["--output taken.tif"]),

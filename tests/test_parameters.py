@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import inspect
 import math
 import pickle
@@ -34,7 +35,15 @@ EVERYTHING = {
     "detector_flip_rows": True,
     "detector_transpose": True,
 }
-SETTINGS = {"phase_flip": True, "load": {"type": "raw", "nav_shape": [6, 8], "a": {"b c": '"\n'}}}
+SETTINGS = {
+    "load": {
+        "type": "raw",
+        "nav_shape": [6, 8],
+        "a": {"b c": '"\n\\\x7f\x01 Å 😀', "": [True, 1, 1e22]},
+        "day": datetime.date(2026, 2, 3),
+        "b": float("inf"),
+    }
+}
 
 
 def test_from_parameters_has_what_is_declared() -> None:
@@ -106,12 +115,12 @@ def test_it_does_not_change() -> None:
 def test_replace() -> None:
     parameters = Parameters(**EVERYTHING, **SETTINGS)
     new = parameters.replace(
-        energy=300e3, reciprocal_sampling=(1, 2), center=None, phase_flip=None, aberration_coefs={}
+        energy=300e3, reciprocal_sampling=(1, 2), center=None, load=None, aberration_coefs={}
     )
     expected = {**EVERYTHING, "energy": 300e3, "reciprocal_sampling": (1.0, 2.0)}
     del expected["angular_sampling"], expected["center"]
     assert dict(new) == {**expected, "aberration_coefs": {}}
-    assert new.settings == {"load": SETTINGS["load"]}
+    assert new.settings == {}
     assert dict(parameters) == EVERYTHING
 
 
@@ -180,6 +189,25 @@ def test_masks_among_others(tmp_path: Path) -> None:
         Parameters(bf_mask=tmp_path / "masks.npz")
 
 
+def test_phase_flip_is_another_word_for_an_image() -> None:
+    def images(parameters: Parameters, **changes: object) -> tuple[str, ...] | None:
+        return parameters.replace(**changes).get("image")
+
+    both = ("parallax", "phase_flip")
+    assert Parameters(phase_flip=None).get("image") is None
+    assert Parameters(phase_flip=True)["image"] == ("phase_flip",)
+    assert Parameters(phase_flip=False)["image"] == ("parallax",)
+    assert Parameters(phase_flip=True, image="parallax")["image"] == both
+    given = Parameters(image=both)
+    assert images(given, phase_flip=None) == both
+    assert images(given, image=None) is None
+    assert images(given, phase_flip=True) == ("phase_flip",)
+    assert images(given, phase_flip=False) == ("parallax",)
+    assert images(given, phase_flip=False, image="parallax") == ("parallax",)
+    with pytest.raises(ValueError, match="leave one out"):
+        given.replace(image=both, phase_flip=False)
+
+
 def test_what_is_missing() -> None:
     def names(parameters: Parameters, *needed: str) -> list[str]:
         return [declared.name for declared in parameters.missing(*needed)]
@@ -223,6 +251,13 @@ def test_what_is_missing() -> None:
 def test_errors_name_what_is_wrong(given: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Parameters(**given)
+
+
+def test_what_toml_has_not_is_not_written(tmp_path: Path) -> None:
+    for value in (None, {1}, b"raw"):
+        with pytest.raises(ValueError, match="cannot be written as TOML"):
+            Parameters(load={"a": value}).save(tmp_path / "a.toml")
+    assert not list(tmp_path.iterdir())
 
 
 def test_files_hold_everything(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,17 @@ def read_parameters(
 ) -> Parameters:
     """Take what is given by options, what is not from a file, if any, and the rest from defaults.
 
-    There is always an ``image`` then, a list of names, and never ``phase_flip``.
+    There is always an ``image`` then.
     """
     parameters = defaults or Parameters()
     try:
         if path is not None:
             file = load_parameters(path)
             parameters = _merge(parameters, {**file, **file.settings, **file.files})
-        return _merge(parameters, options)
+        parameters = _merge(parameters, options)
     except (OSError, ValueError) as error:
         raise click.ClickException(str(error)) from error
+    return parameters if "image" in parameters else parameters.replace(image="parallax")
 
 
 def _merge(parameters: Parameters, changes: Mapping[str, Any]) -> Parameters:
@@ -40,24 +41,7 @@ def _merge(parameters: Parameters, changes: Mapping[str, Any]) -> Parameters:
     for name, value in given.items():
         if isinstance(value, dict):
             given[name] = {**old.get(name, {}), **PARAMETERS[name].check(value)}
-    given["image"] = _images(given, _images(old)) or ["parallax"]
-    return parameters.replace(**{**given, "phase_flip": None})
-
-
-def _images(given: Mapping[str, Any], before: Iterable[str] = ()) -> list[str]:
-    """Names of images: phase_flip = true is another word for one of them."""
-    image = given.get("image") or []
-    names = [image] if isinstance(image, str) else list(image)
-    flip = given.get("phase_flip")
-    if flip:
-        names.append("phase_flip")
-    elif flip is False and "phase_flip" in names:
-        raise click.UsageError(
-            "an image phase_flip and no phase flip are asked for: leave one out."
-        )
-    elif flip is False:
-        before = [name for name in before if name != "phase_flip"]
-    return names or list(before)
+    return parameters.replace(**given)
 
 
 def check_required(parameters: Parameters, *names: str) -> None:
