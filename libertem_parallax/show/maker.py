@@ -1,0 +1,278 @@
+"""Images of a stack, made again and again with other parameters."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..accumulate import Stack
+from ..geometry import Geometry
+from ..images import IMAGES, Imaging, Sums, check_images
+from ..memory import check_image
+from ..parameters import DEFAULTS, Parameters
+
+__all__ = ["Maker", "Picture", "Wanted", "mean_pattern", "reconstruct", "sharpness", "thinned"]
+
+#: Values (frames by bright-field pixels) that are added at once. More of them, about a tenth of a
+#: second's worth on two cores, get a coarser image first.
+_AT_ONCE = 1 << 26
+
+#: Frames whose mean is shown as diffraction pattern: enough to see the disk.
+_PATTERN_FRAMES = 4096
+
+#: Standard deviation in scan steps of what images are blurred with before their variance is taken.
+_SHARPNESS_BLUR = 1.5
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """An image and what it was made of.
+
+    Parameters
+    ----------
+    number
+        Of the change that asked for it: the last one of them is shown.
+    name
+        Of the image, one of `IMAGES`.
+    image : (rows, cols) float32
+        As the UDF makes it of the same frames.
+    parameters
+        With which it was made.
+    geometry
+        Of the image: that of every `coarse`-th scan position.
+    scanned : (Ny, Nx) bool
+        Scan positions that are in it.
+    coarse
+        1 for the image itself. More for a preview.
+    seconds
+        That it took.
+    notes
+        Warnings that came with it.
+    """
+
+    number: int
+    name: str
+    image: NDArray[np.float32]
+    parameters: Parameters
+    geometry: Geometry
+    scanned: NDArray[np.bool_]
+    coarse: int
+    seconds: float
+    notes: tuple[str, ...]
+
+    @property
+    def pixel_size(self) -> tuple[float, float]:
+        """Height and width of a pixel of the image in Å."""
+        height, width = self.geometry.scan_sampling
+        u = self.geometry.plan.upsampling_factor
+        return height / u, width / u
+
+
+def reconstruct(stack: Stack, parameters: Parameters, image: str = "parallax") -> NDArray[Any]:
+    """Make an image of a stack.
+
+    Parameters
+    ----------
+    stack
+        Of frames.
+    parameters
+        Of the acquisition.
+    image
+        Its name, one of `IMAGES`.
+
+    Returns
+    -------
+    (u Ny, u Nx) float32
+        What ``ParallaxUDF`` makes of these frames. For integers, bit for bit.
+
+    Raises
+    ------
+    ValueError
+        For a parameter that is missing or out of its range, or if the stack lacks pixels.
+    """
+    [image] = check_images(image)
+    sums = _add(stack, make_imaging(stack, parameters))
+    pixels: NDArray[np.float32] = sums.once(IMAGES[image].make)
+    return pixels
+
+
+def make_imaging(stack: Stack, parameters: Parameters) -> Imaging:
+    """Work out what images of a stack depend on beside its frames.
+
+    Raises
+    ------
+    ValueError
+        See `reconstruct`.
+    """
+    shape = (*stack.scan_shape, *stack.detector_shape)
+    geometry = Geometry.from_parameters(shape, **parameters)
+    check_image(geometry.plan)
+    name = "suppress_Nyquist_noise"
+    return Imaging(geometry, parameters.get(name, DEFAULTS[name]))
+
+
+def _add(stack: Stack, imaging: Imaging, threads: int | None = None) -> Sums:
+    scanned = stack.scanned.copy()  # before the frames, which may go on filling
+    A, S = stack.add(imaging.geometry.plan, threads)
+    return Sums(imaging, A, S, scanned)
+
+
+def thinned(stack: Stack, step: int) -> Stack:
+    """Take every so many scan positions along both axes.
+
+    Parameters
+    ----------
+    stack
+        Of all frames.
+    step
+        From one position to the next.
+
+    Returns
+    -------
+    Stack
+        A copy.
+    """
+    ny, nx = stack.scan_shape
+    scanned = np.ascontiguousarray(stack.scanned[::step, ::step])
+    frames = np.ascontiguousarray(stack.frames.reshape(ny, nx, -1)[::step, ::step])
+    return replace(
+        stack,
+        frames=frames.reshape(scanned.size, -1),
+        scan_shape=scanned.shape,
+        scanned=scanned,
+    )
+
+
+def mean_pattern(stack: Stack) -> NDArray[np.float64]:
+    """Average frames of a stack, evenly spread over what is scanned, to see the disk.
+
+    Parameters
+    ----------
+    stack
+        Of frames.
+
+    Returns
+    -------
+    (rows, cols) float64
+        NaN at pixels that the stack does not have, and everywhere if nothing is scanned.
+    """
+    pattern = np.full(stack.detector_shape, np.nan)
+    there = np.flatnonzero(stack.scanned)
+    if len(there):
+        some = there[:: math.ceil(len(there) / _PATTERN_FRAMES)]
+        pattern[tuple(stack.pixels.T)] = stack.frames[some].mean(axis=0)
+    return pattern
+
+
+def sharpness(stack: Stack, parameters: Parameters, defocus: float) -> float:
+    """Tell how well the images of all pixels fall onto each other, if the defocus is this.
+
+    Parameters
+    ----------
+    stack
+        Of frames.
+    parameters
+        Of the acquisition; its defocus does not count.
+    defocus
+        In Å, as C10.
+
+    Returns
+    -------
+    float
+        Variance of the parallax image, blurred by 1.5 scan steps and not upsampled: details that
+        do not fall onto each other average out.
+    """
+    import scipy.ndimage
+
+    coefs = {**parameters.get("aberration_coefs", {}), "C10": defocus}
+    image = reconstruct(stack, parameters.replace(aberration_coefs=coefs, upsampling_factor=1))
+    return float(scipy.ndimage.gaussian_filter(image, _SHARPNESS_BLUR, mode="wrap").var())
+
+
+class Wanted(NamedTuple):
+    """What a picture is to show; numbers say which of them are new."""
+
+    number: int  #: of all changes
+    geometry: int
+    frames: int
+    stack: Stack
+    parameters: Parameters
+
+
+class Maker:
+    """Makes pictures, and keeps what the next one may be made of, too."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, int], tuple[Any, Any]] = {}
+
+    def picture(self, wanted: Wanted, coarse: int, threads: int | None) -> Picture:
+        """Make one, of every `coarse`-th scan position."""
+        start = time.perf_counter()
+        imaging, notes = self._imaging(wanted, coarse)
+        stack = self._thinned(wanted, coarse)[0]
+        sums = self._once(
+            "sums",
+            coarse,
+            (wanted.geometry, wanted.frames),
+            lambda: _add(stack, imaging, threads),
+        )
+        name = _shown(wanted.parameters)
+        image = sums.once(IMAGES[name].make)
+        if problem := IMAGES[name].problem(imaging.geometry):
+            notes = (*notes, problem)
+        return Picture(
+            wanted.number,
+            name,
+            image,
+            wanted.parameters,
+            imaging.geometry,
+            sums.scanned,
+            coarse,
+            time.perf_counter() - start,
+            notes,
+        )
+
+    def preview(self, wanted: Wanted) -> int:
+        """Choose how coarse an image is had at once; 1 if that is the image itself."""
+        key, _ = self._kept.get(("sums", 1), (None, None))
+        if key == (wanted.geometry, wanted.frames):
+            return 1
+        plan = self._imaging(wanted, 1)[0].geometry.plan
+        return math.ceil(math.sqrt(math.prod(plan.scan_shape) * len(plan.pixels) / _AT_ONCE))
+
+    def _imaging(self, wanted: Wanted, coarse: int) -> tuple[Imaging, tuple[str, ...]]:
+        def make() -> tuple[Imaging, tuple[str, ...]]:
+            with warnings.catch_warnings(record=True, action="always") as caught:
+                imaging = make_imaging(*self._thinned(wanted, coarse))
+            return imaging, tuple(dict.fromkeys(str(warning.message) for warning in caught))
+
+        found: tuple[Imaging, tuple[str, ...]]
+        found = self._once("imaging", coarse, wanted.geometry, make)
+        return found
+
+    def _thinned(self, wanted: Wanted, coarse: int) -> tuple[Stack, Parameters]:
+        if coarse == 1:
+            return wanted.stack, wanted.parameters
+        y, x = wanted.parameters["scan_sampling"]
+        stack = self._once("stack", coarse, wanted.frames, lambda: thinned(wanted.stack, coarse))
+        return stack, wanted.parameters.replace(scan_sampling=(y * coarse, x * coarse))
+
+    def _once(self, what: str, coarse: int, key: Any, make: Callable[[], Any]) -> Any:
+        known = self._kept.get((what, coarse))
+        if known is None or known[0] != key:
+            if coarse > 1:  # what is of yet another coarseness will not be needed
+                self._kept = {k: kept for k, kept in self._kept.items() if k[1] in (1, coarse)}
+            known = self._kept[what, coarse] = (key, make())
+        return known[1]
+
+
+def _shown(parameters: Parameters) -> str:
+    """Of the images that are named, the one to show."""
+    return check_images(parameters["image"])[0]
