@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 from click.testing import CliRunner
-from conftest import needs_compiler
+from helpers import needs_compiler
 from libertem.udf.raw import PickUDF
 from numpy.typing import NDArray
 

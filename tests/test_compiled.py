@@ -55,7 +55,7 @@ def test_no_folder_for_the_cache_is_no_error(monkeypatch):
         return lambda function: function
 
     monkeypatch.setattr(compiled, "njit", refuse)
-    assert compiled._keep_on_disk(abs)(-1) == 1
+    assert compiled.keep_on_disk(abs)(-1) == 1
 
 
 def test_engines_leave_with_their_last_reference():

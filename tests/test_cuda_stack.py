@@ -8,9 +8,8 @@ import warnings
 
 import numpy as np
 import pytest
-from conftest import needs_compiler
+from helpers import make_frames, make_plan, needs_compiler
 from standin.cupy import CUDARuntimeError
-from test_accumulate import make_frames, make_plan
 
 from libertem_parallax.accumulate import CudaError, Stack, place_stack
 from libertem_parallax.accumulate.cuda import CudaStack, upload

@@ -7,8 +7,8 @@ import inspect
 import libertem.api
 import numpy as np
 import pytest
+from helpers import PARAMETERS, make_scan, run_udf
 from standin.cupy import CuPy, _Array, _Pointer
-from test_udf import PARAMETERS, make_frames, run
 
 from libertem_parallax import ParallaxUDF
 from libertem_parallax.accumulate import CudaError
@@ -62,11 +62,11 @@ def test_cupy_without_a_driver_says_so():
 def test_cupy_without_a_driver_leaves_the_work_to_the_cpu(monkeypatch):
     if not without_driver():
         pytest.skip("there is a driver")
-    frames = make_frames(PARAMETERS["shape"], "uint8")
+    frames = make_scan(PARAMETERS["shape"], "uint8")
     images = []
     with libertem.api.Context.make_with("inline") as ctx:
-        images.append(run(ctx, frames, ParallaxUDF.from_parameters(**PARAMETERS)))
+        images.append(run_udf(ctx, frames, ParallaxUDF.from_parameters(**PARAMETERS)))
         monkeypatch.setenv("LIBERTEM_USE_CUDA", "0")
         with pytest.warns(RuntimeWarning, match="on the CPU.*no NVIDIA driver"):
-            images.append(run(ctx, frames, ParallaxUDF.from_parameters(**PARAMETERS)))
+            images.append(run_udf(ctx, frames, ParallaxUDF.from_parameters(**PARAMETERS)))
     np.testing.assert_array_equal(*(image["reconstruction"] for image in images))

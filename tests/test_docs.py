@@ -21,7 +21,7 @@ from libertem_parallax import ParallaxPhaseFlipUDF, ParallaxUDF
 from libertem_parallax.cli import main
 
 ROOT = Path(__file__).parents[1]
-DOCS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md")]
+DOCS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("[a-z]*/README.md")]
 DOCS += [ROOT / "benchmarks" / "tried.md"]
 USERS = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")

@@ -10,46 +10,13 @@ import numpy as np
 import pytest
 import scipy.sparse
 import sparse
-from conftest import needs_compiler
+from helpers import PARAMETERS, make_events, needs_compiler, run_udf, save, sums, write
 from libertem.udf.base import NoOpUDF
 from libertem.udf.sum import SumUDF
-from test_accumulate import to_events
-from test_udf import PARAMETERS, ctx, inline, make_frames, run, sums
 
 from libertem_parallax import ParallaxPhaseFlipUDF, ParallaxUDF
 
-__all__ = ["ctx", "inline"]  # fixtures
-
 SHAPE = PARAMETERS["shape"]
-
-
-def make_events(dtype="uint8", shape=SHAPE, occupancy=0.05):
-    """Frames of which most pixels, and some altogether, are empty."""
-    frames = make_frames(shape, dtype)
-    rng = np.random.default_rng(1)
-    frames[rng.random(shape) > occupancy] = 0
-    frames[rng.random(shape[:2]) < 0.2] = 0
-    frames[-1, -1] = 0
-    return frames
-
-
-def save(folder, events, shape):
-    """Write LiberTEM's raw_csr; returns its path."""
-    lines = ["[params]", 'filetype = "raw_csr"']
-    lines += [f"nav_shape = {list(shape[:2])}", f"sig_shape = {list(shape[2:])}", "[raw_csr]"]
-    for name in ("data", "indices", "indptr"):
-        values = getattr(events, name)
-        values.tofile(folder / f"{name}.raw")
-        lines += [f'{name}_file = "{name}.raw"', f'{name}_dtype = "{values.dtype.str}"']
-    path = folder / "scan.toml"
-    path.write_text("\n".join(lines))
-    return str(path)
-
-
-def write(folder, frames, seed=None, indices="int32"):
-    """Write frames as raw_csr; with `seed`, pixels come in any order and some twice."""
-    events = to_events(frames.reshape(-1, *frames.shape[2:]), seed, indices)
-    return save(folder, events, frames.shape)
 
 
 class Watching(ParallaxUDF):
@@ -142,7 +109,7 @@ def test_phase_flip_and_others_in_one_run(inline, tmp_path):
     udf = ParallaxUDF.from_parameters(**PARAMETERS)
     flip = ParallaxPhaseFlipUDF.from_parallax_udf(udf)
     one, both, total = inline.run_udf(ds, [udf, flip, SumUDF()])
-    expected = run(inline, frames, flip)
+    expected = run_udf(inline, frames, flip)
     np.testing.assert_array_equal(one["reconstruction"].data, expected["parallax"])
     np.testing.assert_array_equal(both["reconstruction"].data, expected["reconstruction"])
     np.testing.assert_array_equal(total["intensity"].data, frames.sum(axis=(0, 1)))

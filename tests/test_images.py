@@ -5,7 +5,7 @@ from __future__ import annotations
 import libertem.api
 import numpy as np
 import pytest
-from test_udf import PARAMETERS, make_frames, run
+from helpers import PARAMETERS, make_scan, run_udf
 
 from libertem_parallax import ParallaxUDF
 from libertem_parallax.accumulate import ENGINES
@@ -25,10 +25,10 @@ def add(geometry, frames):
 
 def test_images_need_sums_alone():
     """A stack in memory has no UDF."""
-    frames = make_frames(PARAMETERS["shape"], "uint8")
+    frames = make_scan(PARAMETERS["shape"], "uint8")
     udf = ParallaxUDF.from_parameters(**PARAMETERS, image=list(IMAGES))
     with libertem.api.Context.make_with("inline") as ctx:
-        expected = run(ctx, frames, udf)
+        expected = run_udf(ctx, frames, udf)
     assert list(expected) == list(IMAGES)
     A, S = add(udf.params.geometry, frames.reshape(-1, 24, 25))
     sums = Sums(Imaging(udf.params.geometry), A, S, np.ones(S.shape, bool))
@@ -57,7 +57,7 @@ def test_constants_are_computed_once_for_a_geometry_and_images_once_for_sums():
 def test_images_leave_the_sums_and_one_another_alone():
     """They are shared by all that are made of them."""
     geometry = ParallaxUDF.from_parameters(**PARAMETERS).params.geometry
-    A, S = add(geometry, make_frames(PARAMETERS["shape"], "uint8").reshape(-1, 24, 25))
+    A, S = add(geometry, make_scan(PARAMETERS["shape"], "uint8").reshape(-1, 24, 25))
     sums = Sums(Imaging(geometry), A, S, np.ones(S.shape, bool))
     for array in (A, S, sums.scanned, sums.once(parallax)):
         array.flags.writeable = False

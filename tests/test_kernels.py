@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import needs_compiler
+from helpers import needs_compiler
 from standin import compiler
 
 from libertem_parallax.accumulate import accumulator_dtype

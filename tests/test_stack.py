@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import needs_compiler
+from helpers import DTYPES, FLOATS, by_formula, make_frames, make_plan, needs_compiler, to_events
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_accumulate import DTYPES, FLOATS, by_formula, make_frames, make_plan, to_events
 
 from libertem_parallax.accumulate import ENGINES, Plan, Stack
 from libertem_parallax.accumulate import stack as stack_module

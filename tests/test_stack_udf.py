@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from helpers import PARAMETERS, forced_tiles, make_events, make_scan, sums, write
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from libertem_live.api import LiveContext
-from test_events import make_events, write
-from test_udf import PARAMETERS, ctx, forced_tiles, inline, make_frames, sums
 
 from libertem_parallax import ParallaxUDF
 from libertem_parallax.udf import StackUDF
-
-__all__ = ["ctx", "inline"]  # fixtures
 
 SHAPE = PARAMETERS["shape"]
 PLAN = ParallaxUDF.from_parameters(**PARAMETERS).params.geometry.plan
@@ -39,7 +36,7 @@ def assert_adds_the_same(ctx, ds, udf, roi=None):
 )
 def test_every_executor(ctx, dtype, part):
     roi = np.random.default_rng(0).random(SHAPE[:2]) < 0.6 if part else None
-    ds = ctx.load("memory", data=make_frames(SHAPE, dtype), sig_dims=2, num_partitions=3)
+    ds = ctx.load("memory", data=make_scan(SHAPE, dtype), sig_dims=2, num_partitions=3)
     udf = StackUDF.for_dataset(ds, MASK)
     assert_adds_the_same(ctx, ds, udf, roi)
     assert udf.stack.frames.dtype == np.dtype(dtype).newbyteorder("=")
@@ -55,7 +52,7 @@ def test_events_with_every_executor(ctx, tmp_path, dtype):
     assert udf.stack.frames.dtype == (dtype or "uint16")
 
 
-FRAMES = make_frames(SHAPE, "uint16")
+FRAMES = make_scan(SHAPE, "uint16")
 
 
 @forced_tiles
@@ -98,7 +95,7 @@ def test_any_tiling_region_and_part(inline, data):
 
 
 def test_it_can_be_used_while_it_fills(inline):
-    frames = make_frames(SHAPE, "uint8")
+    frames = make_scan(SHAPE, "uint8")
     ds = inline.load("memory", data=frames, sig_dims=2, num_partitions=4)
     udf = StackUDF.for_dataset(ds, MASK)
     with pytest.raises(ValueError, match="run the UDF first"):
@@ -114,7 +111,7 @@ def test_it_can_be_used_while_it_fills(inline):
 
 
 def test_live():
-    frames = make_frames(SHAPE, "uint16")
+    frames = make_scan(SHAPE, "uint16")
     with (
         LiveContext.make_with("inline") as ctx,
         ctx.make_connection("memory").open(data=frames) as conn,
@@ -124,7 +121,7 @@ def test_live():
 
 
 def test_what_exceeds_the_limit_is_the_middle_and_read_alone(inline):
-    frames = make_frames(SHAPE, "uint16")
+    frames = make_scan(SHAPE, "uint16")
     ds = inline.load("memory", data=frames, sig_dims=2, num_partitions=3)
     whole = StackUDF.for_dataset(ds, MASK)
     pixels = MASK.sum()
@@ -147,16 +144,16 @@ def test_what_exceeds_the_limit_is_the_middle_and_read_alone(inline):
 
 
 def test_what_does_not_fit_is_refused(inline, tmp_path):
-    ds = inline.load("memory", data=make_frames(SHAPE, "uint16"), sig_dims=2)
+    ds = inline.load("memory", data=make_scan(SHAPE, "uint16"), sig_dims=2)
     with pytest.raises(ValueError, match=r"a stack of uint8 does not hold that"):
         inline.run_udf(ds, StackUDF.for_dataset(ds, MASK, dtype="uint8"))
     with pytest.raises(ValueError, match="mask: expected booleans"):
         StackUDF.for_dataset(ds, MASK[1:])
     with pytest.raises(TypeError, match="complex"):
         StackUDF.for_dataset(ds, MASK, dtype="complex64")
-    other = inline.load("memory", data=make_frames((9, 8, 24, 25), "uint8"), sig_dims=2)
+    other = inline.load("memory", data=make_scan((9, 8, 24, 25), "uint8"), sig_dims=2)
     with pytest.raises(ValueError, match=r"shape \(9, 8, 24, 25\), the UDF was made for \(8, 9"):
         inline.run_udf(other, StackUDF.for_dataset(ds, MASK))
-    flat = inline.load("memory", data=make_frames((9, 8, 24, 25), "uint8")[0], sig_dims=2)
+    flat = inline.load("memory", data=make_scan((9, 8, 24, 25), "uint8")[0], sig_dims=2)
     with pytest.raises(ValueError, match="Give nav_shape"):
         StackUDF.for_dataset(flat)

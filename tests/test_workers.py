@@ -12,12 +12,11 @@ import distributed
 import libertem.api
 import numpy as np
 import pytest
-from conftest import needs_compiler
+from helpers import make_events, needs_compiler, write
 from libertem.executor.dask import DaskJobExecutor, cluster_spec
 from libertem.executor.pipelined import PipelinedExecutor
 from standin import worker
 from standin.worker import TellingUDF
-from test_events import make_events, write
 
 from libertem_parallax.accumulate.cuda import device
 

@@ -1,0 +1,125 @@
+"""`live --simulate`: detector and acquisition on this machine."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from live_commands import SECONDS, Run, simulators, when
+from PIL import Image
+
+from libertem_parallax import simulate
+
+pytestmark = simulators
+
+
+@pytest.mark.parametrize(
+    ("detector", "size", "options"),
+    [
+        ("merlin", 64, ""),
+        ("asi_tpx3", 512, ""),
+        ("merlin", 64, "--aberration defocus=1.4e4 --energy 200e3"),
+        ("merlin", 64, "--params mine/scan.toml --no-phase-flip"),
+        ("asi_tpx3", 512, "--aberration C10=-1.2e4 --center 255.5 256.5"),
+    ],
+)
+def test_simulate(
+    run: Run, monkeypatch: pytest.MonkeyPatch, detector: str, size: int, options: str
+) -> None:
+    """Whatever parameters the image is made with, the files give the same; the specimen stays."""
+    mask = np.ones((64, 64), dtype=bool)
+    mask[30] = False
+    Path("mine").mkdir()
+    np.save("mine/mask.npy", mask)
+    Path("mine/scan.toml").write_text(
+        'reciprocal_sampling = [0.0156, 0.0157]\nbf_mask = "mask.npy"\nphase_flip = true\n'
+        '[aberration_coefs]\ndefocus = 1.3e4\n[load]\ntype = "raw"\n',
+        encoding="utf-8",
+    )
+    monkeypatch.setattr(simulate, "simulate", partial(simulate.simulate, scan_shape=(20, 24)))
+    result = run(f"live --simulate {detector} {options}")
+    assert result.exit_code == 0, result.output
+    assert f"20 x 24 scan, {size} x {size} detector" in result.stdout
+    assert "300 keV, 4 mrad, defocus 1.5 µm" in result.stdout
+    folder = Path("libertem-parallax-live")
+    for name in ("live.png", "growth.png"):
+        with Image.open(folder / name) as picture:
+            assert picture.width > 0
+    program, *proposed = shlex.split(result.stdout.splitlines()[-1])
+    assert program == "libertem-parallax"
+    assert run(shlex.join(proposed)).exit_code == 0
+    np.testing.assert_array_equal(
+        tifffile.imread("image.tif"), tifffile.imread(folder / "image.tif")
+    )
+
+
+def test_simulate_leaves_a_file_of_parameters_alone(run: Run) -> None:
+    file = Path("libertem-parallax-live/params.toml")
+    file.parent.mkdir()
+    file.write_text("upsampling_factor = 2  # mine", encoding="utf-8")
+    result = run(f"live --simulate merlin --params {file}")
+    assert result.exit_code == 2
+    assert "Give a copy of it" in result.stderr
+    assert file.read_text(encoding="utf-8").endswith("# mine")
+
+
+@pytest.mark.parametrize("detector", ["merlin", "asi_tpx3"])
+@pytest.mark.parametrize(
+    ("options", "messages"),
+    [
+        ("--energy 300", ["energy = 300", "eV"]),
+        ("--params both.toml", ["angular_sampling", "both given"]),
+        ("--aberration C11=1", ["aberration_coefs", "C11"]),
+        ("--aberration C10=0", ["will be zero: no aberration shifts"]),
+        ("--bf-mask mask.npy", ["bf_mask", "(63, 64)"]),
+        ("--center 512 0", ["center = (512.0, 0.0)"]),
+        ("-o taken.tif", ["--output taken.tif"]),
+    ],
+)
+def test_nothing_is_simulated_in_vain(
+    run: Run, detector: str, options: str, messages: list[str]
+) -> None:
+    np.save("mask.npy", np.ones((63, 64), dtype=bool))
+    sampling = "reciprocal_sampling = [0.0156, 0.0156]\nangular_sampling = [0.3, 0.3]\n"
+    Path("both.toml").write_text(sampling, encoding="utf-8")
+    Path("taken.tif.part").mkdir()
+    result = run(f"live --simulate {detector} {options}")
+    assert result.exit_code in (1, 2)
+    assert isinstance(result.exception, SystemExit)
+    for message in messages:
+        assert message in result.stderr
+    assert "Simulating" not in result.stderr
+
+
+def test_simulate_interrupted_in_a_process_of_its_own(tmp_path: Path) -> None:
+    code = (
+        "from functools import partial; from libertem_parallax import cli, simulate\n"
+        "simulate.simulate = partial(simulate.simulate, scan_shape=(24, 72))\n"
+        "cli.main()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "live", "--simulate", "merlin"],
+        cwd=tmp_path,
+        env={**os.environ, "MPLBACKEND": "agg", "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    folder = tmp_path / "libertem-parallax-live"
+    interrupting = when((folder / "live.png").exists, lambda: process.send_signal(signal.SIGINT))
+    stdout, stderr = process.communicate(timeout=2 * SECONDS)
+    interrupting.join()
+    assert process.returncode == 1, stderr
+    assert re.search(r"of 1,728 frames \(\S+%\) are in the image: interrupted", stderr)
+    assert "Traceback" not in stderr
+    assert tifffile.imread(folder / "image.tif").shape == (48, 144)
+    assert "Written to" in stdout

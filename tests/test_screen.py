@@ -1,0 +1,38 @@
+"""The image while it grows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from libertem.api import Context
+from live_commands import ACQUISITION, SHAPE
+
+from libertem_parallax import ParallaxUDF
+from libertem_parallax.show import screen
+
+
+def test_pictures_take_a_small_part_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long they take, and they do not come more often than they are wanted."""
+    now, drawn = 0.0, 0.0
+
+    def show(seconds: float) -> None:
+        nonlocal now, drawn
+        now, drawn = now + seconds, drawn + seconds
+
+    monkeypatch.setattr(screen.time, "perf_counter", lambda: now)
+    shape = (*SHAPE[:2], 20, 20)
+    with Context.make_with("inline") as ctx:
+        dataset = ctx.load("memory", data=np.ones(shape, np.uint8))
+        udf = ParallaxUDF.from_parameters(shape, **ACQUISITION)
+        *_, results = ctx.run_udf_iter(dataset, udf)
+    for seconds, interval, pictures in ((0.001, 2, 500), (1, 2, 48), (0.5, 0, 95)):
+        now = drawn = 0
+        count = 0
+        shown = screen.Screen(lambda *_: show(seconds), interval)  # noqa: B023
+        while now < 1000:
+            if shown.due():
+                shown.show(results)
+                count += 1
+            now += 0.01
+        assert drawn <= now / 20
+        assert count == pytest.approx(pictures, rel=0.03)
