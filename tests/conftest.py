@@ -57,7 +57,7 @@ def engines():
 @pytest.fixture(params=engines())
 def engine_name(request):
     """Every engine: who adds one to `ENGINES` has it tested."""
-    if request.param == "cuda" and "gpu" not in request.keywords:
+    if request.param == "cuda" and request.node.get_closest_marker("gpu") is None:
         request.getfixturevalue("standin")()
         # So that some of the tests' small detectors are cut along columns, and some are not.
         request.getfixturevalue("monkeypatch").setattr(upload, "ROW_BYTES", 16)

@@ -92,7 +92,7 @@ def test_sums_may_stay_on_the_device(standin):
     stack = CudaStack.of(make_stack(plan))
     A, S = stack.add_on_device(plan)
     assert (A.size, S.size) == (np.prod(plan.folded_shape), 246)
-    assert not stack._resident._slots[0].stream.queue  # they are complete
+    assert not stack._resident.slots[0].stream.queue  # they are complete
     bad = np.full((6, 41, 9, 11), np.nan)
     with pytest.raises(ValueError, match="is nan"):
         CudaStack.of(Stack.from_array(bad)).add_on_device(plan)

@@ -31,12 +31,18 @@ INSTANCES = {
     "events": WIDE,
     "gather": [*NARROW, *WIDE],
     "turn": [(dtype,) for dtype in ("uint8", "uint16", "uint32", "uint64")],
+    # Degree of the polynomials, and whether derivatives are wanted; launched by
+    # test_cuda_likelihood.py.
+    "likelihood": [(degree, derivatives) for degree in range(6) for derivatives in (0, 1)],
 }
 SOURCES = {
     name: device.source(device.KERNELS[name][0]).read_text(encoding="utf-8") for name in INSTANCES
 }
 EXPRESSIONS = {
-    name: tuple(device.expression(name, *map(np.dtype, instance)) for instance in instances)
+    name: tuple(
+        device.expression(name, *(p if isinstance(p, int) else np.dtype(p) for p in instance))
+        for instance in instances
+    )
     for name, instances in INSTANCES.items()
 }
 ARCHITECTURES = [75, 80, 90, 100]
@@ -265,7 +271,7 @@ def test_on_the_cpu_within_bounds():
     assert f"{passed} passed" in done.stdout
 
 
-def sanitized(test, **environment):
+def sanitized(test, file=__file__, **environment):
     library = compiler.sanitizer()
     if library is None:
         pytest.skip("g++ has no AddressSanitizer")
@@ -278,7 +284,7 @@ def sanitized(test, **environment):
         "KERNELS_SANITIZE": "1",
         **environment,
     }
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file]
     return subprocess.run(
         [*command, "-k", f"{test}[", "-x"],
         env=environment,
@@ -322,7 +328,7 @@ def check_ptx(name, ptx, names):
     for instance, mangled in zip(INSTANCES[name], names, strict=True):
         atomics = re.findall(r"\b(?:red|atom)[\w.]*\.global[\w.]*", bodies[mangled])
         stores = re.findall(r"\bst\.(?!shared)[\w.]*", bodies[mangled])
-        if name in ("gather", "turn"):
+        if name in ("gather", "turn", "likelihood"):
             # Every element is written by one thread, once.
             assert not atomics, (instance, atomics)
             assert stores, instance

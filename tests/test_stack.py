@@ -23,7 +23,7 @@ from libertem_parallax.accumulate.fill import Fill
 )
 def make_stack(request):
     """Make stacks of every kind, for which the same holds."""
-    if request.param == "cuda" and "gpu" not in request.keywords:
+    if request.param == "cuda" and request.node.get_closest_marker("gpu") is None:
         request.getfixturevalue("standin")()
         # So that several pieces are uploaded.
         request.getfixturevalue("monkeypatch").setattr(upload, "SLOT_BYTES", 500)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Engine", "Interference", "Sums", "monomials"]
+__all__ = ["Engine", "Interference", "Sums", "degree", "monomials"]
 
 
 def monomials(degree: int) -> NDArray[np.int64]:
@@ -26,6 +26,11 @@ def monomials(degree: int) -> NDArray[np.int64]:
         1, y, x, y², yx, x², ...; a lower degree has the first of them.
     """
     return np.array([(n - j, j) for n in range(degree + 1) for j in range(n + 1)])
+
+
+def degree(terms: int) -> int:
+    """Highest degree of a polynomial of at most so many `monomials`."""
+    return (math.isqrt(8 * terms + 1) - 3) // 2
 
 
 class Interference(NamedTuple):
@@ -149,12 +154,11 @@ class Engine(ABC):
         minus, plus, center = (np.asarray(part, np.float64) for part in interference)
         count = len(self.images)
         terms = minus.shape[-1] if minus.ndim else 0
-        degree = (math.isqrt(8 * terms + 1) - 3) // 2
         if (
             minus.shape != (count, terms)
             or plus.shape != minus.shape
             or center.shape != (count, 2)
-            or terms != len(monomials(degree))
+            or terms != len(monomials(degree(terms)))
         ):
             raise ValueError(
                 f"interference of shapes {minus.shape}, {plus.shape} and {center.shape}: expected "
@@ -164,6 +168,5 @@ class Engine(ABC):
 
     def _terms(self, count: int) -> NDArray[Any]:
         """Values of the first `count` monomials at every pixel, (count, M)."""
-        degree = (math.isqrt(8 * count + 1) - 3) // 2
         y, x = self.positions.T
-        return np.stack([y**i * x**j for i, j in monomials(degree)])
+        return np.stack([y**i * x**j for i, j in monomials(degree(count))])

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -42,6 +43,8 @@ struct Fiber
     std::vector<char> stack = std::vector<char>(1 << 16);
     Index index;
     bool done;
+    unsigned shuffles = 0;
+    float shuffled[2];
 };
 
 struct Block
@@ -169,6 +172,30 @@ template <typename... Types> int arguments(void (*)(Types...), unsigned long *si
 inline void __syncthreads()
 {
     standin::barrier();
+}
+
+struct float2
+{
+    float x, y;
+};
+
+inline void sincospif(float x, float *sin, float *cos)
+{
+    const double angle = M_PI * std::fmod(double(x), 2.0);
+    *sin = float(std::sin(angle));
+    *cos = float(std::cos(angle));
+}
+
+// All threads of a block have to take part, where CUDA asks for those of a warp only. Every other
+// call has its own place for values, so that none is replaced before all have read it.
+inline float __shfl_xor_sync(unsigned, float value, int other)
+{
+    const unsigned i = threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
+    standin::Fiber &fiber = *standin::block.current;
+    const unsigned turn = fiber.shuffles++ % 2;
+    fiber.shuffled[turn] = value;
+    standin::barrier();
+    return standin::block.fibers[i ^ unsigned(other)].shuffled[turn];
 }
 
 inline int atomicMin(int *lowest, int value)

@@ -17,6 +17,7 @@ from .messages import INSTALL, CudaError, reason, say, version
 __all__ = [
     "C_TYPES",
     "FRAMES",
+    "FREQUENCIES",
     "KERNELS",
     "NO_TROUBLE",
     "PIXELS",
@@ -29,6 +30,7 @@ __all__ = [
     "gather_launch_shape",
     "kernel",
     "launch_shape",
+    "likelihood_launch_shape",
     "load_cupy",
     "memory",
     "pinned",
@@ -38,8 +40,8 @@ __all__ = [
 ]
 
 #: Of the kernels: frames (one a thread of a warp), warps and pixels of a block; frames of a thread
-#: that gathers.
-FRAMES, WARPS, PIXELS, POSITIONS = 32, 8, 64, 4
+#: that gathers; warps of a block of a likelihood, few as they need many registers.
+FRAMES, WARPS, PIXELS, POSITIONS, FREQUENCIES = 32, 8, 64, 4, 4
 
 #: File of every kernel, and what its template is given beside dtypes.
 KERNELS = {
@@ -47,6 +49,7 @@ KERNELS = {
     "events": ("events", (FRAMES, WARPS)),
     "gather": ("stack", (FRAMES, WARPS, POSITIONS)),
     "turn": ("stack", (FRAMES, WARPS)),
+    "likelihood": ("likelihood", (FRAMES, FREQUENCIES)),
 }
 
 #: In place of a frame with a bad event: more than there can be, of equal bytes to be set at once.
@@ -176,10 +179,10 @@ def source(name: str) -> Path:
     raise CudaError(f"{package / path} is missing: install the package anew.")
 
 
-def expression(name: str, *dtypes: np.dtype[Any]) -> str:
-    """Name an instance of a kernel: for a dtype of the frames, and most for one of the sums."""
-    types = (C_TYPES[dtype.name] for dtype in dtypes)
-    return f"{name}<{', '.join(map(str, (*types, *KERNELS[name][1])))}>"
+def expression(name: str, *of: np.dtype[Any] | int) -> str:
+    """Name an instance of a kernel: most are for a dtype of the frames, and one of the sums."""
+    own = (C_TYPES[part.name] if isinstance(part, np.dtype) else int(part) for part in of)
+    return f"{name}<{', '.join(map(str, (*own, *KERNELS[name][1])))}>"
 
 
 def launch_shape(frames: int, pixels: int) -> tuple[tuple[int, ...], tuple[int, int]]:
@@ -204,11 +207,16 @@ def turn_launch_shape(frames: int, pixels: int) -> tuple[tuple[int, ...], tuple[
     return (-(-frames // FRAMES) * tiles,), (FRAMES, WARPS), tiles
 
 
+def likelihood_launch_shape(frequencies: int) -> tuple[tuple[int, ...], tuple[int, int]]:
+    """Grid and block of a launch for a likelihood."""
+    return (-(-frequencies // FREQUENCIES),), (FRAMES, FREQUENCIES)
+
+
 _kernels: dict[tuple[int, str], Any] = {}
 _lock = threading.Lock()
 
 
-def kernel(device: int, name: str, *dtypes: np.dtype[Any]) -> Any:
+def kernel(device: int, name: str, *of: np.dtype[Any] | int) -> Any:
     """Compile a kernel, or take it from this process's or CuPy's cache.
 
     Parameters
@@ -217,7 +225,7 @@ def kernel(device: int, name: str, *dtypes: np.dtype[Any]) -> Any:
         Number of the GPU.
     name
         One of `KERNELS`.
-    dtypes
+    of
         See `expression`.
 
     Returns
@@ -230,7 +238,7 @@ def kernel(device: int, name: str, *dtypes: np.dtype[Any]) -> Any:
     CudaError
         If the GPU cannot be used, or the kernel does not compile.
     """
-    instance = expression(name, *dtypes)
+    instance = expression(name, *of)
     key = (device, instance)
     with _lock:
         if key not in _kernels:

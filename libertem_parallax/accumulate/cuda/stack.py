@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
-import warnings
-import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -18,22 +14,17 @@ from ..plan import Plan
 from ..stack import Stack
 from . import upload
 from .device import (
-    explained,
     gather_launch_shape,
     kernel,
     load_cupy,
     to_device,
     turn_launch_shape,
 )
-from .messages import CudaError
-from .upload import Slot, drain
+from .upload import Resident
 
 __all__ = ["CudaStack"]
 
 _T = TypeVar("_T")
-
-#: Buffers for uploads: one is filled while the other is copied.
-_SLOTS = 2
 
 #: Scan positions, which kernels count with 32 bits.
 _MOST_POSITIONS = 2**31 - 1
@@ -166,22 +157,10 @@ class CudaStack(Stack):
 
     def _on_gpu(self, work: Callable[[], _T]) -> _T | None:
         """Do something there; None where the CPU has to go on."""
-        if self.fall_back and self._resident.failed:
-            return None
-        try:
-            return work()
-        except CudaError as error:
-            if not self.fall_back:
-                raise
-            warnings.warn(
-                f"the stack is added on the CPU from now on. {error}",
-                RuntimeWarning,
-                stacklevel=3,
-            )
-            return None
+        return self._resident.or_none(work, "the stack is added", fall_back=self.fall_back)
 
 
-class _Resident:
+class _Resident(Resident):
     """The stack's values on the device, one image for each pixel: see ``kernels/stack.cu``."""
 
     def __init__(self, frames: NDArray[Any], scan_shape: tuple[int, int], device: int) -> None:
@@ -190,33 +169,25 @@ class _Resident:
                 f"a stack of {len(frames)} frames: expected at most {_MOST_POSITIONS} on a GPU."
             )
         self.frames, self.scan_shape = frames, scan_shape
-        self.failed = False
-        self._lock = threading.Lock()
         self._turn = kernel(device, "turn", np.dtype(f"u{frames.itemsize}"))
         # Largest value of every pixel: of floats that are to be finite, of integers whose sum could
         # leave 64 bits.
         self._look = frames.dtype.kind == "f" or frames.itemsize == 8
         self._largest = np.zeros(frames.shape[1])
         self._S: tuple[NDArray[np.int64], Any] | None = None  # columns, and their sum
-        with explained(f", keeping a stack of {frames.nbytes / 2**30:.3g} GiB", device):
-            cupy = load_cupy()
-            self._device = cupy.cuda.Device(device)
-            with self._device:
-                size = max(upload.SLOT_BYTES, frames.shape[1] * frames.itemsize)
-                self._slots = [Slot(size) for _ in range(_SLOTS)]
-                self._images = cupy.empty(frames.size, frames.dtype)
-                cupy.cuda.get_current_stream().synchronize()  # see `to_device`
-                stream = self._slots[0].stream
-                self._images.data.memset_async(0, frames.nbytes, stream)
-                stream.synchronize()
-        abandon = weakref.finalize(self, drain, self._device, self._slots, [self._images])
-        abandon.atexit = False
+        doing = f", keeping a stack of {frames.nbytes / 2**30:.3g} GiB"
+        size = max(upload.SLOT_BYTES, frames.shape[1] * frames.itemsize)
+        super().__init__(device, frames.size, frames.dtype, doing, size)
+        with self.working(doing):
+            stream = self.slots[0].stream
+            self.values.data.memset_async(0, frames.nbytes, stream)
+            stream.synchronize()
 
     def upload(self, runs: list[tuple[int, int]]) -> None:
         """Upload frames from the first to before the second of each pair."""
         count = self.frames.shape[1]
-        step = len(self._slots[0].host) // (count * self.frames.itemsize)
-        with self._working(", uploading a stack"):
+        step = len(self.slots[0].host) // (count * self.frames.itemsize)
+        with self.working(", uploading a stack"):
             self._S = None
             pieces = [
                 slice(i, min(i + step, stop))
@@ -224,7 +195,7 @@ class _Resident:
                 for i in range(start, stop, step)
             ]
             for number, piece in enumerate(pieces):
-                slot = self._slots[number % _SLOTS]
+                slot = self.slots[number % 2]
                 slot.stream.synchronize()  # its last piece may be under way
                 part = self.frames[piece]
                 staged = slot.host[: part.nbytes].view(part.dtype).reshape(part.shape)
@@ -236,8 +207,8 @@ class _Resident:
                     there = slot.copy(staged)
                     *shape, tiles = turn_launch_shape(len(part), count)
                     numbers = len(part), count, len(self.frames), piece.start, tiles
-                    self._turn(*shape, (there, self._images, *map(np.int32, numbers)))
-            for slot in self._slots:
+                    self._turn(*shape, (there, self.values, *map(np.int32, numbers)))
+            for slot in self.slots:
                 slot.stream.synchronize()
 
     def can_add(self, columns: NDArray[np.int64]) -> bool:
@@ -253,9 +224,9 @@ class _Resident:
         cupy = load_cupy()
         u, positions = plan.upsampling_factor, len(self.frames)
         dtype = accumulator_dtype(self.frames.dtype, len(columns))
-        gather = kernel(self._device.id, "gather", self.frames.dtype, dtype)
-        with self._working(", adding a stack"):
-            stream = self._slots[0].stream
+        with self.working(", adding a stack"):
+            gather = kernel(self.device.id, "gather", self.frames.dtype, dtype)
+            stream = self.slots[0].stream
 
             def gathered(shifts: NDArray[np.int64], u: int) -> Any:
                 sums = cupy.empty(u * u * positions, dtype)
@@ -263,7 +234,7 @@ class _Resident:
                 *shape, tiles = gather_launch_shape(u * u, positions)
                 numbers = map(np.int32, (*self.scan_shape, tiles))
                 with stream:
-                    gather(*shape, (self._images, *table, sums, *numbers))
+                    gather(*shape, (self.values, *table, sums, *numbers))
                 stream.synchronize()
                 return sums
 
@@ -279,24 +250,10 @@ class _Resident:
         """Add under a plan, and copy the sums."""
         there = self.add(plan, columns)
         A, S = (np.zeros(shape, there[0].dtype) for shape in (plan.folded_shape, self.scan_shape))
-        with self._working(", copying sums"):
+        with self.working(", copying sums"):
             for sums, out in zip(there, (A, S), strict=True):
-                self._slots[0].read(sums, out.reshape(-1))
+                self.slots[0].read(sums, out.reshape(-1))
         return A, S
-
-    @contextlib.contextmanager
-    def _working(self, doing: str) -> Iterator[None]:
-        """Explain errors; after one nothing is done any more, as images may be incomplete."""
-        if self.failed:
-            raise CudaError(f"GPU {self._device.id} failed before; upload the stack again.")
-        with self._lock:
-            try:
-                with explained(doing, self._device.id), self._device:
-                    yield
-            except BaseException:
-                self.failed = True
-                drain(self._device, self._slots, None)
-                raise
 
 
 def _table(

@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any, NamedTuple
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..engine import Events
 from ..plan import Plan
-from .device import FRAMES, load_cupy, pinned, to_device
+from .device import FRAMES, explained, load_cupy, pinned, to_device
+from .messages import CudaError
 
-__all__ = ["SLOTS", "Batch", "EventBatch", "Slot", "Table", "drain", "make_table", "slot_size"]
+__all__ = [
+    "SLOTS",
+    "Batch",
+    "EventBatch",
+    "Resident",
+    "Slot",
+    "Table",
+    "drain",
+    "make_table",
+    "slot_size",
+]
+
+_T = TypeVar("_T")
 
 #: Pinned buffers that are filled in turn, and their size: more for boxes of which not `FRAMES` fit,
 #: but no more than the limit, or one box.
@@ -124,9 +141,13 @@ class Slot:
     def copy(self, part: NDArray[Any]) -> Any:
         """Start to copy a part of the buffer on the host; returns that on the device."""
         there = self.device[part.ctypes.data - self.host.ctypes.data :]
+        self.copy_on(part, there)
+        return there
+
+    def copy_on(self, part: NDArray[Any], there: Any) -> None:
+        """Start to copy a part of the buffer on the host to an array on the device."""
         if part.size:
             there.data.copy_from_host_async(part.ctypes.data, part.nbytes, self.stream)
-        return there
 
     def read(self, there: Any, out: NDArray[Any]) -> None:
         """Add an array on the device to one on the host.
@@ -177,6 +198,102 @@ def make_table(
         to_device(((pixels - low) @ (width, 1)).astype(np.int32)),
         to_device(plan.targets[inside]),
     )
+
+
+class Resident:
+    """What stays on a device: used by one thread at a time, and after an error not at all.
+
+    Parameters
+    ----------
+    device
+        Number of the GPU.
+    values
+        Number of values that stay.
+    dtype
+        Of these.
+    doing
+        What this is for, from a comma on.
+    slot_bytes
+        Of the buffers through which they come.
+
+    Raises
+    ------
+    CudaError
+        If the GPU cannot be used, or has too little memory.
+    """
+
+    def __init__(
+        self, device: int, values: int, dtype: np.dtype[Any], doing: str, slot_bytes: int
+    ) -> None:
+        self.failed = False
+        self._lock = threading.Lock()
+        with explained(doing, device):
+            cupy = load_cupy()
+            self.device = cupy.cuda.Device(device)
+            with self.device:
+                # One is filled while the other is copied.
+                self.slots = [Slot(slot_bytes) for _ in range(2)]
+                self.values = cupy.empty(values, dtype)
+                cupy.cuda.get_current_stream().synchronize()  # see `to_device`
+        abandon = weakref.finalize(self, drain, self.device, self.slots, [self.values])
+        abandon.atexit = False
+
+    @contextlib.contextmanager
+    def working(self, doing: str) -> Iterator[None]:
+        """Use the device; after an error nothing is done any more, as values may be incomplete.
+
+        Parameters
+        ----------
+        doing
+            See `explained`.
+
+        Raises
+        ------
+        CudaError
+            If the GPU failed, now or before.
+        """
+        if self.failed:
+            raise CudaError(f"GPU {self.device.id} failed before; upload everything again.")
+        with self._lock:
+            try:
+                with explained(doing, self.device.id), self.device:
+                    yield
+            except BaseException:
+                self.failed = True
+                drain(self.device, self.slots, None)
+                raise
+
+    def or_none(self, work: Callable[[], _T], what: str, *, fall_back: bool) -> _T | None:
+        """Return what `work` does with the device, or None where the CPU has to go on.
+
+        Parameters
+        ----------
+        work
+            Takes no arguments.
+        what
+            Whatever the CPU goes on with, to warn.
+        fall_back
+            Whether it may.
+
+        Raises
+        ------
+        CudaError
+            If the GPU failed, and the CPU may not go on.
+
+        Warns
+        -----
+        RuntimeWarning
+            Once, if the GPU failed, and the CPU goes on.
+        """
+        if fall_back and self.failed:
+            return None
+        try:
+            return work()
+        except CudaError as error:
+            if not fall_back:
+                raise
+            warnings.warn(f"{what} on the CPU from now on. {error}", RuntimeWarning, stacklevel=4)
+            return None
 
 
 def drain(device: Any, slots: list[Slot], buffers: Any) -> None:  # noqa: ARG001 - kept alive

@@ -1,0 +1,125 @@
+"""CUDA: the default on GPUs, in float32. Images are uploaded once, and stay."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..accumulate.cuda import upload
+from ..accumulate.cuda.device import kernel, likelihood_launch_shape, load_cupy, to_device
+from .compiled import CompiledEngine
+from .engine import Engine, Interference, Sums, degree
+
+__all__ = ["CudaEngine"]
+
+
+class CudaEngine(Engine):
+    """`Engine` on a GPU, for one thread of any number that may share it.
+
+    Parameters
+    ----------
+    images, positions, edge
+        See `Engine`.
+    device
+        Number of the GPU.
+    fall_back
+        Whether the CPU goes on, with a warning, if the GPU fails later.
+
+    Raises
+    ------
+    CudaError
+        If the GPU cannot be used, or has too little memory; from `sums` and `gradients`, if it
+        failed, unless the CPU goes on.
+    ValueError
+        See `Engine`.
+    """
+
+    def __init__(
+        self,
+        images: NDArray[np.complex64],
+        positions: ArrayLike,
+        edge: float,
+        device: int = 0,
+        *,
+        fall_back: bool = False,
+    ) -> None:
+        super().__init__(images, positions, edge)
+        self.device, self.fall_back = device, fall_back
+        self._resident = _Resident(self.images, self.positions, device)
+
+    def _sums(self, interference: Interference) -> Sums:
+        return self._run(interference, derivatives=False)[0]
+
+    def _gradients(self, interference: Interference) -> tuple[Sums, Interference]:
+        return self._run(interference, derivatives=True)
+
+    def _run(self, interference: Interference, *, derivatives: bool) -> tuple[Sums, Interference]:
+        done = self._resident.or_none(
+            lambda: self._resident.run(interference, self.edge, derivatives=derivatives),
+            "the likelihood is summed",
+            fall_back=self.fall_back,
+        )
+        if done is not None:
+            return done
+        engine = CompiledEngine(self.images, self.positions, self.edge)
+        return engine._run(interference, derivatives=derivatives)
+
+
+class _Resident(upload.Resident):
+    """Images and positions on the device."""
+
+    def __init__(
+        self, images: NDArray[np.complex64], positions: NDArray[np.float64], device: int
+    ) -> None:
+        self.shape = images.shape
+        kernel(device, "likelihood", 1, 0)  # or say what the GPU lacks
+        doing = f", keeping images of {images.nbytes / 2**30:.3g} GiB"
+        size = max(upload.SLOT_BYTES, images.shape[1] * images.itemsize)
+        super().__init__(device, images.size, images.dtype, doing, size)
+        with self.working(", uploading images"):
+            self._positions = to_device(positions.T.astype(np.float32).reshape(-1))
+            rows = size // max(1, images.shape[1] * images.itemsize)
+            for number, start in enumerate(range(0, len(images), rows)):
+                slot, part = self.slots[number % 2], images[start : start + rows]
+                slot.stream.synchronize()  # its last piece may be under way
+                staged = slot.host[: part.nbytes].view(part.dtype).reshape(part.shape)
+                staged[...] = part
+                slot.copy_on(staged, self.values[start * images.shape[1] :])
+            for slot in self.slots:
+                slot.stream.synchronize()
+
+    def run(
+        self, interference: Interference, edge: float, *, derivatives: bool
+    ) -> tuple[Sums, Interference]:
+        """Sum, and wait for the sums."""
+        count, terms = interference.minus.shape
+        sums = np.zeros((count, 3), np.float32)
+        gradients = np.zeros((count if derivatives else 0, 2 * terms + 2), np.float32)
+        with self.working(", summing a likelihood"):
+            if self.values.size:
+                run = kernel(self.device.id, "likelihood", degree(terms), derivatives)
+                self._launch(run, np.hstack(interference), edge, sums, gradients)
+        N = sums[:, :2].astype(np.float64).view(np.complex128)[:, 0]
+        parts = np.split(gradients.astype(np.float64), [terms, 2 * terms], axis=1)
+        return Sums(N, sums[:, 2].astype(np.float64)), Interference(*parts)
+
+    def _launch(
+        self,
+        run: Any,
+        beams: NDArray[np.float64],
+        edge: float,
+        sums: NDArray[np.float32],
+        gradients: NDArray[np.float32],
+    ) -> None:
+        cupy, slot = load_cupy(), self.slots[0]
+        # Not zero, as CuPy and the device take no arrays of that size.
+        there = [cupy.empty(max(1, out.size), out.dtype) for out in (sums, gradients)]
+        arguments = self.values, self._positions, to_device(beams.astype(np.float32).reshape(-1))
+        numbers = np.float32(edge), *map(np.int32, self.shape)
+        with slot.stream:
+            run(*likelihood_launch_shape(self.shape[0]), (*arguments, *there, *numbers))
+        slot.stream.synchronize()
+        for values, out in zip(there, (sums, gradients), strict=True):
+            slot.read(values, out.reshape(-1))
