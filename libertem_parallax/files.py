@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -16,7 +18,7 @@ from .show.pictures import gray_limits, write_gray
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-__all__ = ["WRITERS", "replacing", "save", "try_to_write", "write_events"]
+__all__ = ["WRITERS", "replacing", "save", "save_somewhere", "try_to_write", "write_events"]
 
 
 def save(path: Path, image: NDArray[Any], pixel_size: tuple[float, float]) -> None:
@@ -33,6 +35,58 @@ def save(path: Path, image: NDArray[Any], pixel_size: tuple[float, float]) -> No
     """
     with replacing(path) as file:
         WRITERS[path.suffix.lower()](file, image, pixel_size)
+
+
+def save_somewhere(
+    path: Path, image: NDArray[Any], pixel_size: tuple[float, float]
+) -> tuple[Path, str | None]:
+    """Write an image: where it should go, else to the current folder, else to the temporary one.
+
+    Parameters
+    ----------
+    path, image, pixel_size
+        See `save`.
+
+    Returns
+    -------
+    path : pathlib.Path
+        Where it is. Elsewhere, it has a new name if there is a file of this one.
+    problem : str or None
+        Why it is not where it should be.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written anywhere; of the first place.
+    ValueError
+        If the format does not hold it.
+    """
+    try:
+        save(path, image, pixel_size)
+        return path, None
+    except OSError as error:
+        problem = error
+    for folder in (Path.cwd, lambda: Path(tempfile.gettempdir())):
+        with contextlib.suppress(OSError):  # there may be neither of them any more
+            return _save_new(folder() / path.name, image, pixel_size), str(problem)
+    raise problem
+
+
+def _save_new(path: Path, image: NDArray[Any], pixel_size: tuple[float, float]) -> Path:
+    """Write an image under a name that no file has yet."""
+    for number in itertools.count(1):
+        new = path if number == 1 else path.with_stem(f"{path.stem}_{number}")
+        try:
+            new.open("xb").close()
+        except FileExistsError:
+            continue
+        try:
+            save(new, image, pixel_size)
+        except BaseException:
+            new.unlink()
+            raise
+        return new
+    raise AssertionError
 
 
 def try_to_write(path: Path) -> None:
@@ -58,7 +112,7 @@ def _part(path: Path) -> Path:
     return path.with_name(path.name + ".part")
 
 
-@contextmanager
+@contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Any]:
     """Write a file whole or not at all: what fails leaves an older one as it was."""
     part = _part(path)

@@ -55,11 +55,13 @@ def soft_trigger(conn):
 
 
 @contextmanager
-def dectris_simulator(path, frames, compression="bslz4", *, triggered=True, dies_after=None):
+def dectris_simulator(
+    path, frames, compression="bslz4", *, triggered=True, dies_after=None, damages=None
+):
     """LiberTEM-live's simulator with these frames; writes a file in the folder.
 
     If it is not triggered, the detector is armed and announces the scan, and waits for that. It
-    can die after so many frames.
+    can die after so many frames, or send one that cannot be decoded.
     """
     # Flask is an extra of LiberTEM-live, which those who test something else need not have.
     from libertem_live.detectors.dectris.sim import DectrisSim, StopException
@@ -68,9 +70,12 @@ def dectris_simulator(path, frames, compression="bslz4", *, triggered=True, dies
     write_dectris(dump, frames, compression, triggered=triggered)
     sent = itertools.count()
 
-    def die(message):
-        if next(sent) == 2 + 4 * dies_after:
+    def fail(message):
+        number = next(sent)  # two in the beginning, and four for each frame, its data the third
+        if dies_after is not None and number == 2 + 4 * dies_after:
             raise StopException
+        if damages is not None and number == 4 + 4 * damages:
+            return message[:20] + b"\xff" * (len(message) - 20)
         return message
 
     simulator = DectrisSim(
@@ -78,7 +83,7 @@ def dectris_simulator(path, frames, compression="bslz4", *, triggered=True, dies
         port=0,
         zmqport=0,
         verbose=False,
-        data_filter=None if dies_after is None else die,
+        data_filter=None if dies_after is None and damages is None else fail,
     )
     simulator.start()
     try:

@@ -200,22 +200,3 @@ def test_without_libertem_live(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "libertem_live.api", None)
     for command in ("live merlin", "live --simulate merlin", "live asi_tpx3"):
         check_error(run(command), "pip install 'libertem-parallax[live]'")
-
-
-def test_a_window_where_there_is_a_display(
-    run: Run, merlin: Simulator, frames: NDArray[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from matplotlib import pyplot
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    shown: list[Any] = []
-    monkeypatch.setattr(FigureCanvasAgg, "required_interactive_framework", "none")
-    monkeypatch.setattr(pyplot.Figure, "show", lambda *_: shown.append("figure"))
-    monkeypatch.setattr(pyplot, "show", lambda: shown.append(pyplot.gca().images[0].get_array()))
-    try:
-        check_complete(run(arguments(merlin, "--start")), frames)
-    finally:
-        pyplot.close("all")
-    assert shown[0] == "figure"
-    np.testing.assert_array_equal(shown[-1], expected(frames))
-    assert not Path("live.png").exists()

@@ -28,7 +28,7 @@ def test_pictures_take_a_small_part_of_the_time(monkeypatch: pytest.MonkeyPatch)
     for seconds, interval, pictures in ((0.001, 2, 500), (1, 2, 48), (0.5, 0, 95)):
         now = drawn = 0
         count = 0
-        shown = screen.Screen(lambda *_: show(seconds), interval)  # noqa: B023
+        shown = screen.Screen({"it": lambda _: show(seconds)}, interval)  # noqa: B023
         while now < 1000:
             if shown.due():
                 shown.show(results)

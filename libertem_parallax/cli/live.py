@@ -243,7 +243,7 @@ def _live_simulated(
     recording = recording._replace(
         start=kind.starts, interval=min(recording.interval, 0.5), blur=blur
     )
-    grown: list[tuple[int, NDArray[Any]]] = []
+    grown: dict[int, NDArray[Any]] = {}  # image by the number of its frames
     with kind.simulate(folder, ny * nx, _DWELL_TIME) as address:
         recorded = record(
             address,
@@ -251,10 +251,9 @@ def _live_simulated(
             output,
             snapshot,
             recording,
-            on_picture=lambda *picture: grown.append(picture),
+            {"growth": lambda growing: grown.update({growing.frames: growing.image})},
         )
     parameters.save(params, overwrite=True)
-    grown = list(dict(grown).items())  # one of each number of frames
     image, udf = recorded.image, recorded.udf
     pixel_size, plan = image_pixel_size(udf), udf.params.geometry.plan
     chosen = np.unique(np.linspace(0, len(grown) - 1, 4).round().astype(int))
@@ -267,7 +266,7 @@ def _live_simulated(
                 pictures.blur(picture, pixel_size, blur),
                 pixel_size,
             )
-            for frames, picture in (grown[i] for i in chosen)
+            for frames, picture in (list(grown.items())[i] for i in chosen)
         ],
     )
     blurred = pictures.blur(image, pixel_size, blur)

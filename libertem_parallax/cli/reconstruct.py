@@ -71,14 +71,18 @@ def reconstruct(
         udf = make_udf(dataset.shape, parameters)
         click.echo(f"Reconstructing{COMPILES}", err=True)
         results, speed = run(ctx, dataset, udf)
+    problems: list[str] = []
     for name, path in outputs.items():
         image = results[name]
-        save(path, pictures.blur(image, image_pixel_size(udf), blur) if blur else image, udf)
+        image = pictures.blur(image, image_pixel_size(udf), blur) if blur else image
+        outputs[name] = save(path, image, udf, problems)
     report(
         *described(udf, dataset.dtype),
         ("Time", speed),
         *zip(("Written to", *[""] * len(outputs)), map(str, outputs.values()), strict=False),
     )
+    if problems:
+        raise click.ClickException(" ".join((*problems, "See above where it is.")))
 
 
 def _check_load(load: Mapping[str, Any]) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import time
 import warnings
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
@@ -22,7 +22,6 @@ from .run import (
     refuse_zero_images,
     save,
     speed_text,
-    warn,
     where,
 )
 
@@ -30,6 +29,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..parameters import Parameters
+    from ..show.screen import Show
+    from ..show.window import Window
 
 
 class Recording(NamedTuple):
@@ -50,18 +51,20 @@ class _Recorded(NamedTuple):
     image: NDArray[Any]
     udf: Any
     rows: list[tuple[str, str]]  #: for `report`
-    problem: str | None  #: why it is not complete
-    window: bool  #: whether a window shows the image
+    problem: str | None  #: why it is not complete, or not where it should be
+    window: Window | None  #: that shows the image
 
     def end(self) -> None:
         """Wait until the user has seen the image; fail where it is not complete."""
-        if self.problem is not None:
-            raise click.ClickException(self.problem)
-        if self.window:
-            from matplotlib import pyplot
-
-            click.echo("\nClose the window to end.")
-            pyplot.show()
+        try:
+            if self.problem is not None:
+                raise click.ClickException(self.problem)
+            if self.window is not None:
+                click.echo("\nClose the window to end.")
+                self.window.wait()
+        finally:
+            if self.window is not None:
+                self.window.close()
 
 
 def record(
@@ -70,23 +73,27 @@ def record(
     output: Path,
     snapshot: Path | None,
     recording: Recording,
-    on_picture: Callable[[int, NDArray[Any]], object] = lambda *_: None,
+    more: Mapping[str, Show] = MappingProxyType({}),
 ) -> _Recorded:
-    """Reconstruct an acquisition and write the image, as far as it came."""
+    """Reconstruct an acquisition and write the image, as far as it came; `more` shows it, too."""
     from libertem_live.api import LiveContext
 
     from .. import live
+    from ..show.screen import Screen, grown
     from ..udf import ParallaxUDF
 
+    problems: list[str] = []  # of what is recorded already, which they must not take along
     with contextlib.ExitStack() as stack:
         stack.enter_context(messages_only())
         gpu = default_gpu() if parameters.get("engine", "auto") == "auto" else None
         stack.enter_context(assigned(gpu))
         # The one executor that keeps what it has when a detector fails.
-        ctx = stack.enter_context(LiveContext.make_with("inline"))
+        ctx = LiveContext.make_with("inline")
+        stack.enter_context(_closed("LiberTEM", ctx, problems))
         watch = stack.enter_context(live.Watch())
         click.echo(f"Connecting to {address}", err=True)
-        conn = stack.enter_context(contextlib.closing(live.connect(ctx, address, watch)))
+        conn = live.connect(ctx, address, watch)
+        stack.enter_context(_closed("the connection", conn, problems))
         events = address.detector.events
         detector_shape, dtype = live.describe(ctx, conn, address.detector, watch)
 
@@ -103,62 +110,72 @@ def record(
             anywhere = parameters.replace(center=None, bf_mask=None) if events else parameters
             udf = make_udf((recording.nav_shape or (8, 8)) + detector_shape, anywhere)
             refuse_zero_images(udf, parameters)
-        screen, picture = _open_screen(output, snapshot, recording, image_pixel_size(udf))
+        shows, window = _shows(output, snapshot, recording, image_pixel_size(udf))
+        if window is not None:
+            stack.push(lambda kind, *_: window.close() if kind is not None else None)
         acquisition = _await(ctx, conn, watch, address, recording)
         if events or tuple(acquisition.shape) != (recording.nav_shape or ()) + detector_shape:
             udf = make_udf(tuple(acquisition.shape), parameters)
-        added = _add(ctx, conn, watch, acquisition, udf, screen, recording, on_picture)
-    total = acquisition.shape.nav.size
-    if added.results is None:
-        raise click.ClickException(
-            f"none of {total:,} frames is in the image, which was not written: {added.problem}."
-        )
-    count, image = screen.show(added.results)
-    on_picture(count, image)
-    save(output, image, udf)
-    problem = None
+        screen = Screen({**shows, **more}, recording.interval)
+        added = _add(ctx, conn, watch, acquisition, udf, screen, recording)
+        total = acquisition.shape.nav.size
+        if added.results is None:
+            raise click.ClickException(
+                f"none of {total:,} frames is in the image, which was not written: {added.problem}."
+            )
+        # Before anything is shown or closed, which may fail as well.
+        image, count = (made := grown(added.results)).image, made.frames
+        written = save(output, image, udf, problems)
+        screen.show(added.results)
     if count < total:
-        problem = (
+        problems.insert(
+            0,
             f"{count:,} of {total:,} frames ({count / total:.1%}) are in the image: "
-            f"{added.problem}. Only whole partitions count (--frames-per-partition). It was "
-            f"written to {output}."
+            f"{added.problem}. Only whole partitions count (--frames-per-partition).",
         )
+    elif added.problem is not None:  # of no consequence any more
+        problems.insert(0, f"{added.problem}.")
     rows = [
         *described(udf, dtype),
         ("Recorded", speed_text(count, added.seconds) + where(udf, gpu)),
-        ("Written to", str(output)),
+        ("Written to", str(written)),
+        *(("Snapshot", name) for name in shows if window is None),
     ]
-    if picture is not None:
-        rows.append(("Snapshot", str(picture)))
-    return _Recorded(image, udf, rows, problem, window=picture is None)
+    problem = " ".join((*problems, f"It was written to {written}.")) if problems else None
+    return _Recorded(image, udf, rows, problem, window)
 
 
-def _open_screen(
+@contextlib.contextmanager
+def _closed(name: str, thing: Any, problems: list[str]) -> Iterator[None]:
+    """Close a thing in the end; that this fails is noted, and no reason to lose anything."""
+    from ..live.watch import ASKED_TO_END, first_line
+
+    try:
+        yield
+    finally:
+        try:
+            thing.close()
+        except ASKED_TO_END:
+            raise
+        except BaseException as error:  # Rust's panics are no Exception
+            problems.append(f"Closing {name} failed: {first_line(error)}.")
+
+
+def _shows(
     output: Path, snapshot: Path | None, recording: Recording, pixel_size: tuple[float, float]
-) -> tuple[Any, Path | None]:
-    """Open a window for the growing image, or choose a file; its path is None for a window."""
-    from ..show import screen as screens
+) -> tuple[dict[str, Show], Window | None]:
+    """Open a window for the growing image, or choose a file; what shows it, by name."""
+    from ..show.screen import snapshots, to_gray
+    from ..show.window import open_window
 
-    screen = partial(
-        screens.Screen,
-        interval=recording.interval,
-        pixel_size=pixel_size,
-        sigma=recording.blur or 0.0,
-    )
-    window = screens.open_window(str(output)) if snapshot is None else None
+    sigma = recording.blur or 0.0
+    window = open_window(str(output)) if snapshot is None else None
     if window is not None:
-        return screen(window), None
+        return {"the window": lambda made: window.show(*to_gray(made, pixel_size, sigma))}, window
     folder = snapshot or output.parent
     folder.mkdir(parents=True, exist_ok=True)
     picture = folder / "live.png"
-
-    def write(image: NDArray[Any], limits: tuple[float, float]) -> None:
-        try:
-            screens.snapshot(picture, image, limits)
-        except OSError as error:
-            warn(f"cannot write {picture}: {error}")
-
-    return screen(write), picture
+    return {str(picture): snapshots(picture, pixel_size, sigma)}, None
 
 
 def _await(ctx: Any, conn: Any, watch: Any, address: Any, recording: Recording) -> Any:
@@ -199,7 +216,6 @@ def _add(
     udf: Any,
     screen: Any,
     recording: Recording,
-    on_picture: Callable[[int, NDArray[Any]], object],
 ) -> _Added:
     """Add frames as they arrive, with a progress bar and pictures, as long as they do."""
     from tqdm import tqdm
@@ -226,7 +242,7 @@ def _add(
                 on_frames=arrived,
             ):
                 if screen.due():
-                    on_picture(*screen.show(results))
+                    screen.show(results)
         except live.DetectorError as error:
             problem = str(error).removesuffix(".")
     return _Added(results, time.perf_counter() - (first or 0), problem)

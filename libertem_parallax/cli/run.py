@@ -193,14 +193,37 @@ def _output_problem(output: Path, inputs: Iterable[Path]) -> str | None:
     return None
 
 
-def save(output: Path, image: NDArray[Any], udf: Any) -> None:
-    """Write the image; tell people where that fails."""
+def save(output: Path, image: NDArray[Any], udf: Any, problems: list[str]) -> Path:
+    """Write the image, somewhere else if need be: it may have taken long, or be of a live scan.
+
+    Parameters
+    ----------
+    output
+        Where it should go.
+    image, udf
+        What to write, and what made it.
+    problems
+        Gets a sentence if it went elsewhere.
+
+    Returns
+    -------
+    pathlib.Path
+        Where it is.
+
+    Raises
+    ------
+    click.ClickException
+        If it can be written nowhere.
+    """
     from .. import files
 
     try:
-        files.save(output, image, image_pixel_size(udf))
+        written, problem = files.save_somewhere(output, image, image_pixel_size(udf))
     except (OSError, ValueError) as error:
         raise click.ClickException(f"cannot write {output}: {error}") from error
+    if problem is not None:
+        problems.append(f"The image could not be written to {output}: {problem}.")
+    return written
 
 
 def described(udf: Any, dtype: Any) -> list[tuple[str, str]]:

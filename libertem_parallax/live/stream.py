@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..files import write_events
-from .watch import DetectorError, Watch
+from .watch import ASKED_TO_END, DetectorError, Watch, first_line
 
 __all__ = ["FRAMES_PER_PARTITION", "stream", "warm_up"]
 
@@ -123,11 +123,20 @@ def stream(
     Raises
     ------
     DetectorError
-        If not all frames arrive.
+        If not all frames are added, whatever the reason. Results that were yielded before are as
+        good as without it.
     """
     watched = _Watched(conn.get_conn_impl(), watch, timeout, silence, on_frames)
     conn.get_conn_impl = lambda: watched
     try:
         yield from ctx.run_udf_iter(dataset=acquisition, udf=udf)
+    except (DetectorError, *ASKED_TO_END):
+        raise
+    # Frames that cannot be decoded, events off the detector, memory, a GPU, Rust's panics, which
+    # are no Exception: a scan cannot be repeated for any of them.
+    except BaseException as error:
+        raise DetectorError(
+            f"the frames that followed could not be added: {first_line(error)}"
+        ) from error
     finally:
         del conn.get_conn_impl

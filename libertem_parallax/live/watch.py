@@ -13,13 +13,17 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-__all__ = ["DetectorError", "Watch"]
+__all__ = ["ASKED_TO_END", "DetectorError", "Watch", "first_line"]
 
 T = TypeVar("T")
 
+#: What is raised to end the program or a generator. Anything else is an error, also where it is no
+#: ``Exception``, as Rust's ``PanicException``, which native code of detectors raises.
+ASKED_TO_END = (KeyboardInterrupt, SystemExit, GeneratorExit)
+
 
 class DetectorError(RuntimeError):
-    """The detector does not do what is expected of it, or the user gave up; the message says it."""
+    """An acquisition cannot begin, or ends before its time; the message says why."""
 
 
 class Watch:
@@ -87,11 +91,12 @@ class Watch:
             if self.problem is not None:
                 raise DetectorError(self.problem)
             return self._apart(function) if self._thread is None else function()
-        except DetectorError:
+        except (DetectorError, *ASKED_TO_END):
             raise
         # Detectors have many ways to fail, and native code makes its own error of an interrupt's.
-        except Exception as error:
-            raise DetectorError(self.problem or _first_line(error)) from error
+        except BaseException as error:
+            failed = f"the connection to the detector failed: {first_line(error)}"
+            raise DetectorError(self.problem or failed) from error
         finally:
             self._waiting = False
 
@@ -159,6 +164,6 @@ def _raise(error: BaseException) -> Any:
     raise error
 
 
-def _first_line(error: Exception) -> str:
-    text = textwrap.shorten((str(error) or repr(error)).splitlines()[0], 150)
-    return f"the connection to the detector failed: {text}"
+def first_line(error: BaseException) -> str:
+    """Shorten what an error says to a line; its name where it says nothing."""
+    return textwrap.shorten((str(error) or repr(error)).splitlines()[0], 150)

@@ -1,12 +1,13 @@
-"""An image while it grows: in a window, or as a file that is written anew."""
+"""An image while it grows: who shows or keeps it gets it now and then, and may fail."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,58 +15,80 @@ from numpy.typing import NDArray
 from ..files import replacing
 from .pictures import blur, gray_limits, write_gray
 
-__all__ = ["Screen", "open_window", "snapshot"]
+__all__ = ["Growing", "Screen", "Show", "grown", "snapshots", "to_gray"]
 
 #: Part of the time that pictures of the growing image may take.
 _SCREEN_SHARE = 1 / 20
 
 
-def snapshot(path: Path, image: NDArray[Any], limits: tuple[float, float]) -> None:
-    """Write an image that is not complete yet, to look at; viewers never see half a file.
+class Growing(NamedTuple):
+    """An image that is not complete yet."""
+
+    image: NDArray[np.float32]  #: (u Ny, u Nx)
+    scanned: NDArray[np.bool_]  #: (Ny, Nx), which frames it is of
+
+    @property
+    def frames(self) -> int:
+        """Frames that were added."""
+        return int(self.scanned.sum())
+
+
+#: Takes an image, and may fail.
+Show = Callable[[Growing], object]
+
+
+def grown(results: Any) -> Growing:
+    """Make the image of what was added so far.
+
+    Parameters
+    ----------
+    results : UDFResults
+        From `live.stream`.
+    """
+    return Growing(next(iter(results.buffers[0].values())).data, results.damage.data)
+
+
+def to_gray(
+    growing: Growing, pixel_size: tuple[float, float], sigma: float
+) -> tuple[NDArray[Any], tuple[float, float]]:
+    """Blur an image, and choose what is black and white for what is scanned.
+
+    Parameters
+    ----------
+    growing
+        The image.
+    pixel_size
+        Height and width of its pixels in Å.
+    sigma
+        Standard deviation of a Gaussian in Å.
+
+    Returns
+    -------
+    picture : numpy.ndarray
+        Of the image's shape.
+    limits : tuple of float
+        Values to be black and white.
+    """
+    scanned, factor = growing.scanned, growing.image.shape[0] // growing.scanned.shape[0]
+    pixels = scanned.repeat(factor, axis=0).repeat(factor, axis=1)
+    picture = blur(growing.image, pixel_size, sigma)
+    return picture, gray_limits(picture[pixels])
+
+
+def snapshots(path: Path, pixel_size: tuple[float, float], sigma: float = 0) -> Show:
+    """Show the image as a file, written anew for each; viewers never see half of one.
 
     Parameters
     ----------
     path
         Of the .png file.
-    image
-        Rows and columns of real numbers.
-    limits
-        Values to be black and white.
+    pixel_size, sigma
+        See `to_gray`.
     """
-    with replacing(path) as file:
-        write_gray(file, image, limits)
 
-
-def open_window(title: str) -> Callable[[NDArray[Any], tuple[float, float]], None] | None:
-    """Open a window for an image that grows.
-
-    Parameters
-    ----------
-    title
-        Of the window.
-
-    Returns
-    -------
-    callable or None
-        Takes an image and the values to be black and white. None where there is no display.
-    """
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(num=title)
-    if type(figure.canvas).required_interactive_framework is None:
-        pyplot.close(figure)
-        return None
-    axes.set_axis_off()
-
-    def show(image: NDArray[Any], limits: tuple[float, float]) -> None:
-        if axes.images:
-            axes.images[0].set_data(image)
-        else:
-            axes.imshow(image, cmap="gray", interpolation="nearest")
-            figure.show()
-        axes.images[0].set_clim(*limits)
-        figure.canvas.draw_idle()
-        figure.canvas.flush_events()
+    def show(growing: Growing) -> None:
+        with replacing(path) as file:
+            write_gray(file, *to_gray(growing, pixel_size, sigma))
 
     return show
 
@@ -75,53 +98,44 @@ class Screen:
 
     Parameters
     ----------
-    show
-        Takes an image and the values to be black and white.
+    shows
+        What to call with the image, by what it is called in a warning if it fails. That is no
+        reason for a recording to end: the next image may get through again.
     interval
-        Seconds between two pictures, at least.
-    pixel_size
-        Height and width of the image's pixels in Å.
-    sigma
-        Standard deviation in Å of a Gaussian that blurs the pictures, and only these.
+        Seconds between two images, at least.
     """
 
-    def __init__(
-        self,
-        show: Callable[[NDArray[Any], tuple[float, float]], None],
-        interval: float,
-        pixel_size: tuple[float, float] = (1, 1),
-        sigma: float = 0,
-    ) -> None:
-        self._show, self._interval = show, interval
-        self._pixel_size, self._sigma = pixel_size, sigma
+    def __init__(self, shows: Mapping[str, Show], interval: float) -> None:
+        self._shows, self._interval = shows, interval
         self._next = -math.inf
 
     def due(self) -> bool:
-        """Whether there is time for a picture."""
+        """Whether there is time for an image."""
         return time.perf_counter() >= self._next
 
-    def show(self, results: Any) -> tuple[int, NDArray[np.float32]]:
-        """Show what was added so far; contrast is made for what is scanned.
+    def show(self, results: Any) -> None:
+        """Show what was added so far.
 
         Parameters
         ----------
         results : UDFResults
-            From `stream`.
+            See `grown`.
 
-        Returns
-        -------
-        count : int
-            Frames that were added.
-        image : (u Ny, u Nx) float32
-            The image, not blurred.
+        Warns
+        -----
+        UserWarning
+            If it cannot be shown.
         """
         begin = time.perf_counter()
-        image: NDArray[np.float32] = next(iter(results.buffers[0].values())).data
-        scanned = results.damage.data
-        factor = image.shape[0] // scanned.shape[0]
-        pixels = scanned.repeat(factor, axis=0).repeat(factor, axis=1)
-        picture = blur(image, self._pixel_size, self._sigma)
-        self._show(picture, gray_limits(picture[pixels]))
+        try:
+            growing = grown(results)
+        except Exception as error:
+            warnings.warn(f"the growing image: {error}", stacklevel=2)
+        else:
+            for name, show in self._shows.items():
+                try:
+                    show(growing)
+                except Exception as error:
+                    warnings.warn(f"{name}: {error}", stacklevel=2)
         end = time.perf_counter()
         self._next = end + max(self._interval, (end - begin) / _SCREEN_SHARE)
-        return int(scanned.sum()), image
