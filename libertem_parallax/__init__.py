@@ -4,9 +4,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .parameters import Parameters, load_parameters
-    from .udf import ParallaxPhaseFlipUDF, ParallaxUDF, StackUDF
+    from .udf import ParallaxPhaseFlipUDF, ParallaxPhaseUDF, ParallaxUDF, StackUDF
 
-__all__ = ["ParallaxPhaseFlipUDF", "ParallaxUDF", "Parameters", "StackUDF", "load_parameters"]
+__all__ = [
+    "ParallaxPhaseFlipUDF",
+    "ParallaxPhaseUDF",
+    "ParallaxUDF",
+    "Parameters",
+    "StackUDF",
+    "load_parameters",
+]
 
 
 def __getattr__(name: str) -> Any:

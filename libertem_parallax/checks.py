@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["angle", "flag", "integer", "nearest", "number", "pair", "shape"]
+__all__ = ["angle", "flag", "integer", "nearest", "number", "pair", "regularization", "shape"]
 
 #: Where an angle is not a number in rad.
 DEGREES = 'a number in rad, or a text in degrees like "-15deg"'
@@ -196,3 +196,34 @@ def nearest(name: str, known: Iterable[str], others: Mapping[str, str]) -> str |
     # Rather one that starts alike: C11 is as near to C41 as to C10.
     near = [other for other in near if other[:2] == plain[:2]] or near
     return small[near[0]] if near else None
+
+
+def regularization(name: str, value: Any) -> float | str:
+    """Check how a filter weighs signal and noise.
+
+    Parameters
+    ----------
+    name
+        For the message.
+    value
+        ``"auto"``, or a positive number.
+
+    Returns
+    -------
+    float or str
+        The same.
+
+    Raises
+    ------
+    ValueError
+        If it is neither; the message says what is expected.
+    """
+    if isinstance(value, str) and value == "auto":
+        return value
+    try:
+        return number(name, value, "signal over noise")
+    except ValueError:
+        raise ValueError(
+            f"{name} = {value!r}: expected auto, or a positive number, the power of the signal "
+            "over that of the noise where contrast is best."
+        ) from None

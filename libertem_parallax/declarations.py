@@ -26,7 +26,7 @@ __all__ = ["DEFAULTS", "ELSEWHERE", "PARAMETERS", "Parameter"]
 #: What a value is. Decides how it is checked, and what its option takes.
 Kind = Literal[
     "number", "pair", "position", "angle", "integer", "flag", "choice", "images", "coefficients",
-    "mask", "table",
+    "mask", "regularization", "table",
 ]  # fmt: skip
 
 
@@ -234,6 +234,16 @@ PARAMETERS: Mapping[str, Parameter] = MappingProxyType(
                 default=False,
             ),
             Parameter(
+                name="regularization",
+                kind="regularization",
+                words="how the phase image weighs signal and noise at each spatial frequency",
+                more="That is auto, which finds both in the data, or a number, the power of the "
+                "signal over that of the noise where contrast is best. Larger ones show more "
+                "detail and more noise.",
+                default="auto",
+                of="udf",
+            ),
+            Parameter(
                 name="phase_flip",
                 kind="flag",
                 words="undo the contrast reversals by defocus",
@@ -347,5 +357,6 @@ _CHECKS: Mapping[Kind, Callable[[Parameter, Any], Any]] = {
     "images": _check_images,
     "coefficients": lambda _, v: aberrations.canonical(v),
     "mask": _check_mask,
+    "regularization": lambda p, v: checks.regularization(p.name, v),
     "table": _check_table,
 }

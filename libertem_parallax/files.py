@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["WRITERS", "replacing", "save", "save_somewhere", "try_to_write", "write_events"]
 
 
-def save(path: Path, image: NDArray[Any], pixel_size: tuple[float, float]) -> None:
+def save(path: Path, image: NDArray[Any], pixel_size: tuple[float, float], unit: str = "") -> None:
     """Write an image in the format that the name's extension tells.
 
     Parameters
@@ -32,19 +32,21 @@ def save(path: Path, image: NDArray[Any], pixel_size: tuple[float, float]) -> No
         Rows and columns of real numbers.
     pixel_size
         Height and width of a pixel in Å.
+    unit
+        Of the values; only .tif says it.
     """
     with replacing(path) as file:
-        WRITERS[path.suffix.lower()](file, image, pixel_size)
+        WRITERS[path.suffix.lower()](file, image, pixel_size, unit)
 
 
 def save_somewhere(
-    path: Path, image: NDArray[Any], pixel_size: tuple[float, float]
+    path: Path, image: NDArray[Any], pixel_size: tuple[float, float], unit: str = ""
 ) -> tuple[Path, str | None]:
     """Write an image: where it should go, else to the current folder, else to the temporary one.
 
     Parameters
     ----------
-    path, image, pixel_size
+    path, image, pixel_size, unit
         See `save`.
 
     Returns
@@ -62,17 +64,17 @@ def save_somewhere(
         If the format does not hold it.
     """
     try:
-        save(path, image, pixel_size)
+        save(path, image, pixel_size, unit)
         return path, None
     except OSError as error:
         problem = error
     for folder in (Path.cwd, lambda: Path(tempfile.gettempdir())):
         with contextlib.suppress(OSError):  # there may be neither of them any more
-            return _save_new(folder() / path.name, image, pixel_size), str(problem)
+            return _save_new(folder() / path.name, image, pixel_size, unit), str(problem)
     raise problem
 
 
-def _save_new(path: Path, image: NDArray[Any], pixel_size: tuple[float, float]) -> Path:
+def _save_new(path: Path, image: NDArray[Any], pixel_size: tuple[float, float], unit: str) -> Path:
     """Write an image under a name that no file has yet."""
     for number in itertools.count(1):
         new = path if number == 1 else path.with_stem(f"{path.stem}_{number}")
@@ -81,7 +83,7 @@ def _save_new(path: Path, image: NDArray[Any], pixel_size: tuple[float, float]) 
         except FileExistsError:
             continue
         try:
-            save(new, image, pixel_size)
+            save(new, image, pixel_size, unit)
         except BaseException:
             new.unlink()
             raise
@@ -124,32 +126,35 @@ def replacing(path: Path) -> Iterator[Any]:
         part.unlink(missing_ok=True)
 
 
-def _save_tiff(file: Any, image: NDArray[Any], pixel_size: tuple[float, float]) -> None:
-    """float32, with the pixel size as ImageJ reads it: pixels per unit, and the unit's name."""
+def _save_tiff(file: Any, image: NDArray[Any], pixel_size: tuple[float, float], unit: str) -> None:
+    """float32, with pixel size and unit as ImageJ reads them: pixels per nm, values as they are."""
     import tifffile
 
     height, width = pixel_size
+    values = {"cf": 0, "c0": 0.0, "c1": 1.0, "vunit": unit} if unit else {}
     tifffile.imwrite(
         file,
         image.astype(np.float32),
         imagej=True,
         resolution=(10 / width, 10 / height),  # pixels per nm, x first
-        metadata={"axes": "YX", "unit": "nm"},
+        metadata={"axes": "YX", "unit": "nm", **values},
     )
 
 
-def _save_npy(file: Any, image: NDArray[Any], pixel_size: tuple[float, float]) -> None:  # noqa: ARG001
+def _save_npy(file: Any, image: NDArray[Any], *_: Any) -> None:
     np.save(file, image)
 
 
-def _save_png(file: Any, image: NDArray[Any], pixel_size: tuple[float, float]) -> None:  # noqa: ARG001
+def _save_png(file: Any, image: NDArray[Any], *_: Any) -> None:
     """Pixel for pixel in 8-bit gray, for the eye: the scale of the numbers is lost."""
     write_gray(file, image, gray_limits(image))
 
 
 #: Who writes the format, by the extension of the name.
-WRITERS: Mapping[str, Callable[[Any, NDArray[Any], tuple[float, float]], None]] = MappingProxyType(
-    {".tif": _save_tiff, ".tiff": _save_tiff, ".npy": _save_npy, ".png": _save_png}
+WRITERS: Mapping[str, Callable[[Any, NDArray[Any], tuple[float, float], str], None]] = (
+    MappingProxyType(
+        {".tif": _save_tiff, ".tiff": _save_tiff, ".npy": _save_npy, ".png": _save_png}
+    )
 )
 
 

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .likelihood import Interference, monomials
 
-__all__ = ["basis", "beams", "beams_gradient", "polynomial"]
+__all__ = ["basis", "beams", "beams_gradient", "polynomial", "slopes"]
 
 
 @cache
@@ -121,7 +121,7 @@ def beams_gradient(
         for to, of, factor in _change_terms(degree, sign * eta):
             by_turns[:, of] += sign * factor * part[:, to]
     by_eta = by.center.copy()
-    for axis, slope in enumerate(_slopes(turns)):
+    for axis, slope in enumerate(slopes(turns)):
         for sign, part in ((-1, by.minus), (1, by.plus)):
             # Slopes at ξ ± η, of the degree that `part` has.
             there = slope + _change(slope, sign * eta, len(slope))
@@ -163,8 +163,19 @@ def _binomials(degree: int) -> list[tuple[int, int, int, int, int]]:
     ]
 
 
-def _slopes(turns: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Polynomials of the derivatives by y and x, of one degree less."""
+def slopes(turns: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Polynomials of the derivatives by y and x, of one degree less.
+
+    Parameters
+    ----------
+    turns : (T,) float64
+        Any polynomial: see `polynomial`.
+
+    Returns
+    -------
+    (2, T') float64
+        Coefficients of `monomials`.
+    """
     degree = _degree(len(turns))
     index = {(int(i), int(j)): t for t, (i, j) in enumerate(monomials(degree))}
     slopes = np.zeros((2, len(monomials(degree - 1))))

@@ -34,6 +34,7 @@ EVERYTHING = {
     "image": ("phase_flip",),
     "detector_flip_rows": True,
     "detector_transpose": True,
+    "regularization": 40.0,
 }
 SETTINGS = {
     "load": {

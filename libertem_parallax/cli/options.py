@@ -67,6 +67,15 @@ def _angle_option(
         ) from None
 
 
+def _regularization_option(
+    _ctx: click.Context, _param: click.Parameter, text: str | None
+) -> float | str | None:
+    try:
+        return None if text is None else text if text == "auto" else float(text)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is neither auto nor a number.") from None
+
+
 def _parse_toml_value(_name: str, text: str) -> Any:
     """Read a value of TOML, or a plain text."""
     try:
@@ -139,6 +148,8 @@ def _takes(declared: Parameter) -> dict[str, Any]:
             return {"default": None}
         case "choice":
             return {"type": click.Choice(declared.choices)}
+        case "regularization":
+            return {"callback": _regularization_option, "metavar": "auto|NUMBER"}
         case "images":
             return {
                 "type": _ImageName(),

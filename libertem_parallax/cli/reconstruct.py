@@ -75,7 +75,7 @@ def reconstruct(
     for name, path in outputs.items():
         image = results[name]
         image = pictures.blur(image, image_pixel_size(udf), blur) if blur else image
-        outputs[name] = save(path, image, udf, problems)
+        outputs[name] = save(path, image, udf, name, problems)
     report(
         *described(udf, dataset.dtype),
         ("Time", speed),

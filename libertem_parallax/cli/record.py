@@ -125,7 +125,7 @@ def record(
             )
         # Before anything is shown or closed, which may fail as well.
         image, count = (made := grown(added.results)).image, made.frames
-        written = save(output, image, udf, problems)
+        written = save(output, image, udf, parameters["image"][0], problems)
         screen.show(added.results)
     if count < total:
         problems.insert(

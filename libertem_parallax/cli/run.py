@@ -193,7 +193,7 @@ def _output_problem(output: Path, inputs: Iterable[Path]) -> str | None:
     return None
 
 
-def save(output: Path, image: NDArray[Any], udf: Any, problems: list[str]) -> Path:
+def save(output: Path, image: NDArray[Any], udf: Any, name: str, problems: list[str]) -> Path:
     """Write the image, somewhere else if need be: it may have taken long, or be of a live scan.
 
     Parameters
@@ -202,6 +202,8 @@ def save(output: Path, image: NDArray[Any], udf: Any, problems: list[str]) -> Pa
         Where it should go.
     image, udf
         What to write, and what made it.
+    name
+        Of the image.
     problems
         Gets a sentence if it went elsewhere.
 
@@ -216,9 +218,12 @@ def save(output: Path, image: NDArray[Any], udf: Any, problems: list[str]) -> Pa
         If it can be written nowhere.
     """
     from .. import files
+    from ..images import IMAGES
 
     try:
-        written, problem = files.save_somewhere(output, image, image_pixel_size(udf))
+        written, problem = files.save_somewhere(
+            output, image, image_pixel_size(udf), IMAGES[name].unit
+        )
     except (OSError, ValueError) as error:
         raise click.ClickException(f"cannot write {output}: {error}") from error
     if problem is not None:

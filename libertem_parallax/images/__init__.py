@@ -3,13 +3,18 @@
 from collections.abc import Iterable, Mapping
 
 from .parallax import PARALLAX
+from .phase import PHASE
 from .phase_flip import PHASE_FLIP
 from .sums import Image, Imaging, Sums
 
 __all__ = ["IMAGES", "Image", "Imaging", "Sums", "check_images"]
 
 #: All images by name.
-IMAGES: Mapping[str, Image] = {"parallax": PARALLAX, "phase_flip": PHASE_FLIP}
+IMAGES: Mapping[str, Image] = {
+    "parallax": PARALLAX,
+    "phase_flip": PHASE_FLIP,
+    "phase": PHASE,
+}
 
 
 def check_images(image: str | Iterable[str]) -> tuple[str, ...]:

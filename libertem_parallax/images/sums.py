@@ -53,10 +53,19 @@ class Imaging(_Once):
     suppress_Nyquist_noise
         Zero the Nyquist frequencies, which rounding the shifts to pixels fills with noise: of the
         parallax image if it is upsampled, of the phase flip always. Axes of odd length have none.
+    regularization
+        Of the phase: ``"auto"``, or the signal-to-noise ratio of the frequency that is carried
+        best, in power, for a phase with equal power at all frequencies.
     """
 
     geometry: Geometry
     suppress_Nyquist_noise: bool = True  # noqa: N815 - as users know it
+    regularization: float | str = "auto"
+
+    @property
+    def arguments(self) -> tuple[Geometry, bool, float | str]:
+        """What this was made of."""
+        return self.geometry, self.suppress_Nyquist_noise, self.regularization
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +106,7 @@ class Sums(_Once):
             )
 
 
-def _none(_: Geometry) -> None:
+def _none(_: Any) -> None:
     return None
 
 
@@ -115,9 +124,12 @@ class Image:
         Of its values.
     problem
         Says why a geometry gives no image worth having, or None.
+    prepare
+        Computes what takes long and does not depend on counts.
     """
 
     make: Callable[[Sums], NDArray[np.float32]]
     words: str
     unit: str = "counts"
     problem: Callable[[Geometry], str | None] = _none
+    prepare: Callable[[Imaging], Any] = _none

@@ -18,7 +18,7 @@ from ..accumulate.compiled import keep_on_disk
 from ..accumulate.stack import cores
 from .engine import Engine, Interference, Sums
 
-__all__ = ["CompiledEngine"]
+__all__ = ["CompiledEngine", "phase", "wave"]
 
 #: Coefficients of sin(2πt) / t as a polynomial of t², by least squares for |t| <= 1/4: the error is
 #: 7e-9, less than what float32 resolves.
@@ -41,7 +41,8 @@ def _sine(t: Any) -> Any:
 
 
 @njit(fastmath={"contract"})
-def _phase(terms: Any, coefficients: Any, turns: Any) -> None:
+def phase(terms: Any, coefficients: Any, turns: Any) -> None:
+    """Polynomial at every pixel, from the monomials there."""
     first = np.float32(coefficients[0])
     for m in range(len(turns)):
         turns[m] = first
@@ -52,7 +53,7 @@ def _phase(terms: Any, coefficients: Any, turns: Any) -> None:
 
 
 @njit(fastmath={"contract"})
-def _wave(turns: Any, cos: Any, sin: Any) -> None:
+def wave(turns: Any, cos: Any, sin: Any) -> None:
     """Cosine and sine of a phase in turns."""
     for m in range(len(turns)):
         t = turns[m]
@@ -155,10 +156,10 @@ def _run(
         cy, cx = np.float32(center[q, 0]), np.float32(center[q, 1])
         _disk(y, x, cy, cx, slope, a)
         _disk(y, x, -cy, -cx, slope, b)
-        _phase(terms, minus[q], turns)
-        _wave(turns, cos[0], sin[0])
-        _phase(terms, plus[q], turns)
-        _wave(turns, cos[1], sin[1])
+        phase(terms, minus[q], turns)
+        wave(turns, cos[0], sin[0])
+        phase(terms, plus[q], turns)
+        wave(turns, cos[1], sin[1])
         _transfer(a, b, cos[0], cos[1], re)
         _transfer(a, b, sin[0], sin[1], im)
         n_re, n_im, d = _sum(re, im, G)

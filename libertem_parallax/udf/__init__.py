@@ -1,6 +1,6 @@
 """LiberTEM's tiles in, images out. Physics and arithmetic are elsewhere."""
 
-from .parallax import ParallaxPhaseFlipUDF, ParallaxUDF
+from .parallax import ParallaxPhaseFlipUDF, ParallaxPhaseUDF, ParallaxUDF
 from .stack import StackUDF
 
-__all__ = ["ParallaxPhaseFlipUDF", "ParallaxUDF", "StackUDF"]
+__all__ = ["ParallaxPhaseFlipUDF", "ParallaxPhaseUDF", "ParallaxUDF", "StackUDF"]

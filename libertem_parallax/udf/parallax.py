@@ -18,7 +18,7 @@ from ..images import IMAGES, Imaging, Sums, check_images
 from ..memory import check_detector, check_image
 from .base import SumsUDF
 
-__all__ = ["ParallaxPhaseFlipUDF", "ParallaxUDF"]
+__all__ = ["ParallaxPhaseFlipUDF", "ParallaxPhaseUDF", "ParallaxUDF"]
 
 
 #: With plots, images may take up this share of the time.
@@ -45,6 +45,8 @@ class ParallaxUDF(SumsUDF):
         See `from_parameters`.
     image
         See `from_parameters`.
+    regularization
+        See `from_parameters`.
     """
 
     #: Images by channel, where none are named.
@@ -56,6 +58,7 @@ class ParallaxUDF(SumsUDF):
         suppress_Nyquist_noise: bool = True,
         engine: str = "auto",
         image: str | Iterable[str] | None = None,
+        regularization: float | str = "auto",
     ) -> None:
         self._check_engine(engine)
         checks.flag("suppress_Nyquist_noise", suppress_Nyquist_noise)
@@ -64,6 +67,7 @@ class ParallaxUDF(SumsUDF):
             suppress_Nyquist_noise=suppress_Nyquist_noise,
             engine=engine,
             image=None if image is None else check_images(image),
+            regularization=checks.regularization("regularization", regularization),
         )
         self._imaging: Imaging | None = None
         # With plots, LiberTEM asks for images before the first frame, then after every partition.
@@ -91,6 +95,7 @@ class ParallaxUDF(SumsUDF):
         image: str | Iterable[str] | None = None,
         detector_flip_rows: bool = False,
         detector_transpose: bool = False,
+        regularization: float | str = "auto",
     ) -> Self:
         """Construct the UDF from the parameters of an acquisition.
 
@@ -146,11 +151,15 @@ class ParallaxUDF(SumsUDF):
             Read the frames' rows from bottom to top.
         detector_transpose
             Read the frames' rows as columns and columns as rows, after flipping.
+        regularization
+            How the phase image weighs signal and noise at each spatial frequency. That is auto,
+            which finds both in the data, or a number, the power of the signal over that of the
+            noise where contrast is best. Larger ones show more detail and more noise.
 
         Returns
         -------
-        ParallaxUDF or ParallaxPhaseFlipUDF
-            To be given to ``Context.run_udf``.
+        ParallaxUDF
+            Of the class that this is called on; to be given to ``Context.run_udf``.
 
         Raises
         ------
@@ -183,7 +192,7 @@ class ParallaxUDF(SumsUDF):
             detector_transpose=detector_transpose,
         )
         check_image(geometry.plan)
-        return cls(geometry, suppress_Nyquist_noise, engine, image)
+        return cls(geometry, suppress_Nyquist_noise, engine, image, regularization)
 
     @property
     def _names(self) -> Mapping[str, str]:
@@ -209,14 +218,16 @@ class ParallaxUDF(SumsUDF):
         return {**sums, **images}
 
     def preprocess(self) -> None:
-        """Prepare for a partition; on the main node, warn of images that will show nothing."""
+        """Prepare for a partition; on the main node, prepare images, and warn of blank ones."""
         super().preprocess()
         if self._on_main:
             self._plots, self._asked_before_frames = self._asked_before_frames, False
             self._images_keep_until = 0.0
+            imaging = self._get_imaging()
             for name in self._names.values():
                 if problem := IMAGES[name].problem(self.params.geometry):
                     warnings.warn(problem, stacklevel=2)
+                IMAGES[name].prepare(imaging)
 
     def get_results(self) -> dict[str, NDArray[np.float32]]:
         """Make the images from the sums so far; what was not scanned yet counts nothing.
@@ -244,11 +255,11 @@ class ParallaxUDF(SumsUDF):
         return {channel: sums.once(IMAGES[name].make) for channel, name in self._names.items()}
 
     def _get_imaging(self) -> Imaging:
-        geometry, suppress = self.params.geometry, self.params.suppress_Nyquist_noise
-        made = self._imaging
-        if made is None or (made.geometry, made.suppress_Nyquist_noise) != (geometry, suppress):
-            made = self._imaging = Imaging(geometry, suppress)
-        return made
+        params = self.params
+        wanted = params.geometry, params.suppress_Nyquist_noise, params.regularization
+        if self._imaging is None or self._imaging.arguments != wanted:
+            self._imaging = Imaging(*wanted)
+        return self._imaging
 
 
 class ParallaxPhaseFlipUDF(ParallaxUDF):
@@ -286,3 +297,17 @@ class ParallaxPhaseFlipUDF(ParallaxUDF):
         if not isinstance(udf, ParallaxUDF):
             raise TypeError(f"udf: expected a ParallaxUDF, got {type(udf).__name__}.")
         return cls(udf.params.geometry, udf.params.suppress_Nyquist_noise, udf.params.engine)
+
+
+class ParallaxPhaseUDF(ParallaxUDF):
+    """Phase of a thin specimen, from its parallax image and what defocus is known to make of it.
+
+    Construct it with `from_parameters`. Result channels:
+
+    ``phase`` : (u Ny, u Nx) float32
+        The phase in rad; zero on average, since no detector sees a constant phase.
+    ``parallax`` : (u Ny, u Nx) float32
+        The image that `ParallaxUDF` makes, in counts; comes at no cost.
+    """
+
+    _channels: ClassVar = {"phase": "phase", "parallax": "parallax"}

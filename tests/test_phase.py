@@ -1,0 +1,282 @@
+"""The phase image, its transfer and its filter, against the definition and known objects."""
+
+from __future__ import annotations
+
+import definition
+import numpy as np
+import pytest
+import scipy.optimize
+import test_transfer
+import tifffile
+from click.testing import CliRunner
+from helpers import PARAMETERS, make_scan, run_udf
+from test_udf import CASES
+
+from libertem_parallax import ParallaxPhaseUDF, ParallaxUDF, Parameters, aberrations
+from libertem_parallax.cli import main
+from libertem_parallax.contrast import contrast
+from libertem_parallax.geometry import Geometry
+from libertem_parallax.images import phase
+from libertem_parallax.images.fourier import rfft2
+from libertem_parallax.images.wiener import Spectrum
+
+MORE = {
+    "defocus": {"aberration_coefs": {"C10": -2500.0}},
+    "astigmatic": {"aberration_coefs": {"C10": 900.0, "C12": 800.0, "phi12": 0.4}},
+    "wide": {"scan_sampling": (1.6, 1.5)},
+}  # fmt: skip
+
+
+def waves(parameters, wavelength):
+    """Shifts (M, 2), and what makes the transfer: pixels' angles, the wave at any angles."""
+    p = {"rotation_angle": 0.0, **parameters}
+    _, angles = definition.bright_field(
+        p["shape"][2:],
+        p["angular_sampling"],
+        p["semiangle_cutoff"],
+        rotation=p["rotation_angle"],
+        center=p.get("center"),
+        flip=p.get("detector_flip_cols", False),
+        mask=p.get("bf_mask"),
+    )
+    edge = np.sqrt(p["angular_sampling"][0] * p["angular_sampling"][1])
+
+    def wave(y, x):
+        inside = np.clip((p["semiangle_cutoff"] - np.hypot(y, x) * 1e3) / edge + 0.5, 0, 1)
+        return inside * np.exp(-1j * definition.chi(p["aberration_coefs"], y, x, wavelength))
+
+    u = p["upsampling_factor"]
+    return definition.shifts(p["aberration_coefs"], angles, p["scan_sampling"], u), angles, wave
+
+
+def transfer(parameters, wavelength=definition.WAVELENGTH_300KEV):
+    """P and the noise's power over all counts, on the whole spectrum, and Σ a²."""
+    shifts, (ky, kx), wave = (
+        part.T if i == 1 else part for i, part in enumerate(waves(parameters, wavelength))
+    )
+    u, (ny, nx) = parameters["upsampling_factor"], parameters["shape"][:2]
+    qy, qx = (
+        np.fft.fftfreq(u * n, step / u) * wavelength
+        for n, step in zip((ny, nx), parameters["scan_sampling"], strict=True)
+    )
+    P, noise = np.zeros((u * ny, u * nx), complex), np.zeros((u * ny, u * nx))
+    A = wave(ky, kx)
+    for i in range(u * ny):
+        for j in range(u * nx):
+            T = 1j * (
+                A.conj() * wave(ky - qy[i], kx - qx[j]) - A * wave(ky + qy[i], kx + qx[j]).conj()
+            )
+            # The frame's mean is taken off, which is added wherever a pixel is.
+            moved = np.exp(
+                -2j * np.pi * (i * shifts[:, 0] / (u * ny) + j * shifts[:, 1] / (u * nx))
+            )
+            P[i, j] = ((T - T.mean()) * moved).sum()
+            noise[i, j] = (abs(moved - moved.mean()) ** 2).mean()
+    for values in (P, noise):
+        definition.zero_nyquist(values)
+        values[0, 0] = 0
+    return P, noise, (abs(A) ** 2).sum()
+
+
+@pytest.mark.parametrize("case", [*CASES, *MORE])
+def test_equals_the_definition(inline, case):
+    parameters = {**PARAMETERS, **CASES.get(case, {}), **MORE.get(case, {})}
+    frames = make_scan(parameters["shape"], "uint16")
+    P, noise, pixels = transfer(parameters)
+    half = np.s_[:, : P.shape[1] // 2 + 1]
+    made = contrast(Geometry.from_parameters(**parameters))
+    np.testing.assert_allclose(made.P, P[half], rtol=0, atol=5e-6 * abs(P).max())
+    np.testing.assert_allclose(made.noise, noise[half], rtol=0, atol=1e-6)
+    assert made.pixels == pytest.approx(pixels)
+
+    udf = ParallaxPhaseUDF.from_parameters(**parameters, regularization=30.0)
+    results = run_udf(inline, frames, udf)
+    assert results["phase"].dtype == np.float32
+    image = run_udf(inline, frames, ParallaxUDF.from_parameters(**parameters))["reconstruction"]
+    np.testing.assert_array_equal(results["parallax"], image)
+    plan = udf.params.geometry.plan
+    counts = frames[:, :, *plan.pixels.T].sum(dtype=float)
+    inside = counts / pixels / image.size  # counts of a pixel in the aperture, where a probe was
+    R = np.fft.fft2(image.astype(float)) / inside
+    expected = np.fft.ifft2(R * P.conj() / (abs(P) ** 2 + (abs(P) ** 2).max() / 30)).real
+    np.testing.assert_allclose(results["phase"], expected, rtol=0, atol=1e-5 * abs(expected).max())
+
+    # The same with the signal and noise that are found in the image, whatever these are.
+    step = np.asarray(parameters["scan_sampling"]) / plan.upsampling_factor
+    q = np.meshgrid(*map(np.fft.fftfreq, image.shape, step), indexing="ij")
+    power = made.P.real**2 + made.P.imag**2
+    cycles = np.meshgrid(*map(np.fft.fftfreq, image.shape), indexing="ij")
+    beyond = (np.abs(cycles) * plan.upsampling_factor > 0.5).any(axis=0)[half]
+    spectrum = Spectrum(
+        power.ravel(), made.noise.ravel(), np.hypot(*q)[half].ravel(), beyond.ravel()
+    )
+    M = rfft2(image) / np.float32(inside)
+    S, N = spectrum.fit((M.real**2 + M.imag**2).ravel(), counts / inside**2)
+    ratio = N[beyond.astype(int)] * noise[half] / S[spectrum.place].reshape(power.shape)
+    filtered = R[half] * P[half].conj() / np.maximum(abs(P[half]) ** 2 + ratio, 1e-30)
+    expected = np.fft.irfft2(filtered, image.shape)
+    actual = run_udf(inline, frames, ParallaxPhaseUDF.from_parameters(**parameters))["phase"]
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * abs(expected).max())
+
+
+def weak_object(detector, steps):
+    """Scan of a weak object: frames over the counts of a whole one, true phase, parameters."""
+    by_row, by_col, rotation = test_transfer.DETECTORS[detector]
+    N, wavelength = test_transfer.N, test_transfer.WAVELENGTH
+    spectrum = np.fft.fft2(np.random.default_rng(1).normal(size=(N, N)))
+    spectrum[0, 0] = 0
+    for axis, step in enumerate(steps):  # nothing that the scan does not tell apart
+        np.moveaxis(spectrum, axis, 0)[abs(np.fft.fftfreq(N)) * step >= 0.5] = 0
+    true = np.fft.ifft2(spectrum).real * 1e-3
+    row, col = (np.argwhere(np.ones((9, 9))) - (4, 3)).T
+    samples = row[:, None] * by_row + col[:, None] * by_col
+    counts = test_transfer.scan(true, steps, samples)
+    counts = counts.reshape(*counts.shape[:2], 9, 9) / counts.sum(axis=-1).mean()
+    parameters = {
+        "shape": counts.shape,
+        "scan_sampling": tuple(map(float, steps)),
+        "energy": scipy.optimize.brentq(lambda E: aberrations.wavelength(E) - wavelength, 1e5, 3e5),
+        "semiangle_cutoff": test_transfer.SEMIANGLE * 1e3,
+        "angular_sampling": [np.hypot(*by) * wavelength / N * 1e3 for by in (by_row, by_col)],
+        "aberration_coefs": test_transfer.COEFS,
+        "rotation_angle": rotation,
+        "center": (4, 3),
+    }
+    return counts, true[:: steps[0], :: steps[1]], parameters
+
+
+@pytest.mark.parametrize("u", [1, 3])
+@pytest.mark.parametrize("steps", [(3, 3), (2, 5)], ids=["square", "oblong"])
+@pytest.mark.parametrize("detector", ["0", "36.9"])
+def test_without_noise_it_is_the_phase(inline, detector, steps, u):
+    """Within 2 %, where a tenth of the contrast is transferred."""
+    counts, true, parameters = weak_object(detector, steps)
+    # A finer image has frequencies without signal, which the filter takes for noise if it may.
+    options = {"upsampling_factor": u, "regularization": "auto" if u == 1 else 1e9}
+    udf = ParallaxPhaseUDF.from_parameters(**parameters, **options)
+    image = run_udf(inline, counts * 1e12, udf)["phase"]
+    expected, found = np.fft.fft2(true), np.fft.fft2(image) / u**2
+    P, _, pixels = transfer({"upsampling_factor": u, **parameters}, test_transfer.WAVELENGTH)
+    # The frequencies of the scan, among those of the finer image.
+    rows, cols = (np.rint(np.fft.fftfreq(n) * n).astype(int) for n in true.shape)
+    P, found = P[np.ix_(rows, cols)], found[np.ix_(rows, cols)]
+    carried = (abs(P) > 0.1 * pixels) & (abs(expected) > 1e-9)
+    assert carried.mean() > 0.3
+    error = abs(found - expected)[carried] / abs(expected)[carried]
+    assert np.median(error) < 0.002
+    assert error.max() < 0.02
+    assert abs(image.mean()) < 1e-6 * image.std()
+
+
+def test_noise_makes_no_bias(inline):
+    """The average over many scans is the true phase, weighed as the filter is said to."""
+    counts, true, parameters = weak_object("0", (3, 3))
+    snr, rng = 20.0, np.random.default_rng(2)
+    udf = ParallaxPhaseUDF.from_parameters(**parameters, regularization=snr)
+    images = [run_udf(inline, rng.poisson(counts * 2e7), udf)["phase"] for _ in range(20)]
+    P, _, pixels = transfer({"upsampling_factor": 1, **parameters}, test_transfer.WAVELENGTH)
+    W = abs(P) ** 2 / (abs(P) ** 2 + (abs(P) ** 2).max() / snr)
+    expected = np.fft.fft2(true)
+    carried = (abs(P) > 0.1 * pixels) & (W > 0)
+    # Frequencies count by what is known of them.
+    weights = np.where(carried, abs(P) ** 2, 0)
+    slopes = [
+        (weights * np.fft.fft2(image) / np.where(carried, W, 1) * expected.conj()).real.sum()
+        / (weights * abs(expected) ** 2).sum()
+        for image in images
+    ]
+    error = np.std(slopes) / np.sqrt(len(slopes))
+    assert error < 0.01
+    assert abs(np.mean(slopes) - 1) < 3 * error
+
+
+def draw_spectrum(signal, shape=(64, 64), gain=1.0):
+    """Powers that are measured where contrast oscillates; what belongs to them."""
+    frequency = np.hypot(np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1])).ravel()
+    power = 4 * np.sin(30 * frequency**2) ** 2 * (frequency < 0.45)
+    noise = (frequency > 0).astype(float)
+    S = signal * np.maximum(frequency, 0.01) ** -2.0
+    mean = power * S + gain * noise
+    measured = np.random.default_rng(3).exponential(size=mean.shape) * mean
+    return frequency, power, noise, S, measured
+
+
+@pytest.mark.parametrize("gain", [0.5, 1.0, 12.0])
+def test_signal_and_noise_are_found(gain):
+    frequency, power, noise, S, measured = draw_spectrum(0.1 * gain, (256, 256), gain)
+    spectrum = Spectrum(power, noise, frequency, np.zeros(len(power), bool))
+    found, found_noise = spectrum.fit(measured, 1.0)
+    assert found_noise[0] == pytest.approx(gain, rel=0.03)
+    seen = (power * S > gain) & (frequency > 0.06)
+    np.testing.assert_allclose(found[spectrum.place][seen], S[seen], rtol=0.25)
+
+
+def test_they_are_the_most_likely_ones():
+    """Against a general optimizer and all frequencies one by one."""
+    frequency, power, noise, _, measured = draw_spectrum(0.05)
+    spectrum = Spectrum(power, noise, frequency, np.zeros(len(power), bool))
+    used = (noise > 0) & (power > 0)
+    x = np.log(frequency[used] / frequency[used].min())
+    knots = np.linspace(0, x.max(), 24)
+
+    def cost(theta):
+        mean = np.exp(np.interp(x, knots, theta[:-1])) * power[used] + np.exp(theta[-1])
+        price = 4.0 * (np.diff(theta[:-1], 2) ** 2).sum() + 0.05 * theta[-1] ** 2
+        beyond = (noise > 0) & (power == 0)
+        unseen = beyond.sum() * theta[-1] + measured[beyond].sum() / np.exp(theta[-1])
+        return (np.log(mean) + measured[used] / mean).sum() + unseen + price / 2
+
+    start = np.append(np.zeros(24), 0.0)
+    best = scipy.optimize.minimize(cost, start, options={"maxiter": 500}).x
+    expected = np.exp(np.interp(x, knots, best[:-1]))
+    found, gain = spectrum.fit(measured, 1.0)
+    assert gain[0] == pytest.approx(np.exp(best[-1]), rel=0.01)
+    seen = power[used] * expected > 0.3
+    assert seen.mean() > 0.3
+    np.testing.assert_allclose(found[spectrum.place][used][seen], expected[seen], rtol=0.1)
+
+
+def test_transfer_is_summed_once_and_before_the_first_frame(inline, monkeypatch):
+    udf = ParallaxPhaseUDF.from_parameters(**PARAMETERS)
+    calls = []
+
+    def watched(geometry):
+        calls.append(udf._added)
+        return contrast(geometry)
+
+    monkeypatch.setattr(phase, "contrast", watched)
+    frames = make_scan(PARAMETERS["shape"], "uint8")
+    for _ in range(2):
+        run_udf(inline, frames, udf)
+    assert calls == [False]
+
+
+def test_no_electrons_make_no_phase(inline):
+    udf = ParallaxPhaseUDF.from_parameters(**PARAMETERS)
+    assert not run_udf(inline, np.zeros(PARAMETERS["shape"], "uint8"), udf)["phase"].any()
+
+
+@pytest.mark.parametrize("value", [0, -1, "much", True, float("nan"), None, [1]])
+def test_other_regularizations_are_refused(value):
+    with pytest.raises(ValueError, match=r"regularization = .*: expected auto, or a positive num"):
+        ParallaxPhaseUDF.from_parameters(**PARAMETERS, regularization=value)
+
+
+@pytest.mark.parametrize("value", ["auto", "12.5"])
+def test_on_the_command_line(inline, tmp_path, monkeypatch, value):
+    monkeypatch.chdir(tmp_path)
+    frames = make_scan(PARAMETERS["shape"], "uint8")
+    np.save("scan.npy", frames)
+    given = {name: v for name, v in PARAMETERS.items() if name != "shape"}
+    Parameters(**given).save(tmp_path / "scan.toml")
+    options = ["--image", "phase", "--regularization", value, "-o", "phase.tif"]
+    result = CliRunner().invoke(
+        main, ["reconstruct", "scan.npy", "--params", "scan.toml", *options]
+    )
+    assert result.exit_code == 0, result.output
+    with tifffile.TiffFile("phase.tif") as file:
+        assert (file.imagej_metadata or {})["vunit"] == "rad"
+        image = file.asarray()
+    regularization = value if value == "auto" else float(value)
+    udf = ParallaxPhaseUDF.from_parameters(**PARAMETERS, regularization=regularization)
+    np.testing.assert_array_equal(image, run_udf(inline, frames, udf)["phase"])
