@@ -44,6 +44,12 @@ def standin(monkeypatch):
     return use
 
 
+def pytest_xdist_auto_num_workers(config):
+    """Several for all tests; those of named files, and those that need a GPU, run in this one."""
+    everything = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    return min(psutil.cpu_count(), 4) if everything and "not gpu" in config.option.markexpr else 0
+
+
 def engines():
     """All of them; that for GPUs runs on the CPU, or with ``-m gpu`` on a GPU."""
     for name in ENGINES:

@@ -19,8 +19,11 @@ ORDERS = {"forward": 0, "reverse": 1, "shuffled": 2}
 #: Whether the kernels can be compiled here.
 AVAILABLE = shutil.which("g++") is not None
 
-# What is compiled is kept for the session; all processes of a test run share it.
-_folder = tempfile.TemporaryDirectory(prefix="kernels-")
+# What is compiled is kept for the session. The first process makes a folder for it and removes it;
+# those that it starts find it there.
+if "KERNELS_FOLDER" not in os.environ:
+    _folder = tempfile.TemporaryDirectory(prefix="kernels-")
+    os.environ["KERNELS_FOLDER"] = _folder.name
 
 
 class CompileError(Exception):
@@ -44,12 +47,15 @@ extern "C" int arguments_{i}(unsigned long *sizes)
 }}
 """
     name = hashlib.sha256(f"{sanitize} {text}".encode()).hexdigest()[:16]
-    path = Path(_folder.name, f"{name}.so")
-    command = ["g++", "-x", "c++", "-", "-o", str(path), "-std=c++17", "-shared", "-fPIC"]
-    command += ["-g", "-fsanitize=address,undefined"] if sanitize else ["-O2"]
-    done = subprocess.run(command, input=text, text=True, capture_output=True, check=False)
-    if done.returncode:
-        raise CompileError(done.stderr)
+    path = Path(os.environ["KERNELS_FOLDER"], f"{name}.so")
+    if not path.exists():
+        part = path.with_suffix(f".{os.getpid()}")
+        command = ["g++", "-x", "c++", "-", "-o", str(part), "-std=c++17", "-shared", "-fPIC"]
+        command += ["-g", "-fsanitize=address,undefined"] if sanitize else ["-O2"]
+        done = subprocess.run(command, input=text, text=True, capture_output=True, check=False)
+        if done.returncode:
+            raise CompileError(done.stderr)
+        part.replace(path)
     library = ctypes.CDLL(str(path))
     kernels = []
     for i in range(len(expressions)):
