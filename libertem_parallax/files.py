@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -121,6 +122,9 @@ def replacing(path: Path) -> Iterator[Any]:
     try:
         with part.open("wb") as file:
             yield file
+            # A power cut leaves either the older file or the new one.
+            file.flush()
+            os.fsync(file.fileno())
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
 
 import click
 
@@ -78,12 +79,14 @@ def record(
     """Reconstruct an acquisition and write the image, as far as it came; `more` shows it, too."""
     from libertem_live.api import LiveContext
 
-    from .. import live
+    from .. import files, live
+    from ..images import IMAGES
     from ..show.screen import Screen, grown
     from ..udf import ParallaxUDF
 
     problems: list[str] = []  # of what is recorded already, which they must not take along
     with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stderr(cast(IO[str], _Unbreakable(sys.stderr))))
         stack.enter_context(messages_only())
         gpu = default_gpu() if parameters.get("engine", "auto") == "auto" else None
         stack.enter_context(assigned(gpu))
@@ -116,7 +119,11 @@ def record(
         acquisition = _await(ctx, conn, watch, address, recording)
         if events or tuple(acquisition.shape) != (recording.nav_shape or ()) + detector_shape:
             udf = make_udf(tuple(acquisition.shape), parameters)
-        screen = Screen({**shows, **more}, recording.interval)
+        name, pixel_size = parameters["image"][0], image_pixel_size(udf)
+        unit = IMAGES[name].unit
+        # Nothing that comes later can take along the image that is written now and then.
+        keep = {str(output): lambda made: files.save(output, made.image, pixel_size, unit)}
+        screen = Screen({**keep, **shows, **more}, recording.interval)
         added = _add(ctx, conn, watch, acquisition, udf, screen, recording)
         total = acquisition.shape.nav.size
         if added.results is None:
@@ -125,8 +132,8 @@ def record(
             )
         # Before anything is shown or closed, which may fail as well.
         image, count = (made := grown(added.results)).image, made.frames
-        written = save(output, image, udf, parameters["image"][0], problems)
-        screen.show(added.results)
+        written = save(output, image, udf, name, problems)
+        Screen({**shows, **more}, 0).show(added.results)
     if count < total:
         problems.insert(
             0,
@@ -143,6 +150,29 @@ def record(
     ]
     problem = " ".join((*problems, f"It was written to {written}.")) if problems else None
     return _Recorded(image, udf, rows, problem, window)
+
+
+class _Unbreakable:
+    """Standard error while frames are added, which go on where nobody can read it any more."""
+
+    def __init__(self, stream: IO[str] | None) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        if self._stream is not None:
+            with contextlib.suppress(
+                OSError, ValueError
+            ):  # a pipe or a terminal is gone, or closed
+                self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        if self._stream is not None:
+            with contextlib.suppress(OSError, ValueError):
+                self._stream.flush()
 
 
 @contextlib.contextmanager

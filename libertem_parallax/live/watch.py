@@ -21,6 +21,11 @@ T = TypeVar("T")
 #: ``Exception``, as Rust's ``PanicException``, which native code of detectors raises.
 ASKED_TO_END = (KeyboardInterrupt, SystemExit, GeneratorExit)
 
+_NAMES = "SIGINT", "SIGTERM", "SIGHUP"  # Windows does not have all
+_SIGNALS = [signal.Signals[name] for name in _NAMES if hasattr(signal, name)]
+#: Seconds between two signals that count as one. People take longer to press a key twice.
+_BURST = 0.15
+
 
 class DetectorError(RuntimeError):
     """An acquisition cannot begin, or ends before its time; the message says why."""
@@ -29,8 +34,10 @@ class DetectorError(RuntimeError):
 class Watch:
     """Ends waits for a detector that take too long, and all of them once it was told to `stop`.
 
-    A context manager. Entered in the main thread, it takes over Ctrl-C, which then never breaks off
-    anything but a wait, so that sums and images are always complete; pressed again, it does.
+    A context manager. Entered in the main thread, it takes over Ctrl-C, and the signals that ask a
+    program to end, or say that its terminal is gone. They then never break off anything but a wait,
+    so that sums and images are always complete. Given again, they do, but not in a burst, as of a
+    key that is held down, or where a closed terminal sends several.
     Elsewhere, waits end as well, but what is waited for goes on in a thread that is left behind,
     until the detector sends something or the connection is lost.
     """
@@ -40,13 +47,18 @@ class Watch:
         self._waiting = False
         self._deadline, self._late = math.inf, ""
         self._own = False  # the signal is that of the thread, not the user's
+        self._asked = -math.inf  # when the user last gave a signal
+        self._previous: dict[signal.Signals, Any] = {}  # handlers
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
-        """Take over Ctrl-C, in the main thread."""
+        """Take over the signals, in the main thread."""
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._interrupt)
+            for number in _SIGNALS:
+                # What is ignored stays so, as by nohup. The thread needs Ctrl-C's.
+                if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._interrupt)
             self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
             self._thread.start()
         return self
@@ -57,11 +69,14 @@ class Watch:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Give Ctrl-C back."""
+        """Give the signals back."""
         if self._thread is not None:
             self._closed.set()
             self._thread.join()
-            signal.signal(signal.SIGINT, self._previous)
+            while time.monotonic() - self._asked < _BURST:  # what is left of one
+                time.sleep(0.01)
+            for number, handler in self._previous.items():
+                signal.signal(number, handler)
 
     def wait(self, function: Callable[[], T], seconds: float, late: str) -> T:
         """Call a function that waits for the detector.
@@ -140,10 +155,10 @@ class Watch:
                 self._own = True
                 _thread.interrupt_main()
 
-    def _interrupt(self, *_: Any) -> None:
-        """Handle the signal, in the main thread, between any two of its steps."""
-        own, self._own = self._own, False
-        if own:
+    def _interrupt(self, number: int, _: Any) -> None:
+        """Handle a signal, in the main thread, between any two of its steps."""
+        if self._own and number == signal.SIGINT:
+            self._own = False
             # What was waited for may have come at the last moment.
             if not self._waiting:
                 return
@@ -151,10 +166,14 @@ class Watch:
                 if time.monotonic() <= self._deadline:
                     return
                 self.problem = self._late
-        elif self.problem == "interrupted":  # asked twice, the user means it
-            raise KeyboardInterrupt
         else:
-            self.problem = "interrupted"
+            before, self._asked = self._asked, time.monotonic()
+            if self._asked - before < _BURST:
+                return
+            if before > -math.inf:  # asked twice, the user means it
+                raise KeyboardInterrupt
+            name = signal.Signals(number).name
+            self.problem = "interrupted" + (f" by {name}" if number != signal.SIGINT else "")
         if self._waiting:
             self._waiting = False
             raise DetectorError(self.problem)
