@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..files import replacing
+from ..throttle import Throttle
 from .pictures import blur, gray_limits, write_gray
 
 __all__ = ["Growing", "Screen", "Show", "grown", "snapshots", "to_gray"]
@@ -106,12 +105,11 @@ class Screen:
     """
 
     def __init__(self, shows: Mapping[str, Show], interval: float) -> None:
-        self._shows, self._interval = shows, interval
-        self._next = -math.inf
+        self._shows, self._throttle = shows, Throttle(_SCREEN_SHARE, interval)
 
     def due(self) -> bool:
         """Whether there is time for an image."""
-        return time.perf_counter() >= self._next
+        return self._throttle.due()
 
     def show(self, results: Any) -> None:
         """Show what was added so far.
@@ -126,16 +124,14 @@ class Screen:
         UserWarning
             If it cannot be shown.
         """
-        begin = time.perf_counter()
-        try:
-            growing = grown(results)
-        except Exception as error:
-            warnings.warn(f"the growing image: {error}", stacklevel=2)
-        else:
+        with self._throttle:
+            try:
+                growing = grown(results)
+            except Exception as error:
+                warnings.warn(f"the growing image: {error}", stacklevel=2)
+                return
             for name, show in self._shows.items():
                 try:
                     show(growing)
                 except Exception as error:
                     warnings.warn(f"{name}: {error}", stacklevel=2)
-        end = time.perf_counter()
-        self._next = end + max(self._interval, (end - begin) / _SCREEN_SHARE)

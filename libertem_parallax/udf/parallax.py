@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Iterable, Mapping
 from os import PathLike
@@ -16,6 +15,7 @@ from .. import checks
 from ..geometry import Geometry
 from ..images import IMAGES, Imaging, Sums, check_images
 from ..memory import check_detector, check_image
+from ..throttle import Throttle
 from .base import SumsUDF
 
 __all__ = ["ParallaxPhaseFlipUDF", "ParallaxPhaseUDF", "ParallaxUDF"]
@@ -73,7 +73,7 @@ class ParallaxUDF(SumsUDF):
         # With plots, LiberTEM asks for images before the first frame, then after every partition.
         self._asked_before_frames = self._plots = False
         self._images: dict[str, NDArray[np.float32]] = {}
-        self._images_keep_until = 0.0
+        self._throttle = Throttle(_PLOT_SHARE)
 
     @classmethod
     def from_parameters(
@@ -222,7 +222,7 @@ class ParallaxUDF(SumsUDF):
         super().preprocess()
         if self._on_main:
             self._plots, self._asked_before_frames = self._asked_before_frames, False
-            self._images_keep_until = 0.0
+            self._throttle = Throttle(_PLOT_SHARE)
             imaging = self._get_imaging()
             for name in self._names.values():
                 if problem := IMAGES[name].problem(self.params.geometry):
@@ -239,11 +239,9 @@ class ParallaxUDF(SumsUDF):
         scanned = self.meta.get_valid_nav_mask()
         if scanned.size and not scanned.any():
             self._asked_before_frames = True
-        start = time.perf_counter()
-        if not self._plots or scanned.all() or start >= self._images_keep_until:
-            self._images = self._make_images()
-            stop = time.perf_counter()
-            self._images_keep_until = stop + (stop - start) / _PLOT_SHARE
+        if not self._plots or scanned.all() or self._throttle.due():
+            with self._throttle:
+                self._images = self._make_images()
         return self._images
 
     def _make_images(self) -> dict[str, NDArray[np.float32]]:
