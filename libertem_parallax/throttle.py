@@ -29,9 +29,11 @@ class Throttle:
         return time.perf_counter() >= self._next
 
     def __enter__(self) -> Self:
+        """Begin."""
         self._begin = time.perf_counter()
         return self
 
     def __exit__(self, *error: object) -> None:
+        """End, however that was: what failed is not tried all the time."""
         end = time.perf_counter()
         self._next = end + max(self.interval, (end - self._begin) / self.share)

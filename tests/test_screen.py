@@ -7,7 +7,7 @@ import pytest
 from libertem.api import Context
 from live_commands import ACQUISITION, SHAPE
 
-from libertem_parallax import ParallaxUDF
+from libertem_parallax import ParallaxUDF, throttle
 from libertem_parallax.show import screen
 
 
@@ -19,7 +19,7 @@ def test_pictures_take_a_small_part_of_the_time(monkeypatch: pytest.MonkeyPatch)
         nonlocal now, drawn
         now, drawn = now + seconds, drawn + seconds
 
-    monkeypatch.setattr(screen.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(throttle.time, "perf_counter", lambda: now)
     shape = (*SHAPE[:2], 20, 20)
     with Context.make_with("inline") as ctx:
         dataset = ctx.load("memory", data=np.ones(shape, np.uint8))
