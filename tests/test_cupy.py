@@ -43,6 +43,35 @@ def test_the_stand_in_offers_nothing_that_cupy_lacks():
     assert set(keywords) <= set(inspect.signature(fake.RawModule).parameters)
 
 
+def test_what_images_ask_of_numpy_is_handed_on_to_cupy():
+    """Without a driver, CuPy gets as far as to ask for it, with an array that is none."""
+    import cupy
+
+    host = np.zeros((4, 4))
+    if without_driver():
+        memory = cupy.cuda.UnownedMemory(host.ctypes.data, host.nbytes, host, 0)
+        array = cupy.ndarray(host.shape, host.dtype, cupy.cuda.MemoryPointer(memory, 0))
+    else:
+        array = cupy.zeros(host.shape)
+    assert array.device.id == 0
+    assert isinstance(array.view(np.complex128).real[0::2], cupy.ndarray)
+    for call in (
+        lambda: np.fft.rfft2(array),
+        lambda: np.fft.irfft2(array, (4, 4)),
+        lambda: np.empty_like(array, np.float32, shape=(8, 8)),
+        lambda: np.asarray(host, like=array),
+        lambda: np.multiply(array, array, out=array),
+        lambda: np.subtract(array[0::2], array[1::2], out=array[0::2]),
+        lambda: np.abs(array) <= 1,
+        lambda: array[0::2].sum(axis=1, keepdims=True),
+    ):
+        if without_driver():
+            with pytest.raises(cupy.cuda.runtime.CUDARuntimeError, match="InsufficientDriver"):
+                call()
+        else:
+            assert isinstance(call(), cupy.ndarray)
+
+
 def without_driver():
     import cupy
 

@@ -29,6 +29,7 @@ __all__ = [
     "ENGINES",
     "LARGEST",
     "CudaError",
+    "CudaStack",
     "Engine",
     "Fill",
     "Plan",

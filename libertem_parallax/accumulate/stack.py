@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,8 @@ from .fill import Fill
 from .plan import Plan, check_pixels
 
 __all__ = ["Stack"]
+
+_Made = TypeVar("_Made", bound=NDArray[Any])
 
 #: Values that a thread should have to add at least, or starting it takes longer.
 _THREAD_VALUES = 1 << 21
@@ -197,6 +199,31 @@ class Stack:
             for part, first in pool.map(add_rows, cuts[:-1], cuts[1:]):
                 plan.add_part(part, first, A)
         return A, S.reshape(self.scan_shape)
+
+    def make(
+        self, plan: Plan, function: Callable[[Any, Any], _Made], threads: int | None = None
+    ) -> _Made:
+        """Add all frames under a plan, and make something of the sums where they are.
+
+        Parameters
+        ----------
+        plan, threads
+            See `add`.
+        function
+            Called with the sums A and S that `add` returns, or with CuPy's arrays of the same if
+            the stack is on a GPU, of which NumPy's functions make others. Returns either.
+
+        Returns
+        -------
+        array
+            What the function returned, on the host.
+
+        Raises
+        ------
+        ValueError
+            See `add`.
+        """
+        return function(*self.add(plan, threads))
 
     def _check(self, plan: Plan) -> None:
         for name, of, own in (

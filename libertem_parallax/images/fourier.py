@@ -1,4 +1,4 @@
-"""Fourier transforms of images."""
+"""Fourier transforms of images: SciPy's, or CuPy's for arrays on a GPU, to which NumPy hands on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ _THREADS, _LARGE = min(4, os.cpu_count() or 1), 1 << 18
 
 def rfft2(values: NDArray[Any]) -> NDArray[Any]:
     """Half-spectrum of real values, (rows, columns) to (rows, columns // 2 + 1)."""
-    spectrum: NDArray[Any] = scipy.fft.rfft2(values, workers=_threads(values))
+    spectrum: NDArray[Any]
+    if isinstance(values, np.ndarray):
+        spectrum = scipy.fft.rfft2(values, workers=_threads(values))
+    else:
+        spectrum = np.fft.rfft2(values)
     return spectrum
 
 
@@ -34,6 +38,9 @@ def irfft2(spectrum: NDArray[Any], columns: int) -> NDArray[Any]:
     columns
         Of the values: the half-spectrum does not tell whether they are even or odd.
     """
+    if not isinstance(spectrum, np.ndarray):
+        there: NDArray[Any] = np.fft.irfft2(spectrum, (spectrum.shape[0], columns))
+        return there
     threads = _threads(spectrum)
     rows = scipy.fft.ifft(spectrum, axis=0, overwrite_x=True, workers=threads)
     values: NDArray[Any] = scipy.fft.irfft(rows, columns, axis=1, overwrite_x=True, workers=threads)

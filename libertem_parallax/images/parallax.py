@@ -27,10 +27,10 @@ def parallax(sums: Sums) -> NDArray[np.float32]:
         ``A - (S / M) ⊛ H``, H the number of pixels by shift, M that of all pixels; in counts.
     """
     imaging = sums.imaging
-    plan, weights = imaging.geometry.plan, imaging.once(_weights)
+    plan, weights = imaging.geometry.plan, sums.constant(_weights)
     u, nx = plan.upsampling_factor, plan.scan_shape[1]
     spectrum = rfft2(sums.S.astype(np.float64))
-    image = np.empty(plan.image_shape, dtype=np.float32)
+    image = np.empty_like(sums.A, np.float32, shape=plan.image_shape)
     product = np.empty_like(spectrum)
     for a in range(u):
         for b in range(u):

@@ -21,7 +21,7 @@ from ..contrast import contrast
 from ..geometry import Geometry
 from .fourier import irfft2, rfft2
 from .parallax import parallax
-from .sums import Image, Imaging, Sums
+from .sums import Image, Imaging, Sums, here
 from .wiener import Spectrum
 
 __all__ = ["PHASE", "phase"]
@@ -51,7 +51,7 @@ def phase(sums: Sums) -> NDArray[np.float32]:
     (u Ny, u Nx) float32
         Phase in rad; zero on average, since no detector sees a constant phase.
     """
-    image = sums.once(parallax)
+    image = here(sums.once(parallax))
     counts, scanned = float(sums.S.sum()), int(sums.scanned.sum())
     if not counts > 0 or (transfer := sums.imaging.once(_transfer)) is None:
         return np.zeros_like(image)

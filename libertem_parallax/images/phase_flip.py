@@ -28,7 +28,7 @@ def phase_flip(sums: Sums) -> NDArray[np.float32]:
     """
     image = sums.once(parallax)
     spectrum = rfft2(image)
-    spectrum *= sums.imaging.once(_filter)
+    spectrum *= sums.constant(_filter)
     return irfft2(spectrum, image.shape[1])
 
 

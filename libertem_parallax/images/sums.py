@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..accumulate import LARGEST, is_small
 from ..geometry import Geometry
 
-__all__ = ["Image", "Imaging", "Sums"]
+__all__ = ["Image", "Imaging", "Sums", "here"]
 
 _T = TypeVar("_T")
 
@@ -67,6 +67,15 @@ class Imaging(_Once):
         """What this was made of."""
         return self.geometry, self.suppress_Nyquist_noise, self.regularization
 
+    _copies: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def copied(self, function: Callable[[Self], NDArray[Any]], like: Any) -> Any:
+        """Copy ``once(function)`` to the GPU on which an array is, the first time."""
+        key = function, like.device.id
+        if key not in self._copies:
+            self._copies[key] = np.asarray(self.once(function), like=like)
+        return self._copies[key]
+
 
 @dataclass(frozen=True, eq=False)
 class Sums(_Once):
@@ -81,7 +90,8 @@ class Sums(_Once):
     A : plan.folded_shape
         Sum of the shifted frames, as `Plan.fold` returns it.
     S : (Ny, Nx)
-        Bright-field sum of each frame; 0 where there was none.
+        Bright-field sum of each frame; 0 where there was none. Both may be CuPy's arrays: then the
+        image is made on the GPU, and stays there.
     scanned : (Ny, Nx) bool
         The positions whose frames were added.
 
@@ -101,9 +111,24 @@ class Sums(_Once):
         # Engines name the frame, but for values that cancel out in its sum.
         if self.A.dtype.kind == "f" and not (is_small(self.A.max()) and is_small(self.A.min())):
             raise ValueError(
-                f"sums of frames reach from {self.A.min():.3g} to {self.A.max():.3g}: expected no "
-                f"more than {LARGEST:g}. Repair the data."
+                f"sums of frames reach from {float(self.A.min()):.3g} to "
+                f"{float(self.A.max()):.3g}: expected no more than {LARGEST:g}. Repair the data."
             )
+
+    def constant(self, function: Callable[[Imaging], NDArray[Any]]) -> NDArray[Any]:
+        """Return ``imaging.once(function)`` where the sums are, and keep it there."""
+        value = self.imaging.once(function)
+        if isinstance(self.A, np.ndarray):
+            return value
+        return self.imaging.copied(function, self.A)
+
+
+def here(values: NDArray[Any]) -> NDArray[Any]:
+    """Copy an array of CuPy's to the host; those that are there stay as they are."""
+    if isinstance(values, np.ndarray):
+        return values
+    copy: NDArray[Any] = values.get()
+    return copy
 
 
 def _none(_: Any) -> None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..accumulate import Stack
+from ..accumulate import CudaStack, Stack, place_stack
 from ..geometry import Geometry
 from ..images import IMAGES, Imaging, Sums, check_images
 from ..memory import check_image
@@ -98,9 +99,7 @@ def reconstruct(stack: Stack, parameters: Parameters, image: str = "parallax") -
         For a parameter that is missing or out of its range, or if the stack lacks pixels.
     """
     [image] = check_images(image)
-    sums = _add(stack, make_imaging(stack, parameters))
-    pixels: NDArray[np.float32] = sums.once(IMAGES[image].make)
-    return pixels
+    return _make(stack, make_imaging(stack, parameters), image)[0]
 
 
 def make_imaging(stack: Stack, parameters: Parameters) -> Imaging:
@@ -122,6 +121,18 @@ def _add(stack: Stack, imaging: Imaging, threads: int | None = None) -> Sums:
     scanned = stack.scanned.copy()  # before the frames, which may go on filling
     A, S = stack.add(imaging.geometry.plan, threads)
     return Sums(imaging, A, S, scanned)
+
+
+def _make(
+    stack: Stack, imaging: Imaging, image: str, threads: int | None = None
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Make an image where the stack is added; and say which scan positions are in it."""
+    scanned = stack.scanned.copy()  # before the frames, which may go on filling
+
+    def made(A: Any, S: Any) -> Any:
+        return Sums(imaging, A, S, scanned).once(IMAGES[image].make)
+
+    return stack.make(imaging.geometry.plan, made, threads), scanned
 
 
 def thinned(stack: Stack, step: int) -> Stack:
@@ -207,24 +218,35 @@ class Wanted(NamedTuple):
 
 
 class Maker:
-    """Makes pictures, and keeps what the next one may be made of, too."""
+    """Makes pictures, and keeps what the next one may be made of, too.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    device
+        Number of the GPU that may be used; None where there is none.
+    """
+
+    def __init__(self, device: int | None = None) -> None:
         self._kept: dict[tuple[str, int], tuple[Any, Any]] = {}
+        self._device = device
+        self._resident: Stack | None = None  # as placed for that engine
+        self._engine = ""
+        self._notes: list[str] = []  # what is wrong with the GPU
 
     def picture(self, wanted: Wanted, coarse: int, threads: int | None) -> Picture:
         """Make one, of every `coarse`-th scan position."""
         start = time.perf_counter()
         imaging, notes = self._imaging(wanted, coarse)
-        stack = self._thinned(wanted, coarse)[0]
-        sums = self._once(
-            "sums",
-            coarse,
-            (wanted.geometry, wanted.frames),
-            lambda: _add(stack, imaging, threads),
-        )
         name = _shown(wanted.parameters)
-        image = sums.once(IMAGES[name].make)
+        placed = self._placed(wanted)
+        if placed is not None:
+            with self._noting():
+                image, scanned = _make(placed, imaging, name, threads)
+        else:
+            stack, key = self._thinned(wanted, coarse)[0], (wanted.geometry, wanted.frames)
+            sums = self._once("sums", coarse, key, lambda: _add(stack, imaging, threads))
+            image, scanned = sums.once(IMAGES[name].make), sums.scanned
+        notes = (*notes, *self._notes)
         if problem := IMAGES[name].problem(imaging.geometry):
             notes = (*notes, problem)
         return Picture(
@@ -233,7 +255,7 @@ class Maker:
             image,
             wanted.parameters,
             imaging.geometry,
-            sums.scanned,
+            scanned,
             coarse,
             time.perf_counter() - start,
             notes,
@@ -244,8 +266,35 @@ class Maker:
         key, _ = self._kept.get(("sums", 1), (None, None))
         if key == (wanted.geometry, wanted.frames):
             return 1
+        if self._placed(wanted) is not None:
+            return 1
         plan = self._imaging(wanted, 1)[0].geometry.plan
         return math.ceil(math.sqrt(math.prod(plan.scan_shape) * len(plan.pixels) / _AT_ONCE))
+
+    def _placed(self, wanted: Wanted) -> CudaStack | None:
+        """Take the stack with its frames so far on the GPU; None where the CPU adds."""
+        stack, engine = wanted.stack, wanted.parameters.get("engine", "auto")
+        if not (engine == "cuda" or (engine == "auto" and self._device is not None)):
+            return None
+        placed = self._resident
+        with self._noting():
+            if (
+                placed is None
+                or self._engine != engine
+                or not np.may_share_memory(placed.frames, stack.frames)
+            ):
+                placed = self._resident = place_stack(stack, engine, self._device)
+                self._engine = engine
+            elif isinstance(placed, CudaStack):
+                placed.refresh(stack.scanned)
+        return placed if isinstance(placed, CudaStack) and placed.works else None
+
+    @contextlib.contextmanager
+    def _noting(self) -> Iterator[None]:
+        """Keep warnings of the GPU, to be told with every picture."""
+        with warnings.catch_warnings(record=True, action="always") as caught:
+            yield
+        self._notes += [str(warning.message) for warning in caught]
 
     def _imaging(self, wanted: Wanted, coarse: int) -> tuple[Imaging, tuple[str, ...]]:
         def make() -> tuple[Imaging, tuple[str, ...]]:

@@ -41,6 +41,9 @@ class Tuning:
         Of frames. It may be filled while it is used: see `grow`.
     parameters
         Of the acquisition. The first of its images is shown.
+    device
+        Number of the GPU to use, unless the parameter ``engine`` says otherwise; None where there
+        is none.
 
     Raises
     ------
@@ -48,7 +51,7 @@ class Tuning:
         If there is no image to be had with these parameters.
     """
 
-    def __init__(self, stack: Stack, parameters: Parameters) -> None:
+    def __init__(self, stack: Stack, parameters: Parameters, device: int | None = None) -> None:
         if "image" not in parameters:
             parameters = parameters.replace(image="parallax")
         with warnings.catch_warnings(action="ignore"):  # come with the picture
@@ -66,7 +69,7 @@ class Tuning:
         self._idle: Iterator[object] | None = None
         self._closed = False
         self._thread = threading.Thread(
-            target=self._work, args=(Maker(),), name="tuning", daemon=True
+            target=self._work, args=(Maker(device),), name="tuning", daemon=True
         )
         self._thread.start()
 

@@ -91,8 +91,9 @@ class CuPy:
         self.current = threading.local()
         self.compiled = []
         self.launches = 0
-        self.uploaded = 0
-        #: Errors by the operation that is to fail: device, pinned, compile, launch, synchronize.
+        self.uploaded = self.downloaded = 0  # bytes
+        #: Errors by the operation that is to fail: device, pinned, compile, launch, synchronize,
+        #: compute (what NumPy's functions do there) and get.
         self.faults = {}
         self.driver = 13000
         top = self
@@ -165,6 +166,8 @@ class CuPy:
         def current_stream():
             return (self._stack("streams") or [defaults[self._device()]])[-1]
 
+        self._wait = lambda: current_stream().synchronize()
+
         self.RawModule = RawModule
         self.cuda = SimpleNamespace(
             Device=Device,
@@ -181,10 +184,10 @@ class CuPy:
         )
 
     def empty(self, shape, dtype):
+        dtype, device = np.dtype(dtype), self._device()
         count = int(np.prod(shape))
-        dtype = np.dtype(dtype)
-        device = self._device()
-        return _Array(self, device, self.pools[device].take(count * dtype.itemsize), dtype, count)
+        memory = self.pools[device].take(count * dtype.itemsize)
+        return _Array(self, device, np.frombuffer(memory, dtype, count).reshape(shape))
 
     def _alloc_pinned(self, size):
         self._fail("pinned")
@@ -227,35 +230,116 @@ class CuPy:
             del self.busy[id(queue)]
 
 
-class _Array:
-    """Flat array on a device: its address is known, its values are out of reach."""
+class _Array(np.lib.mixins.NDArrayOperatorsMixin):
+    """Array on a device.
 
-    def __init__(self, cupy, device, memory, dtype, size, offset=0):
-        self._cupy, self._device, self._memory, self._offset = cupy, device, memory, offset
-        self.dtype, self.size = dtype, size
-        self.nbytes = size * dtype.itemsize
+    What NumPy's functions make of it is computed as CuPy does: in the order of the current stream,
+    with new memory of the device. Other streams have to be waited for, and NumPy's own arrays are
+    refused.
+    """
+
+    def __init__(self, cupy, device, values):
+        self._cupy, self._device, self._values = cupy, device, values
+        self.dtype, self.size, self.shape = values.dtype, values.size, values.shape
+        self.nbytes = values.nbytes
 
     @property
     def data(self):
         return _Pointer(self)
 
     def __len__(self):
-        return self.size
+        return len(self._values)
+
+    @property
+    def device(self):
+        return self._cupy.cuda.Device(self._device)
+
+    def _of(self, values):
+        return _Array(self._cupy, self._device, values)
 
     def __getitem__(self, where):
-        start, stop, step = where.indices(self.size)
-        assert step == 1
-        offset = self._offset + start * self.dtype.itemsize
-        return _Array(self._cupy, self._device, self._memory, self.dtype, stop - start, offset)
+        return self._of(self._values[where])
+
+    def __setitem__(self, where, values):
+        self._compute(lambda new: self._values.__setitem__(where, new), values)
 
     def reshape(self, *shape):
-        """Nothing to do: what is on a device is only ever handed on."""
-        assert np.prod(shape) == self.size
-        return self
+        values = self._values.view()
+        values.shape = shape[0] if isinstance(shape[0], tuple) else shape  # without a copy
+        return self._of(values)
+
+    def view(self, dtype):
+        return self._of(self._values.view(dtype))
+
+    @property
+    def real(self):
+        return self._of(self._values.real)
+
+    @property
+    def imag(self):
+        return self._of(self._values.imag)
+
+    def astype(self, dtype):
+        return self._compute(lambda values: values.astype(dtype), self)
+
+    def sum(self, *arguments, **options):
+        return self._compute(lambda values: np.asarray(values.sum(*arguments, **options)), self)
+
+    def max(self):
+        return self._compute(lambda values: np.asarray(values.max()), self)
+
+    def min(self):
+        return self._compute(lambda values: np.asarray(values.min()), self)
+
+    def all(self):
+        return self._compute(lambda values: np.asarray(values.all()), self)
+
+    def __bool__(self):
+        return bool(self.get())
+
+    def __float__(self):
+        return float(self.get())
+
+    def get(self):
+        """Copy to the host, after all that the current stream has to do."""
+        self._cupy._fail("get")
+        self.address()
+        self._cupy._wait()
+        self._cupy.downloaded += self.nbytes
+        return self._values.copy()
+
+    def __array_ufunc__(self, ufunc, method, *inputs, out=(), **options):
+        assert method == "__call__"
+        assert ufunc.nin == len(inputs)
+        to = {"out": tuple(array._values for array in out)} if out else {}
+        made = self._compute(lambda *of: ufunc(*of, **to, **options), *inputs)
+        return out[0] if out else made
+
+    def __array_function__(self, function, _, arguments, options):
+        if function is np.asarray:  # like=
+            values = np.asarray(*arguments, **options)
+            self._cupy.uploaded += values.nbytes
+            return self._compute(lambda: values)
+        return self._compute(lambda *of: function(*of, **options), *arguments)
+
+    def _compute(self, function, *of):
+        self._cupy._fail("compute")
+        if any(isinstance(array, np.ndarray) for array in of):
+            raise TypeError("Unsupported type <class 'numpy.ndarray'>")
+        for array in of:
+            if isinstance(array, _Array):
+                array.address()
+        self._cupy._wait()
+        made = function(*(a._values if isinstance(a, _Array) else a for a in of))
+        if isinstance(made, np.ndarray | np.generic):
+            new = self._cupy.empty(made.shape, made.dtype)
+            new._values[...] = made
+            return new
+        return None
 
     def address(self):
         assert self._cupy._device() == self._device, "an array of another device"
-        return ctypes.addressof(self._memory) + self._offset
+        return self._values.ctypes.data
 
 
 class _Pointer:
@@ -272,6 +356,7 @@ class _Pointer:
         self._queue(stream, size, lambda here: ctypes.memmove(here, mem, size))
 
     def copy_to_host_async(self, mem, size, stream):
+        self._array._cupy.downloaded += size
         self._queue(stream, size, lambda here: ctypes.memmove(mem, here, size))
 
     def copy_from_device_async(self, src, size, stream):
@@ -280,5 +365,6 @@ class _Pointer:
 
     def _queue(self, stream, size, work):
         assert 0 < size <= self._array.nbytes, "nothing, or beyond the end of the array"
+        assert self._array._values.flags.c_contiguous
         here = self._array.address()
         self._array._cupy._queue(stream, lambda: work(here))

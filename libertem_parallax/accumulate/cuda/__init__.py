@@ -3,8 +3,8 @@
 `engine` adds frames, `upload` brings them to the device, `stack` keeps them there, `device` is CuPy
 and the kernels, `messages` say what went wrong, and `check` whether all is right.
 
-All that is done with CuPy is memory, streams and launches; none of its own kernels is needed, so it
-does not compile any.
+All that is done with CuPy here is memory, streams and launches; none of its own kernels is needed,
+so it does not compile any to add frames. For images it does: see `CudaStack.make`.
 """
 
 from .check import check

@@ -75,6 +75,11 @@ class CudaStack(Stack):
             stack.frames, pixels, scan_shape, detector_shape, stack.scanned, device, fall_back
         )
 
+    @property
+    def works(self) -> bool:
+        """Whether the GPU did not fail so far; if it did, the CPU adds, or nobody."""
+        return not self._resident.failed
+
     def refresh(self, scanned: NDArray[np.bool_]) -> None:
         """Upload the frames that came in since: the GPU does not see them by itself.
 
@@ -88,8 +93,9 @@ class CudaStack(Stack):
         CudaError
             If the GPU failed, unless the CPU goes on.
         """
-        self._on_gpu(lambda: self._resident.upload(self._fresh(scanned)))
-        self.scanned[...] |= scanned
+        if fresh := self._fresh(scanned):
+            self._on_gpu(lambda: self._resident.upload(fresh))
+            self.scanned[...] |= scanned
 
     def add(self, plan: Plan, threads: int | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
         """Add all frames under a plan on the GPU, and copy the sums to the host.
@@ -148,6 +154,39 @@ class CudaStack(Stack):
             super().add(plan)
         A, S = self._resident.add(plan, columns)
         return A.reshape(plan.folded_shape), S.reshape(self.scan_shape)
+
+    def make(
+        self, plan: Plan, function: Callable[[Any, Any], Any], threads: int | None = None
+    ) -> Any:
+        """Add all frames under a plan on the GPU, make something of the sums there, and copy that.
+
+        Parameters
+        ----------
+        plan, function
+            See `Stack.make`.
+        threads
+            Where the CPU has to go on.
+
+        Returns
+        -------
+        array
+            See `Stack.make`.
+
+        Raises
+        ------
+        CudaError
+            If the GPU failed, unless the CPU goes on.
+        ValueError
+            See `Stack.add`.
+        """
+        self._check(plan)
+        columns = self._columns(plan.pixels)
+        if self._resident.can_add(columns):
+            made = self._on_gpu(lambda: self._resident.make(plan, columns, function))
+            if made is not None:
+                return made
+        # It tells what is wrong with a value.
+        return function(*super().add(plan, threads))
 
     def _fresh(self, scanned: NDArray[np.bool_]) -> list[tuple[int, int]]:
         """Find runs of scan positions that are to be uploaded."""
@@ -254,6 +293,18 @@ class _Resident(Resident):
             for sums, out in zip(there, (A, S), strict=True):
                 self.slots[0].read(sums, out.reshape(-1))
         return A, S
+
+    def make(
+        self, plan: Plan, columns: NDArray[np.int64], function: Callable[[Any, Any], Any]
+    ) -> NDArray[Any] | None:
+        """Make something of the sums, and copy it; None where values are too large."""
+        A, S = self.add(plan, columns)
+        with self.working(", making an image of a stack"):
+            if S.dtype.kind == "f" and not is_small(S).all():
+                return None
+            made = function(A.reshape(plan.folded_shape), S.reshape(self.scan_shape))
+            image: NDArray[Any] = made if isinstance(made, np.ndarray) else made.get()
+            return image
 
 
 def _table(

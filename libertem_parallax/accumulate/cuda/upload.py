@@ -258,6 +258,8 @@ class Resident:
             try:
                 with explained(doing, self.device.id), self.device:
                     yield
+            except ValueError:  # of what was to be done: nothing is wrong with the device
+                raise
             except BaseException:
                 self.failed = True
                 drain(self.device, self.slots, None)
