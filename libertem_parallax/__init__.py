@@ -3,15 +3,18 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .calibration import CalibrationError
     from .parameters import Parameters, load_parameters
-    from .udf import ParallaxPhaseFlipUDF, ParallaxPhaseUDF, ParallaxUDF, StackUDF
+    from .udf import ParallaxPhaseFlipUDF, ParallaxPhaseUDF, ParallaxUDF, StackUDF, calibrate
 
 __all__ = [
+    "CalibrationError",
     "ParallaxPhaseFlipUDF",
     "ParallaxPhaseUDF",
     "ParallaxUDF",
     "Parameters",
     "StackUDF",
+    "calibrate",
     "load_parameters",
 ]
 
@@ -22,6 +25,10 @@ def __getattr__(name: str) -> Any:
         from . import parameters
 
         return getattr(parameters, name)
+    if name == "CalibrationError":
+        from .calibration import CalibrationError
+
+        return CalibrationError
     if name in __all__:
         from . import udf
 

@@ -67,7 +67,7 @@ def reconstruct(
     from ..show import pictures
 
     with Context.make_with("threads") as ctx:
-        dataset = _load(ctx, data, parameters.settings.get("load", {}))
+        dataset = open_dataset(ctx, data, parameters.settings.get("load", {}))
         udf = make_udf(dataset.shape, parameters)
         click.echo(f"Reconstructing{COMPILES}", err=True)
         results, speed = run(ctx, dataset, udf)
@@ -97,7 +97,8 @@ def _check_load(load: Mapping[str, Any]) -> None:
         raise click.ClickException(str(error)) from error
 
 
-def _load(ctx: Any, data: Path, load: Mapping[str, Any]) -> Any:
+def open_dataset(ctx: Any, data: Path, load: Mapping[str, Any]) -> Any:
+    """Open data with LiberTEM, as they are described; tell people where that fails."""
     _check_load(load)
     arguments = {key: tuple(v) if isinstance(v, list) else v for key, v in load.items()}
     kind = arguments.pop("type", "auto")

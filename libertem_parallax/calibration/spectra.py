@@ -1,0 +1,154 @@
+"""Fourier transforms of the images that bright-field pixels see, with white noise of power 1."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import scipy.fft
+from numpy.typing import NDArray
+
+from .. import transfer
+from ..accumulate import Stack
+
+__all__ = ["Spectra", "independent", "transform"]
+
+#: Values of images that are transformed at once.
+_BLOCK = 1 << 23
+
+
+@dataclass(frozen=True, eq=False)
+class Spectra:
+    """Images of bright-field pixels at some spatial frequencies.
+
+    Parameters
+    ----------
+    images : (Q, M) complex64
+        Fourier coefficients over the noise's standard deviation, weighted so that a pixel whose
+        mean is lower counts less, as `libertem_parallax.likelihood` expects it.
+    index : (Q, 2) int64
+        Row and column of each frequency in the half-spectrum of `scipy.fft.rfft2`.
+    q : (Q, 2) float64
+        The frequencies in 1/Å, along rows and columns of the scan.
+    pixels : (M, 2) int64
+        Rows and columns of the detector pixels.
+    scan_shape
+        Rows and columns of the scan.
+    noise
+        What the power of the noise was, over that of counted electrons: below 1 where a pixel
+        counts several electrons as one.
+    """
+
+    images: NDArray[np.complex64]
+    index: NDArray[np.int64]
+    q: NDArray[np.float64]
+    pixels: NDArray[np.int64]
+    scan_shape: tuple[int, int]
+    noise: float
+
+    def take(self, frequencies: Any, pixels: Any = slice(None)) -> Self:
+        """Take some frequencies and pixels."""
+        images = np.ascontiguousarray(self.images[frequencies][:, pixels])
+        return type(self)(
+            images,
+            self.index[frequencies],
+            self.q[frequencies],
+            self.pixels[pixels],
+            self.scan_shape,
+            self.noise,
+        )
+
+
+def independent(
+    scan_shape: tuple[int, int], scan_sampling: tuple[float, float], limit: float
+) -> NDArray[np.int64]:
+    """List spatial frequencies that say different things, nearest to 0 first.
+
+    Parameters
+    ----------
+    scan_shape
+        Rows and columns of the scan.
+    scan_sampling
+        Its step along both in Å.
+    limit
+        Highest frequency in 1/Å.
+
+    Returns
+    -------
+    (Q, 2) int64
+        Rows and columns in the half-spectrum of `scipy.fft.rfft2`. Not among them are 0, one of two
+        that are opposite, and Nyquist frequencies.
+    """
+    ny, nx = scan_shape
+    q = transfer.frequencies(scan_shape, scan_sampling)
+    radius = np.hypot(q[..., 0], q[..., 1])
+    rows, cols = np.indices(radius.shape)
+    signed = np.where(rows > ny // 2, rows - ny, rows)
+    wanted = (radius <= limit) & (radius > 0) & ((cols > 0) | (signed > 0))
+    wanted &= (2 * np.abs(signed) != ny) & (2 * cols != nx)
+    index = np.argwhere(wanted)
+    order: NDArray[np.int64] = index[np.argsort(radius[wanted], kind="stable")]
+    return order
+
+
+def transform(
+    stack: Stack,
+    scan_sampling: tuple[float, float],
+    index: NDArray[np.int64],
+    progress: Callable[[float], None] = lambda _: None,
+) -> Spectra:
+    """Transform the images of all pixels of a stack.
+
+    Parameters
+    ----------
+    stack
+        Bright-field pixels.
+    scan_sampling
+        Step of the scan along rows and columns in Å.
+    index : (Q, 2) int64
+        Frequencies that are wanted: see `independent`.
+    progress
+        Called with the fraction that is done.
+
+    Returns
+    -------
+    Spectra
+        Of the stack's pixels, but for those that never counted anything.
+    """
+    ny, nx = stack.scan_shape
+    scanned = stack.scanned.ravel()
+    count = max(1, int(scanned.sum()))
+    M = len(stack.pixels)
+    images = np.empty((len(index), M), np.complex64)
+    means = np.empty(M)
+    power, step = 0.0, max(1, _BLOCK // (ny * nx))
+    quiet = _quiet(stack.scan_shape)
+    for start in range(0, M, step):
+        part = slice(start, start + step)
+        values = np.ascontiguousarray(stack.frames[:, part].T, dtype=np.float32)
+        mean = values.sum(axis=1, dtype=np.float64) / count
+        values -= mean[:, None].astype(np.float32)
+        values *= scanned
+        spectrum = scipy.fft.rfft2(values.reshape(-1, ny, nx))
+        weight = np.divide(1, mean * count, out=np.zeros_like(mean), where=mean > 0)
+        spectrum *= np.sqrt(weight).astype(np.float32)[:, None, None]
+        means[part] = mean
+        images[:, part] = spectrum[:, index[:, 0], index[:, 1]].T
+        power += (np.abs(spectrum[:, quiet]) ** 2).mean(axis=1).sum()
+        progress(min(1.0, (start + step) / M))
+    used = means > 0
+    noise = power / max(1, int(used.sum()))
+    images = np.ascontiguousarray(images[:, used]) if not used.all() else images
+    images /= np.float32(np.sqrt(noise)) if noise else 1
+    q = transfer.frequencies(stack.scan_shape, scan_sampling)[tuple(index.T)]
+    return Spectra(images, index, q, stack.pixels[used], stack.scan_shape, float(noise))
+
+
+def _quiet(scan_shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """Tell which frequencies hold the least of a specimen: the highest ones."""
+    y = np.abs(np.fft.fftfreq(scan_shape[0]))[:, None]
+    x = np.fft.rfftfreq(scan_shape[1])
+    quiet: NDArray[np.bool_] = (y > 0.35) & (x > 0.35)
+    return quiet

@@ -1,0 +1,159 @@
+"""Calibration of data sets that LiberTEM opens, in Python and on the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse
+from click.testing import CliRunner, Result
+from libertem.api import Context
+from scans import KNOWN, bright_field, scan, specimen
+
+import libertem_parallax as prlx
+from libertem_parallax.calibration import calibrate_stack, find_beam
+from libertem_parallax.cli import main
+from libertem_parallax.files import write_events
+from libertem_parallax.parameters import Parameters
+from libertem_parallax.udf import calibration as glue
+
+SHAPE = (36, 36)
+
+
+@pytest.fixture(scope="module")
+def frames() -> np.ndarray:
+    return scan(specimen(SHAPE))
+
+
+@pytest.fixture(scope="module")
+def ctx() -> Any:
+    with Context.make_with("inline") as ctx:
+        yield ctx
+
+
+def test_is_that_of_the_stack(ctx: Any, frames: np.ndarray) -> None:
+    ds = ctx.load("memory", data=frames, sig_dims=2)
+    told: list[tuple[float, str]] = []
+    found = prlx.calibrate(ctx, ds, progress=lambda *args: told.append(args), **KNOWN)
+    parameters = Parameters(**KNOWN)
+    beam = find_beam(frames.mean(axis=(0, 1)), parameters)
+    expected = calibrate_stack(bright_field(frames, beam.mask), beam, parameters)
+    assert dict(found.parameters) == dict(expected.parameters)
+    assert found.uncertainties == expected.uncertainties
+    fractions = [fraction for fraction, _ in told]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1
+    # What is found is what UDFs take.
+    udf = prlx.ParallaxUDF.from_parameters(shape=ds.shape, **found.parameters)
+    assert ctx.run_udf(ds, udf)["reconstruction"].data.any()
+
+
+def test_events(ctx: Any, frames: np.ndarray, tmp_path: Path) -> None:
+    dense = ctx.load("memory", data=frames, sig_dims=2)
+    path = write_events(tmp_path, SHAPE, (16, 16), scipy.sparse.csr_array(frames.reshape(-1, 256)))
+    events = ctx.load("raw_csr", path=str(path))
+    one, other = (prlx.calibrate(ctx, ds, **KNOWN) for ds in (dense, events))
+    assert dict(one.parameters) == dict(other.parameters)
+
+
+def test_part_of_a_scan(ctx: Any, frames: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    ds = ctx.load("memory", data=frames, sig_dims=2)
+    roi = np.zeros(SHAPE, bool)
+    roi[2:34, 1:31] = True
+    roi[5, 6] = False
+    found = prlx.calibrate(ctx, ds, roi=roi, **KNOWN)
+    assert found.stack.scan_shape == (32, 30)
+    assert found.stack.scanned.sum() == 32 * 30 - 1
+    assert found.parameters["aberration_coefs"]["C10"] == pytest.approx(-420, rel=0.03)
+    monkeypatch.setattr(glue, "_FRAMES", 28 * 28)
+    found = prlx.calibrate(ctx, ds, **KNOWN)
+    assert found.stack.scan_shape == (28, 28)
+
+
+def test_bad_input_is_refused_before_work(ctx: Any, frames: np.ndarray) -> None:
+    ds = ctx.load("memory", data=frames, sig_dims=2)
+    known = {name: value for name, value in KNOWN.items() if name != "energy"}
+    for arguments, message in (
+        (known, "energy is missing: expected the energy of the electrons"),
+        ({**KNOWN, "search": ["C99"]}, "search: 'C99'"),
+        ({**KNOWN, "defocus_between": (5.0, 3.0)}, "defocus_between = 5, 3: expected"),
+        ({**KNOWN, "defocus_between": (10, 20), "underfocus": False}, "that is no overfocus"),
+        ({**KNOWN, "rotation_near": "north"}, "rotation_near"),
+        ({**KNOWN, "roi": np.ones((3, 3), bool)}, "roi: expected booleans of the scan's shape"),
+        ({**KNOWN, "bf_mask": np.ones((3, 3), bool)}, "bf_mask has shape"),
+        ({**KNOWN, "semiangel": 3}, "semiangle_cutoff"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            prlx.calibrate(ctx, ds, **arguments)
+
+
+OPTIONS = "--energy 300e3 --scan-sampling 0.9 0.9 --semiangle-cutoff 20"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frames: np.ndarray) -> Path:
+    monkeypatch.chdir(tmp_path)
+    np.save("scan.npy", frames)
+    return tmp_path
+
+
+def run(command: str) -> Result:
+    return CliRunner().invoke(main, command.split(), catch_exceptions=False)
+
+
+def test_command(folder: Path) -> None:
+    result = run(f"calibrate scan.npy {OPTIONS} -o params.toml --picture sheet.png")
+    assert result.exit_code == 0, result.output
+    for text in ("Center", "Defocus", "underfocus", "Rotation", "decided by skewness", "the twin"):
+        assert text in result.stdout
+    file = (folder / "params.toml").read_text()
+    assert "# Or: C10 = 4" in file
+    assert "±" in file
+    assert (folder / "sheet.png").stat().st_size > 10000
+    # The next command reads it.
+    result = run("reconstruct scan.npy --params params.toml --phase-flip -o image.npy")
+    assert result.exit_code == 0, result.output
+    # Nothing is overwritten unasked.
+    result = run(f"calibrate scan.npy {OPTIONS} -o params.toml")
+    assert result.exit_code == 2
+    assert "that exists; choose another name, or --overwrite" in result.stderr
+    assert (folder / "params.toml").read_text() == file
+
+
+def test_command_keeps_what_the_file_says(folder: Path) -> None:
+    mask = np.ones((16, 16), bool)
+    mask[5, 5] = False
+    np.save("mask.npy", mask)
+    (folder / "known.toml").write_text(
+        "energy = 300e3\nscan_sampling = [0.9, 0.9]\nsemiangle_cutoff = 20\nupsampling_factor = 2\n"
+        'bf_mask = "mask.npy"\ncenter = [8.4, 7.4]\n[load]\ntype = "npy"\n'
+    )
+    result = run("calibrate scan.npy --params known.toml --overfocus -o params.toml")
+    assert result.exit_code == 0, result.output
+    found = prlx.load_parameters("params.toml")
+    assert found["upsampling_factor"] == 2
+    assert found["center"] == (8.4, 7.4)
+    assert found["aberration_coefs"]["C10"] > 0
+    assert found.settings == {"load": {"type": "npy"}}
+    np.testing.assert_array_equal(found["bf_mask"], mask)
+    assert found.files["bf_mask"].name == "mask.npy"
+
+
+def test_command_without_a_result(folder: Path) -> None:
+    np.save("empty.npy", scan(np.zeros(SHAPE)))
+    result = run(f"calibrate empty.npy {OPTIONS} -o params.toml --picture sheet.png")
+    assert result.exit_code == 1
+    assert "nothing stands out of the noise" in result.stderr
+    assert not (folder / "params.toml").exists()
+    assert not (folder / "sheet.png").exists()
+
+
+def test_command_says_what_is_missing(folder: Path) -> None:
+    result = run("calibrate scan.npy --energy 300e3 -o params.toml")
+    assert result.exit_code == 2
+    assert "--scan-sampling" in result.stderr
+    assert "--semiangle-cutoff" in result.stderr
+    result = run(f"calibrate scan.npy {OPTIONS} -o scan.npy --overwrite")
+    assert "that is an input" in result.stderr

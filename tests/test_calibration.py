@@ -1,0 +1,278 @@
+"""Calibration against scans of known parameters, made with the plain transfer."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+from scans import CENTER, COEFS, KNOWN, ROTATION, SAMPLING, bright_field, scan, specimen
+
+from libertem_parallax.calibration import (
+    Calibration,
+    CalibrationError,
+    Hints,
+    calibrate_stack,
+    check_search,
+    find_beam,
+    without,
+)
+from libertem_parallax.calibration.fit import decompose, twin
+from libertem_parallax.calibration.model import Model, Optics, turn
+from libertem_parallax.calibration.search import _Band, matrices
+from libertem_parallax.calibration.spectra import independent, transform
+from libertem_parallax.parameters import Parameters
+
+SHAPE = (36, 36)
+
+
+@cache
+def frames(flip: bool = False, dose: float = 3000.0) -> np.ndarray:
+    return scan(specimen(SHAPE), flip=flip, dose=dose)
+
+
+def calibrated(
+    data: np.ndarray, hints: Hints | None = None, search: Any = (), **known: Any
+) -> Calibration:
+    parameters = Parameters(**{**KNOWN, **known})
+    beam = find_beam(data.mean(axis=(0, 1)), without(parameters, search))
+    return calibrate_stack(bright_field(data, beam.mask), beam, parameters, search, hints)
+
+
+@cache
+def plain(flip: bool = False) -> Calibration:
+    return calibrated(frames(flip))
+
+
+def part(coefs: dict[str, float], order: str = "12") -> complex:
+    m = int(order[1])
+    return complex(coefs[f"C{order}"] * np.exp(1j * m * coefs[f"phi{order}"]))
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_finds_what_was_simulated(flip: bool) -> None:
+    found = plain(flip)
+    p, coefs = found.parameters, found.parameters["aberration_coefs"]
+    assert p["detector_flip_cols"] == flip
+    np.testing.assert_allclose(p["center"], CENTER, atol=0.1)
+    np.testing.assert_allclose(p["angular_sampling"], SAMPLING, rtol=0.01)
+    assert coefs["C10"] == pytest.approx(COEFS["C10"], rel=0.015)
+    assert abs(part(coefs) - part(COEFS)) < 0.01 * abs(COEFS["C10"])
+    assert p["rotation_angle"] == pytest.approx(ROTATION, abs=math.radians(0.3))
+
+
+@pytest.mark.parametrize("layout", [np.diag([-1.0, 1.0]), np.array([[0.0, 1.0], [1.0, 0.0]])])
+def test_other_orders_of_the_array(layout: np.ndarray) -> None:
+    """Frames stored otherwise, read as `detector_flip_rows` and `detector_transpose` say."""
+    transposed = not layout[0, 0]
+    data = frames()
+    stored = data.swapaxes(2, 3) if transposed else data[:, :, ::-1]
+    order = {"detector_transpose": True} if transposed else {"detector_flip_rows": True}
+    found = calibrated(np.ascontiguousarray(stored), **order)
+    straight = plain()
+    p, expected = found.parameters, straight.parameters
+    assert not p["detector_flip_cols"]
+    assert p["rotation_angle"] == pytest.approx(expected["rotation_angle"], abs=2e-3)
+    for name, value in expected["aberration_coefs"].items():
+        assert p["aberration_coefs"][name] == pytest.approx(value, rel=0.02), name
+
+
+def test_the_twin_is_told() -> None:
+    found = plain()
+    other = found.alternatives[0]
+    p, q = found.parameters, other.parameters
+    assert q["aberration_coefs"]["C10"] == pytest.approx(-p["aberration_coefs"]["C10"])
+    assert part(q["aberration_coefs"]) == pytest.approx(-part(p["aberration_coefs"]))
+    turned = math.remainder(q["rotation_angle"] - p["rotation_angle"], 2 * math.pi)
+    assert abs(turned) == pytest.approx(math.pi)
+    assert "twin" in other.why
+    assert found.decided == "skewness of the phase image"
+
+
+@pytest.mark.parametrize(
+    "hints",
+    [Hints((-math.inf, 0)), Hints((-2000, -100)), Hints(rotation=ROTATION + math.pi - 1)],
+    ids=["overfocus", "range", "rotation"],
+)
+def test_a_hint_decides(hints: Hints) -> None:
+    """Here, against the skewness."""
+    found = calibrated(frames(), hints)
+    assert found.decided == "the hint"
+    coefs = found.parameters["aberration_coefs"]
+    assert coefs["C10"] == pytest.approx(-COEFS["C10"], rel=0.015)
+    assert found.alternatives[0].parameters["aberration_coefs"]["C10"] < 0
+
+
+def test_what_is_given_is_kept() -> None:
+    given = {
+        "aberration_coefs": {"C10": -425.0},
+        "center": (8.4, 7.4),
+        "angular_sampling": (3.0, 3.0),
+        "detector_flip_cols": False,
+        "upsampling_factor": 2,
+    }
+    found = calibrated(frames(), **given)
+    for name, value in given.items():
+        if name != "aberration_coefs":
+            assert found.parameters[name] == value
+    assert found.parameters["aberration_coefs"]["C10"] == -425.0
+    assert found.parameters["rotation_angle"] == pytest.approx(ROTATION, abs=0.01)
+    assert set(found.uncertainties) == {"rotation_angle", "C12", "phi12"}
+    assert not found.alternatives
+    also = calibrated(frames(), search=["C10", "center"], **given)
+    assert also.parameters["aberration_coefs"]["C10"] == pytest.approx(COEFS["C10"], rel=0.015)
+    assert also.parameters["center"] != given["center"]
+
+
+def test_given_astigmatism_turns_with_nothing() -> None:
+    """It is along the scan's axes, while the rotation is searched."""
+    found = calibrated(frames(), aberration_coefs={"C12": 60.0, "phi12": 0.4})
+    coefs = found.parameters["aberration_coefs"]
+    assert part(coefs) == pytest.approx(part(COEFS))
+    assert coefs["C10"] == pytest.approx(COEFS["C10"], rel=0.015)
+    assert found.parameters["rotation_angle"] == pytest.approx(ROTATION, abs=math.radians(0.3))
+
+
+def noise() -> np.ndarray:
+    """No specimen."""
+    return scan(np.zeros(SHAPE), seed=3)
+
+
+def shuffled() -> np.ndarray:
+    data = frames()
+    order = np.random.default_rng(0).permutation(SHAPE[0] * SHAPE[1])
+    return data.reshape(-1, *data.shape[2:])[order].reshape(data.shape)
+
+
+def dark() -> np.ndarray:
+    return np.random.default_rng(0).poisson(2, (*SHAPE, 16, 16)).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (noise, "nothing stands out"),
+        (shuffled, "nothing stands out"),
+        (dark, "no bright-field disk"),
+    ],
+)
+def test_where_there_is_nothing(data: Any, message: str) -> None:
+    with pytest.raises(CalibrationError, match=message):
+        calibrated(data())
+
+
+def test_a_sampling_that_does_not_fit_is_told() -> None:
+    found = calibrated(frames(), angular_sampling=(3.2, 3.2))
+    assert "the disk's radius is 21" in found.notes[0]
+    assert not calibrated(frames(), angular_sampling=(3.0, 3.0)).notes
+
+
+def test_names_of_search() -> None:
+    assert check_search(["coma", "C23", "C21"]) == ("C21", "C23")
+    with pytest.raises(ValueError, match="search: 'C13': expected some of center"):
+        check_search(["C13"])
+
+
+def small() -> tuple[Any, Optics]:
+    data = frames()
+    optics = Optics(0.0197, 0.02, CENTER, (SAMPLING * 1e-3, SAMPLING * 1e-3))
+    xi = optics.positions(np.argwhere(np.ones((16, 16), bool)))
+    stack = bright_field(data, (np.hypot(*xi.T) <= 1).reshape(16, 16))
+    return transform(stack, (0.9, 0.9), independent(SHAPE, (0.9, 0.9), 0.3)), optics
+
+
+LAYOUTS = {
+    "straight": np.eye(2), "columns": np.diag([1.0, -1.0]), "rows": np.diag([-1.0, 1.0]),
+    "transposed": np.array([[0.0, 1.0], [1.0, 0.0]]), "turned": np.array([[0.0, -1.0], [1.0, 0.0]]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_gradients_of_the_model(layout: np.ndarray) -> None:
+    """Against differences; its edge is sharp, so these are near only."""
+    spectra, optics = small()
+    model = Model(spectra, optics, layout, [(1, 0), (1, 2), (2, 1), (2, 3), (3, 0)])
+    coefs = {**COEFS, "C21": 2e3, "phi21": 1.0, "C23": 3e3, "phi23": 0.2, "C30": 1e5}
+    x = model.vector(coefs, 0.4)
+    assert model.coefs(x) == pytest.approx(coefs)
+    _, gradient = model.value_and_gradient(x)
+    step = 1e-4
+    differences = [
+        (model.value(x + step * unit) - model.value(x - step * unit)) / (2 * step)
+        for unit in np.eye(model.size)
+    ]
+    np.testing.assert_allclose(gradient, differences, atol=0.01 * np.abs(differences).max())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_the_twin_is_as_likely(layout: np.ndarray) -> None:
+    spectra, optics = small()
+    model = Model(spectra, optics, layout, [(1, 0), (1, 2), (2, 1), (3, 0)])
+    x = model.vector({**COEFS, "C21": 2e3, "phi21": 1.0, "C30": 1e5}, 0.4)
+    one, other = model.sums(x), model.sums(twin(model, x))
+    np.testing.assert_allclose(other.explained, one.explained, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(other.N, -one.N, atol=1e-3 * np.abs(one.N).max())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_shifts_and_what_makes_them(layout: np.ndarray) -> None:
+    """Shifts are H R F ξ, H the aberrations, R the rotation, F the order of the array."""
+    C10, C12, phi12, rotation = -800.0, 150.0, 0.6, 2.1
+    H = np.array(
+        [
+            [C10 + C12 * np.cos(2 * phi12), C12 * np.sin(2 * phi12)],
+            [C12 * np.sin(2 * phi12), C10 - C12 * np.cos(2 * phi12)],
+        ]
+    )
+    coefs, angle = decompose(H @ turn(rotation) @ layout * 0.02, layout, 0.02)
+    # The twin, as C10 is positive where a decomposition may choose.
+    assert coefs["C10"] == pytest.approx(-C10)
+    assert part(coefs) == pytest.approx(-part({"C12": C12, "phi12": phi12}))
+    assert abs(math.remainder(angle - rotation, 2 * math.pi)) == pytest.approx(math.pi)
+
+
+def test_the_transform_is_the_sum() -> None:
+    """E at Mᵀq against the sum over pixels that it stands for, exact but for interpolation."""
+    spectra, optics = small()
+    some = spectra.take(slice(0, 30))
+    M = np.random.default_rng(0).uniform(-10, 10, (200, 2, 2))
+    M[0] = 0
+    xi = optics.positions(some.pixels)
+    phases = np.exp(-2j * np.pi * np.einsum("qi,nij,mj->nqm", some.q, M, xi))
+    expected = (np.abs((phases * some.images).sum(axis=2)) ** 2).mean(axis=1) / len(xi)
+    heights = _Band(some, optics).heights(M)
+    assert heights[0] == pytest.approx(expected[0], rel=0.2)
+    assert np.corrcoef(heights, expected)[0, 1] > 0.95
+    other = _Band(some, optics).heights(-M)
+    assert np.corrcoef(other, expected)[0, 1] < 0.5
+
+
+def test_matrices_of_complex_numbers() -> None:
+    a, b, z = 1 + 2j, 0.3 - 0.4j, 0.7 - 1.1j
+    moved = a * z + b * np.conj(z)
+    np.testing.assert_allclose(matrices(a, b) @ [z.real, z.imag], [moved.real, moved.imag])
+
+
+@pytest.mark.parametrize("shape", [(6, 8), (7, 5), (6, 5)])
+def test_frequencies_say_different_things(shape: tuple[int, int]) -> None:
+    """As many as real values have independent coefficients, but for 0 and Nyquist frequencies."""
+    index = independent(shape, (1.0, 1.0), 10.0)
+    signed = {(int(y) - shape[0] * (2 * y > shape[0]), int(x)) for y, x in index}
+    assert len(signed) == len(index)
+    assert not any((-y, -x) in signed for y, x in signed)
+    odd = [n - 1 + n % 2 for n in shape]
+    assert len(index) == (odd[0] * odd[1] - 1) // 2
+
+
+def test_spectra_of_noise_have_a_power_of_one() -> None:
+    rng = np.random.default_rng(0)
+    data = rng.poisson(np.linspace(1, 40, 16).reshape(4, 4), (24, 26, 4, 4)).astype(np.uint8)
+    data[..., 0, 0] = 0
+    stack = bright_field(data, np.ones((4, 4), bool))
+    spectra = transform(stack, (1.0, 1.0), independent((24, 26), (1.0, 1.0), 1.0))
+    assert len(spectra.pixels) == 15
+    power = (np.abs(spectra.images) ** 2).mean(axis=0)
+    np.testing.assert_allclose(power, 1, atol=0.25)
+    assert spectra.noise == pytest.approx(1, abs=0.1)
