@@ -215,11 +215,12 @@ def test_the_gpu_report_has_all_figures(gpu_report) -> None:
     assert result.output.splitlines() == lines
     assert lines[0].startswith("No GPU, driver for CUDA 13.0, CuPy 0")
     assert lines[4] == "|---|---|---|"
-    assert lines[5:7] == [
+    assert lines[5:8] == [
         "| frames, events and stacks against NumPy | equal to the last bit, 2 dtypes |  |",
+        "| likelihood against NumPy | equal to single precision |  |",
         "| compute-sanitizer | not installed |  |",
     ]
-    rows = [line.strip("| ").split(" | ") for line in lines[7:]]
+    rows = [line.strip("| ").split(" | ") for line in lines[8:]]
     kinds = [re.split("[,:]| from| on| to", what)[0] for what, *_ in rows]
     expected = {
         "copies": 2,
@@ -227,7 +228,10 @@ def test_the_gpu_report_has_all_figures(gpu_report) -> None:
         "scatter": 2,
         "engine cuda alone": 1,
         "upload of a stack": 1,
-        "stack added again": 6,
+        "stack added again": 8,
+        "upload of images": 1,
+        "direct ptychography": 1,
+        "calibration": 1,
         "run_udf": 3,
         "live": 3,
     }
@@ -245,7 +249,7 @@ def test_a_gpu_that_adds_wrongly_is_not_measured(gpu_report, monkeypatch) -> Non
         result, lines = gpu_report(*options, name=f"{number}.md")
         assert result.exit_code == 1
         assert lines[5] == "| frames, events and stacks against NumPy | sums of events of int8 |  |"
-        assert len(lines) == 7 - number
+        assert len(lines) == 8 - number
 
 
 @pytest.mark.parametrize("path", ["floor", "floor, file mapped"])

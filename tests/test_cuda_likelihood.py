@@ -17,6 +17,7 @@ from libertem_parallax.accumulate import CudaError
 from libertem_parallax.accumulate.cuda import device, upload
 from libertem_parallax.interference import beams
 from libertem_parallax.likelihood import ENGINES, Interference, make_engine, monomials
+from libertem_parallax.likelihood.cuda import check
 
 pytestmark = needs_compiler
 
@@ -85,6 +86,17 @@ def test_mistakes_are_found(right, wrong):
     source = SOURCES["likelihood"].replace(right, wrong)
     assert source != SOURCES["likelihood"]
     assert not agree(*run(1, 1, 5, 70, "forward", source))
+
+
+def test_a_device_that_sums_wrongly_is_found(standin, monkeypatch, tmp_path):
+    standin()
+    assert check() == []
+    source = SOURCES["likelihood"].replace("- explained * re", "")
+    (tmp_path / "likelihood.cu").write_text(source)
+    monkeypatch.setattr(device, "source", lambda name: tmp_path / f"{name}.cu")
+    monkeypatch.setattr(device, "_kernels", {})
+    wrong = [f"derivatives by {part} of a likelihood" for part in ("minus", "plus", "center")]
+    assert check() == wrong
 
 
 def make(coefs="third order", Q=23, M=70, **options):

@@ -35,6 +35,8 @@ def measure(size: int) -> Iterator[Row]:
         yield from parts.kernels(workload, size, best)
     for workload in STACKS:
         yield from parts.stacks(workload, best)
+    for workload in STACKS[:1]:
+        yield from parts.likelihoods(workload, best)
     with tempfile.TemporaryDirectory() as folder:
         for workload in RUNS:
             yield from parts.end_to_end(workload, Path(folder))
@@ -56,8 +58,8 @@ def main(size: int, check: bool, output: Path | None) -> None:
 
     Sums of frames, events and stacks of all dtypes are compared with NumPy's, also under CUDA's
     compute-sanitizer where that is installed. Then kernels alone are measured against what the GPU
-    can do at best, engines alone, stacks that stay on the GPU, and runs through LiberTEM against
-    all cores of this machine. Exits with 1 if a sum is wrong.
+    can do at best, engines alone, stacks that stay on the GPU, the sums of a calibration, and runs
+    through LiberTEM against all cores of this machine. Exits with 1 if a sum is wrong.
     """
     if output is not None and output.exists():
         raise click.ClickException(f"{output} exists: give another --output, or remove it.")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,12 +28,26 @@ from libertem_parallax.accumulate.cuda.device import (
 from libertem_parallax.accumulate.cuda.upload import SLOT_BYTES, make_table
 from libertem_parallax.geometry import Geometry
 from libertem_parallax.images import IMAGES, Imaging, Sums
+from libertem_parallax.interference import beams, polynomial
+from libertem_parallax.likelihood import ENGINES as LIKELIHOODS
+from libertem_parallax.likelihood import Interference
+from libertem_parallax.likelihood.cuda import check as check_likelihood
+from libertem_parallax.transfer import frequencies
 
 from ..worker import make_context, make_run, make_udf
 from ..workloads import Workload, write
 from .floors import Floors, seconds
 
-__all__ = ["Row", "correctness", "end_to_end", "kernels", "live", "sanitizer", "stacks"]
+__all__ = [
+    "Row",
+    "correctness",
+    "end_to_end",
+    "kernels",
+    "likelihoods",
+    "live",
+    "sanitizer",
+    "stacks",
+]
 
 _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -46,10 +61,14 @@ class Row(NamedTuple):
 
 
 def correctness() -> tuple[list[Row], bool]:
-    """Compare the sums of frames, events and stacks of all dtypes with NumPy's."""
-    wrong = check(0, sorted(C_TYPES))
+    """Compare the sums of frames, events and stacks of all dtypes with NumPy's, and others."""
+    wrong, differ = check(0, sorted(C_TYPES)), check_likelihood(0)
     text = "; ".join(wrong) or f"equal to the last bit, {len(C_TYPES)} dtypes"
-    return [Row("frames, events and stacks against NumPy", text)], not wrong
+    rows = [
+        Row("frames, events and stacks against NumPy", text),
+        Row("likelihood against NumPy", "; ".join(differ) or "equal to single precision"),
+    ]
+    return rows, not wrong + differ
 
 
 def sanitizer() -> tuple[list[Row], bool]:
@@ -171,14 +190,18 @@ def stacks(workload: Workload, floors: Floors) -> Iterator[Row]:
     scatter = _scatter(plan, values, pixels, to_device(plan.targets), values.nbytes)
     imaging = Imaging(geometry)
 
-    def image(stack: Stack) -> Any:
-        return IMAGES["parallax"].make(Sums(imaging, *stack.add(plan), scanned))
+    def image(stack: Stack, name: str = "parallax") -> Any:
+        return stack.make(plan, lambda A, S: IMAGES[name].make(Sums(imaging, A, S, scanned)))
 
     ways: dict[str, Callable[[], Any]] = {
         "gather, sums stay there": lambda: stack.add_on_device(plan),
         "scatter, sums stay there": scatter,
         "gather, sums come to the host": lambda: stack.add(plan),
-        "gather, parallax image made on the host": lambda: image(stack),
+        "gather, parallax image made on the host": lambda: IMAGES["parallax"].make(
+            Sums(imaging, *stack.add(plan), scanned)
+        ),
+        "gather, parallax image made there": lambda: image(stack),
+        "gather, phase-flipped image made there": lambda: image(stack, "phase_flip"),
         f"CPU, {_CORES} cores": lambda: host.add(plan),
         f"CPU, {_CORES} cores, parallax image": lambda: image(host),
     }
@@ -188,6 +211,50 @@ def stacks(workload: Workload, floors: Floors) -> Iterator[Row]:
         if way.startswith("gather"):
             against += f", {rate * values.nbytes / floors.copy:.0%} of copies"
         yield Row(f"stack added again, {way}: {name}", f"{rate:.4g} /s", against)
+
+
+def likelihoods(workload: Workload, floors: Floors) -> Iterator[Row]:
+    """Measure the sums of a calibration and of direct ptychography, of images that stay there."""
+    geometry = Geometry.from_parameters(shape=workload.shape, **workload.parameters)
+    engines, interference = _likelihood(geometry)
+    images = engines["cuda"].images
+    name = f"{images.shape[0]} frequencies, M = {images.shape[1]}: {workload.name}"
+    positions, edge = engines["cuda"].positions, engines["cuda"].edge
+    upload = seconds(lambda: LIKELIHOODS["cuda"](images, positions, edge))
+    yield Row(
+        f"upload of images: {name}",
+        f"{upload:.3g} s",
+        f"{images.nbytes / upload / floors.upload:.0%} of uploads",
+    )
+    for what, way in (
+        ("direct ptychography, its sums", "sums"),
+        ("calibration, a step (sums and derivatives)", "gradients"),
+    ):
+        times = {
+            engine: seconds(partial(getattr(made, way), interference))
+            for engine, made in engines.items()
+        }
+        yield Row(
+            f"{what}: {name}",
+            f"{times['cuda']:.3g} s",
+            f"{times['numba'] / times['cuda']:.3g} x as fast as numba on {_CORES} cores, "
+            f"{images.nbytes / times['cuda'] / floors.copy:.0%} of copies",
+        )
+
+
+def _likelihood(geometry: Geometry) -> tuple[dict[str, Any], Interference]:
+    """Make engines for all frequencies within the semiangle, with noise in place of images."""
+    plan, semiangle = geometry.plan, geometry.parameters["semiangle_cutoff"] * 1e-3
+    eta = frequencies(plan.scan_shape, geometry.scan_sampling) * geometry.wavelength / semiangle
+    eta = eta[np.hypot(eta[..., 0], eta[..., 1]) < 1]
+    noise = np.random.default_rng(0).normal(size=(len(eta), len(plan.pixels), 2))
+    images = noise.astype(np.float32).view(np.complex64)[..., 0]
+    turns = polynomial(geometry.aberration_coefs, semiangle, geometry.wavelength)
+    engines = {
+        name: LIKELIHOODS[name](images, geometry.angles / semiangle, 0.1)
+        for name in ("cuda", "numba")
+    }
+    return engines, beams(turns, eta)
 
 
 def end_to_end(workload: Workload, folder: Path) -> Iterator[Row]:

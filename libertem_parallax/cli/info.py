@@ -77,11 +77,12 @@ def _versions() -> Iterator[str]:
 
 
 def _gpu_problem(device: int) -> str | None:
-    """Add frames, events and a stack on a GPU; what is wrong, or None where it works."""
+    """Add and transform on a GPU as NumPy does; what is wrong, or None where it works."""
     from ..accumulate.cuda import check
+    from ..likelihood.cuda import check as check_likelihood
 
     try:
-        wrong = check(device)
+        wrong = check(device) + check_likelihood(device)
     except Exception as error:  # as below
         return str(error) or repr(error)
     return f"its {' and '.join(wrong)} differ from NumPy's." if wrong else None

@@ -10,9 +10,10 @@ from numpy.typing import ArrayLike, NDArray
 from ..accumulate.cuda import upload
 from ..accumulate.cuda.device import kernel, likelihood_launch_shape, load_cupy, to_device
 from .compiled import CompiledEngine
-from .engine import Engine, Interference, Sums, degree
+from .engine import Engine, Interference, Sums, degree, monomials
+from .plain import PlainEngine
 
-__all__ = ["CudaEngine"]
+__all__ = ["CudaEngine", "check"]
 
 
 class CudaEngine(Engine):
@@ -123,3 +124,42 @@ class _Resident(upload.Resident):
         slot.stream.synchronize()
         for values, out in zip(there, (sums, gradients), strict=True):
             slot.read(values, out.reshape(-1))
+
+
+def check(device: int = 0) -> list[str]:
+    """Sum a small likelihood on a GPU, and by NumPy.
+
+    Parameters
+    ----------
+    device
+        Number of the GPU.
+
+    Returns
+    -------
+    list of str
+        What differs; empty if the GPU works.
+
+    Raises
+    ------
+    CudaError
+        If the GPU cannot be used.
+    """
+    rng = np.random.default_rng(0)
+    count, pixels, terms = 9, 70, len(monomials(3))
+    images = rng.normal(size=(count, pixels, 2)).astype(np.float32).view(np.complex64)[..., 0]
+    positions = rng.uniform(-0.9, 0.9, (pixels, 2))
+    parts = rng.uniform(-0.5, 0.5, (count, 2 * terms + 2))
+    interference = Interference(*np.split(parts, [terms, 2 * terms], axis=1))
+    actual, expected = (
+        [part for values in engine.gradients(interference) for part in values]
+        for engine in (
+            CudaEngine(images, positions, 0.3, device),
+            PlainEngine(images, positions, 0.3),
+        )
+    )
+    names = ["N", "D", *(f"derivatives by {part}" for part in Interference._fields)]
+    return [
+        f"{name} of a likelihood"
+        for name, one, other in zip(names, actual, expected, strict=True)
+        if not np.allclose(one, other, rtol=0, atol=1e-5 * np.abs(other).max())
+    ]

@@ -24,7 +24,7 @@ _DETECTOR = 9, 11
 def check(
     device: int = 0, dtypes: Iterable[str] = ("uint8",), scan_shape: tuple[int, int] = (5, 41)
 ) -> list[str]:
-    """Add random frames, events and a stack on a GPU, and by NumPy.
+    """Add random frames, events and a stack on a GPU, transform sums there, and do so by NumPy.
 
     Parameters
     ----------
@@ -54,15 +54,23 @@ def check(
         frames = rng.integers(0, 100, shape, dtype=np.int8).astype(dtype)
         expected = _add(PlainEngine, plan, frames)
         events = _add(CudaEngine, plan, frames, device, events=True)
-        stack = Stack.from_array(frames.reshape(*scan_shape, *_DETECTOR))
+        stack = CudaStack.of(Stack.from_array(frames.reshape(*scan_shape, *_DETECTOR)), device)
+        stacked = stack.add(plan)
         for name, sums in (
             ("frames", _add(CudaEngine, plan, frames, device)),
             ("events", events),
-            ("a stack", CudaStack.of(stack, device).add(plan)),
+            ("a stack", stacked),
         ):
             if not all(map(np.array_equal, sums, expected)):
                 wrong.append(f"sums of {name} of {dtype}")
+    if not np.allclose(stack.make(plan, _transformed), stacked[1], rtol=0, atol=1e-6):
+        wrong.append("Fourier transforms")
     return wrong
+
+
+def _transformed(_: Any, S: Any) -> Any:
+    """Transform sums of frames where they are, and back."""
+    return np.fft.irfft2(np.fft.rfft2(S.astype(np.float64)), S.shape)
 
 
 def _add(
