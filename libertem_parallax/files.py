@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import itertools
+import json
 import os
+import secrets
+import shutil
 import tempfile
+import tomllib
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +25,51 @@ from .show.pictures import gray_limits, write_gray
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-__all__ = ["WRITERS", "replacing", "save", "save_somewhere", "try_to_write", "write_events"]
+__all__ = [
+    "WRITERS",
+    "About",
+    "event_files",
+    "is_ours",
+    "replacing",
+    "save",
+    "save_somewhere",
+    "try_to_write",
+    "write_events",
+]
+
+# The name of what our files say of themselves, in ImageJ's words and in those of PNG.
+_KEY = "libertem-parallax"
+#: Bytes from which on TIFF needs longer pointers.
+_BIG = 2**32 - 2**25
 
 
-def save(path: Path, image: NDArray[Any], pixel_size: tuple[float, float], unit: str = "") -> None:
+class About(NamedTuple):
+    """What an image file says beside the pixels."""
+
+    pixel_size: tuple[float, float]  #: height and width in Å
+    unit: str = ""  #: of the values
+    words: str = ""  #: what the image is, for people
+    made: Mapping[str, Any] = MappingProxyType({})  #: how it was made: what JSON can hold
+
+    def text(self) -> str:
+        """Write all of it as JSON, in a single line of ASCII."""
+        version = ""
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # not installed
+            version = " " + importlib.metadata.version("libertem-parallax")
+        about = {
+            "software": f"libertem-parallax{version}",
+            "pixel_size_in_angstrom": self.pixel_size,
+            "unit": self.unit,
+            **self.made,
+        }
+        return json.dumps(about, default=str)
+
+    def texts(self) -> dict[str, str]:
+        """Give it the name by which `is_ours` knows a file."""
+        return {_KEY: self.text()}
+
+
+def save(path: Path, image: NDArray[Any], about: About) -> None:
     """Write an image in the format that the name's extension tells.
 
     Parameters
@@ -31,23 +78,19 @@ def save(path: Path, image: NDArray[Any], pixel_size: tuple[float, float], unit:
         Ends with one of `WRITERS`, in lower or upper case.
     image
         Rows and columns of real numbers.
-    pixel_size
-        Height and width of a pixel in Å.
-    unit
-        Of the values; only .tif says it.
+    about
+        What to say of it. The .npy format has no place for that.
     """
     with replacing(path) as file:
-        WRITERS[path.suffix.lower()](file, image, pixel_size, unit)
+        WRITERS[path.suffix.lower()](file, image, about)
 
 
-def save_somewhere(
-    path: Path, image: NDArray[Any], pixel_size: tuple[float, float], unit: str = ""
-) -> tuple[Path, str | None]:
+def save_somewhere(path: Path, image: NDArray[Any], about: About) -> tuple[Path, str | None]:
     """Write an image: where it should go, else to the current folder, else to the temporary one.
 
     Parameters
     ----------
-    path, image, pixel_size, unit
+    path, image, about
         See `save`.
 
     Returns
@@ -65,17 +108,17 @@ def save_somewhere(
         If the format does not hold it.
     """
     try:
-        save(path, image, pixel_size, unit)
+        save(path, image, about)
         return path, None
     except OSError as error:
         problem = error
     for folder in (Path.cwd, lambda: Path(tempfile.gettempdir())):
         with contextlib.suppress(OSError):  # there may be neither of them any more
-            return _save_new(folder() / path.name, image, pixel_size, unit), str(problem)
+            return _save_new(folder() / path.name, image, about), str(problem)
     raise problem
 
 
-def _save_new(path: Path, image: NDArray[Any], pixel_size: tuple[float, float], unit: str) -> Path:
+def _save_new(path: Path, image: NDArray[Any], about: About) -> Path:
     """Write an image under a name that no file has yet."""
     for number in itertools.count(1):
         new = path if number == 1 else path.with_stem(f"{path.stem}_{number}")
@@ -84,12 +127,42 @@ def _save_new(path: Path, image: NDArray[Any], pixel_size: tuple[float, float], 
         except FileExistsError:
             continue
         try:
-            save(new, image, pixel_size, unit)
+            save(new, image, about)
         except BaseException:
             new.unlink()
             raise
         return new
     raise AssertionError
+
+
+def is_ours(path: Path) -> bool:
+    """Tell whether a file is an image of this package, which may be replaced by another one.
+
+    Parameters
+    ----------
+    path
+        Of a file. Those of NumPy do not say who made them. An empty file counts as ours.
+
+    Raises
+    ------
+    OSError
+        If it cannot be read.
+    """
+    if not path.stat().st_size:
+        return True
+    # Whatever is no image has its own way to fail.
+    with contextlib.suppress(Exception), warnings.catch_warnings(action="ignore"):
+        if path.suffix.lower() == ".png":
+            from PIL import Image
+
+            with Image.open(path) as picture:
+                return _KEY in picture.info
+        if path.suffix.lower() in (".tif", ".tiff"):
+            import tifffile
+
+            with tifffile.TiffFile(path) as tiff:
+                return _KEY in (tiff.imagej_metadata or {})
+    return False
 
 
 def try_to_write(path: Path) -> None:
@@ -106,60 +179,86 @@ def try_to_write(path: Path) -> None:
         If the file cannot be made that `save` makes first.
     """
     part = _part(path)
-    part.open("wb").close()
+    part.open("xb").close()
     part.unlink()
 
 
 def _part(path: Path) -> Path:
-    """Where a file is written before it takes the place of an older one."""
-    return path.with_name(path.name + ".part")
+    """Where a file is written before it takes the place of an older one: where no file is."""
+    target = Path(os.path.realpath(path))
+    return target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}.part")
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Any]:
-    """Write a file whole or not at all: what fails leaves an older one as it was."""
-    part = _part(path)
+    """Write a file whole or not at all: what fails leaves an older one as it was.
+
+    Symbolic links stay, and so do the permissions of an older file.
+    """
+    part, target = _part(path), Path(os.path.realpath(path))
     try:
-        with part.open("wb") as file:
+        with part.open("xb") as file:
             yield file
             # A power cut leaves either the older file or the new one.
             file.flush()
             os.fsync(file.fileno())
-        part.replace(path)
+        with contextlib.suppress(OSError):  # there is none, or the file system has no permissions
+            shutil.copymode(target, part)
+        part.replace(target)
     finally:
         part.unlink(missing_ok=True)
 
 
-def _save_tiff(file: Any, image: NDArray[Any], pixel_size: tuple[float, float], unit: str) -> None:
+def _save_tiff(file: Any, image: NDArray[Any], about: About) -> None:
     """float32, with pixel size and unit as ImageJ reads them: pixels per nm, values as they are."""
     import tifffile
 
-    height, width = pixel_size
-    values = {"cf": 0, "c0": 0.0, "c1": 1.0, "vunit": unit} if unit else {}
-    tifffile.imwrite(
-        file,
-        image.astype(np.float32),
-        imagej=True,
-        resolution=(10 / width, 10 / height),  # pixels per nm, x first
-        metadata={"axes": "YX", "unit": "nm", **values},
-    )
+    height, width = about.pixel_size
+    image = image.astype(np.float32, copy=False)
+    values = {"cf": 0, "c0": 0.0, "c1": 1.0, "vunit": about.unit} if about.unit else {}
+    with warnings.catch_warnings():
+        # Larger ones are beyond ImageJ itself, but not beyond its plug-ins.
+        warnings.filterwarnings("ignore", ".*nonconformant BigTIFF ImageJ")
+        tifffile.imwrite(
+            file,
+            image,
+            imagej=True,
+            bigtiff=image.nbytes >= _BIG,
+            resolution=(10 / width, 10 / height),  # pixels per nm, x first
+            # Info is what ImageJ shows, the other one what is in the TIFF's description.
+            metadata={
+                "axes": "YX", "unit": "nm", **values, **about.texts(), "Info": about.text()
+            },
+        )  # fmt: skip
 
 
-def _save_npy(file: Any, image: NDArray[Any], *_: Any) -> None:
+def _save_npy(file: Any, image: NDArray[Any], about: About) -> None:  # noqa: ARG001
     np.save(file, image)
 
 
-def _save_png(file: Any, image: NDArray[Any], *_: Any) -> None:
+def _save_png(file: Any, image: NDArray[Any], about: About) -> None:
     """Pixel for pixel in 8-bit gray, for the eye: the scale of the numbers is lost."""
-    write_gray(file, image, gray_limits(image))
+    write_gray(file, image, gray_limits(image), about.texts())
 
 
 #: Who writes the format, by the extension of the name.
-WRITERS: Mapping[str, Callable[[Any, NDArray[Any], tuple[float, float], str], None]] = (
-    MappingProxyType(
-        {".tif": _save_tiff, ".tiff": _save_tiff, ".npy": _save_npy, ".png": _save_png}
-    )
+WRITERS: Mapping[str, Callable[[Any, NDArray[Any], About], None]] = MappingProxyType(
+    {".tif": _save_tiff, ".tiff": _save_tiff, ".npy": _save_npy, ".png": _save_png}
 )
+
+
+def event_files(path: Path) -> list[Path]:
+    """Find out which files a description of events names, if it is one: see `write_events`."""
+    if path.suffix.lower() != ".toml":
+        return []
+    try:
+        described = tomllib.loads(path.read_text(encoding="utf-8"))["raw_csr"]
+        return [path.parent / described[f"{name}_file"] for name in _ARRAYS]
+    except (OSError, ValueError, LookupError, TypeError):
+        return []  # no such description, or a damaged one
+
+
+_ARRAYS = ("data", "indices", "indptr")
 
 
 def write_events(
@@ -186,7 +285,7 @@ def write_events(
     """
     lines = ["[params]", 'filetype = "raw_csr"', f"nav_shape = {list(scan_shape)}"]
     lines += [f"sig_shape = {list(detector_shape)}", "[raw_csr]"]
-    for name in ("data", "indices", "indptr"):
+    for name in _ARRAYS:
         array: NDArray[Any] = getattr(events, name)
         array.tofile(folder / f"{name}.raw")
         lines += [f'{name}_file = "{name}.raw"', f'{name}_dtype = "{array.dtype.str}"']

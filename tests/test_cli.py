@@ -5,6 +5,7 @@ import os
 import shlex
 import subprocess
 import sys
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import scipy.sparse
 from file_commands import OPTIONS, TOML, Run, check_error, expected, frames, succeeded
 from PIL import Image
 
+from libertem_parallax import simulate
 from libertem_parallax.accumulate import ENGINES
 from libertem_parallax.cli.reconstruct import reconstruct
 from libertem_parallax.cli.run import speed_text
@@ -97,12 +99,12 @@ def test_files_of_events(run: Run, folder: Path) -> None:
     assert "6 x 8 scan, 10 x 12 detector, uint8" in result.stdout
     (folder / "data/data.raw").unlink()
     check_error(
-        run("reconstruct data/events.toml --params data/scan.toml -o image.npy"),
+        run("reconstruct data/events.toml --params data/scan.toml -o other.npy"),
         ["data/events.toml names", "data/data.raw, which does not exist.\n"],
     )
     events.write_text("\n".join(line for line in lines if "indptr_file" not in line))
     check_error(
-        run("reconstruct data/events.toml --params data/scan.toml -o image.npy"),
+        run("reconstruct data/events.toml --params data/scan.toml -o other.npy"),
         ["'indptr_file' is missing. Describe"],
     )
     # The other way round, each says what it is not.
@@ -161,10 +163,13 @@ def test_demo_and_what_it_proposes_next(run: Run, folder: Path) -> None:
         assert picture.size == (144, 144)
 
 
-def test_demo_says_where_it_cannot_write(run: Run, folder: Path) -> None:
+def test_demo_says_where_it_cannot_write(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(simulate, "simulate", partial(simulate.simulate, scan_shape=(8, 8)))
     check_error(run("demo --output data/scan.npy"), ["--output", "scan.npy"])
     (folder / "occupied/frames.h5").mkdir(parents=True)
-    check_error(run("demo --output occupied"), ["--output", "occupied"])
+    check_error(run("demo --output occupied --overwrite"), ["--output", "occupied"])
 
 
 def test_help_does_not_wait_for_what_is_slow_to_import() -> None:

@@ -84,7 +84,7 @@ def test_a_gpu_that_cannot_be_set_up_is_told_of(run: Run, standin: Any) -> None:
     assert ".py" not in result.stderr
     assert "on the GPU" not in result.stdout
     np.testing.assert_array_equal(np.load("image.npy"), expected())
-    check_error(run(f"{AUTO} --engine cuda"), ["GPU 0", "this device is too old"])
+    check_error(run(f"{AUTO} --engine cuda --overwrite"), ["GPU 0", "this device is too old"])
 
 
 @needs_compiler

@@ -11,8 +11,8 @@ import tifffile
 from file_commands import BRIEF, TINY, TOML, Run, check_error, expected, succeeded
 from PIL import Image
 
-from libertem_parallax import ParallaxPhaseFlipUDF, ParallaxUDF
-from libertem_parallax.files import save
+from libertem_parallax import ParallaxPhaseFlipUDF, ParallaxUDF, files
+from libertem_parallax.files import About, save
 from libertem_parallax.images import IMAGES
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -121,8 +121,9 @@ def test_only_pictures_are_blurred(run: Run) -> None:
     command = "reconstruct data/scan.npy --params data/scan.toml"
     succeeded(run(f"{command} --blur 5 -o image.png"))
     blurred = scipy.ndimage.gaussian_filter(expected(), (5 / 2, 5 / 2.5), mode="wrap")
-    save(Path("expected.png"), blurred, (2, 2.5))
-    assert Path("image.png").read_bytes() == Path("expected.png").read_bytes()
+    save(Path("expected.png"), blurred, About((2, 2.5)))
+    with Image.open("image.png") as picture, Image.open("expected.png") as other:
+        np.testing.assert_array_equal(np.asarray(picture), np.asarray(other))
     check_error(run(f"{command} --blur 5 -o image.tif"), ["--blur", "image.tif", ".png"])
     for number in ("nan", "inf", "-1"):
         check_error(run(f"{command} --blur {number} -o image.png"), ["--blur", number])
@@ -141,14 +142,17 @@ def test_png_has_the_pixels_of_the_image(run: Run) -> None:
     assert (np.diff(gray.ravel()[np.argsort(image.ravel())].astype(int)) >= 0).all()
 
 
-def test_an_image_that_cannot_be_written_leaves_the_old_one(run: Run, folder: Path) -> None:
+def test_an_image_that_cannot_be_written_leaves_the_old_one(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     command = f"reconstruct data/scan.npy {BRIEF} -o image.tif"
     succeeded(run(command))
     old = (folder / "image.tif").read_bytes()
     check_error(run(f"reconstruct data/scan.npy {TINY} -o image.tif"), ["cannot write image.tif"])
     assert (folder / "image.tif").read_bytes() == old
     # Where the new file cannot be made beside the old one, nothing is computed in vain.
-    (folder / "image.tif.part").mkdir()
+    monkeypatch.setattr(files.secrets, "token_hex", lambda _: "taken")
+    (folder / ".image.tif.taken.part").mkdir()
     result = run(command)
     check_error(result, ["--output image.tif", "cannot write there"])
     assert "Reconstructing" not in result.stderr

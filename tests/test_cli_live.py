@@ -25,7 +25,7 @@ from live_commands import (
 from numpy.typing import NDArray
 from PIL import Image
 
-from libertem_parallax import ParallaxPhaseFlipUDF, ParallaxUDF, live
+from libertem_parallax import ParallaxPhaseFlipUDF, ParallaxUDF, files, live
 
 pytest.importorskip("libertem_live", reason="LiberTEM-live is not installed")
 
@@ -167,7 +167,8 @@ def test_the_detector_is_not_started_in_vain(
     messages: list[str],
 ) -> None:
     Path("scan.toml").touch()
-    Path("taken.tif.part").mkdir()
+    monkeypatch.setattr(files.secrets, "token_hex", lambda _: "taken")
+    Path(".taken.tif.taken.part").mkdir()
     monkeypatch.setattr(live, "start", lambda *_: pytest.fail("it was started"))
     result = run(arguments(merlin, f"--start {options}"))
     assert result.exit_code in (1, 2)

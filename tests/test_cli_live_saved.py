@@ -176,7 +176,7 @@ def test_nothing_can_be_written_but_to_the_temporary_folder(
 
     monkeypatch.setattr(files, "replacing", fail)
     image = np.arange(12.0).reshape(3, 4)
-    written, problem = files.save_somewhere(tmp_path / "out.npy", image, (1, 1))
+    written, problem = files.save_somewhere(tmp_path / "out.npy", image, files.About((1, 1)))
     assert written == tmp_path / "temporary" / "out.npy"
     assert problem is not None
     assert os.strerror(code) in problem
@@ -184,5 +184,5 @@ def test_nothing_can_be_written_but_to_the_temporary_folder(
     assert [path.name for path in tmp_path.iterdir()] == ["temporary"]
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(OSError, match=os.strerror(code)):
-        files.save_somewhere(tmp_path / "out.npy", image, (1, 1))
+        files.save_somewhere(tmp_path / "out.npy", image, files.About((1, 1)))
     assert [path.name for path in tmp_path.iterdir()] == ["temporary"]

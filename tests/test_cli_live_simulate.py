@@ -17,7 +17,7 @@ import tifffile
 from live_commands import SECONDS, Run, simulators, when
 from PIL import Image
 
-from libertem_parallax import simulate
+from libertem_parallax import files, simulate
 
 pytestmark = simulators
 
@@ -86,12 +86,13 @@ def test_simulate_leaves_a_file_of_parameters_alone(run: Run) -> None:
     ],
 )
 def test_nothing_is_simulated_in_vain(
-    run: Run, detector: str, options: str, messages: list[str]
+    run: Run, monkeypatch: pytest.MonkeyPatch, detector: str, options: str, messages: list[str]
 ) -> None:
     np.save("mask.npy", np.ones((63, 64), dtype=bool))
     sampling = "reciprocal_sampling = [0.0156, 0.0156]\nangular_sampling = [0.3, 0.3]\n"
     Path("both.toml").write_text(sampling, encoding="utf-8")
-    Path("taken.tif.part").mkdir()
+    monkeypatch.setattr(files.secrets, "token_hex", lambda _: "taken")
+    Path(".taken.tif.taken.part").mkdir()
     result = run(f"live --simulate {detector} {options}")
     assert result.exit_code in (1, 2)
     assert isinstance(result.exception, SystemExit)

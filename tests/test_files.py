@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from libertem_parallax.files import save, try_to_write
+from libertem_parallax.files import About, save, try_to_write
 from libertem_parallax.show.pictures import _round_length, overview
 
 
 def test_png_of_a_constant_image(tmp_path: Path) -> None:
-    save(tmp_path / "image.png", np.full((3, 4), 7.0), (1.0, 1.0))
+    save(tmp_path / "image.png", np.full((3, 4), 7.0), About((1.0, 1.0)))
     with Image.open(tmp_path / "image.png") as picture:
         assert picture.size == (4, 3)
         assert set(np.asarray(picture).ravel()) == {0}
@@ -21,7 +21,7 @@ def test_a_failed_write_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
     image = np.zeros((3, 4))
     (tmp_path / "image.tif").write_bytes(b"an older image")
     with pytest.raises(ValueError, match="max_denominator"):
-        save(tmp_path / "image.tif", image, (1e-9, 1e-9))  # more than the format can hold
+        save(tmp_path / "image.tif", image, About((1e-9, 1e-9)))  # more than the format can hold
     assert [path.name for path in tmp_path.iterdir()] == ["image.tif"]
     assert (tmp_path / "image.tif").read_bytes() == b"an older image"
 
@@ -38,7 +38,7 @@ def test_trying_to_write_changes_nothing(tmp_path: Path) -> None:
 def test_png_keeps_contrast_despite_an_outlier(tmp_path: Path) -> None:
     image = np.tile(np.linspace(0, 1, 100), (100, 1))
     image[5, 5] = 1e6
-    save(tmp_path / "image.png", image, (1.0, 1.0))
+    save(tmp_path / "image.png", image, About((1.0, 1.0)))
     with Image.open(tmp_path / "image.png") as picture:
         gray = np.asarray(picture)
     assert len(np.unique(gray)) > 90
@@ -47,7 +47,8 @@ def test_png_keeps_contrast_despite_an_outlier(tmp_path: Path) -> None:
 def test_overview_shows_every_pixel_where_it_belongs(tmp_path: Path) -> None:
     checkerboard = np.indices((4, 4)).sum(axis=0) % 2
     panels = [("Coarse", "", checkerboard[:2, :2], (2.0, 2.0)), ("Fine", "", checkerboard, (1, 1))]
-    overview(tmp_path / "overview.png", panels)
+    with (tmp_path / "overview.png").open("wb") as file:
+        overview(file, panels, {})
     with Image.open(tmp_path / "overview.png") as picture:
         gray = np.asarray(picture.convert("L"))
     for i, (_, _, image, _) in enumerate(panels):

@@ -8,8 +8,17 @@ from pathlib import Path
 
 import click
 
+from .options import overwrite_option
 from .run import COMPILES, by, image_pixel_size, make_udf, report, run
-from .specimen import correlation, describe_simulation, resample
+from .specimen import (
+    check_folder,
+    correlation,
+    describe_simulation,
+    placing,
+    resample,
+    save_parameters,
+    write_overview,
+)
 
 
 @click.command(short_help="Simulate a specimen and reconstruct it.")
@@ -21,7 +30,8 @@ from .specimen import correlation, describe_simulation, resample
     metavar="DIR",
     help="Folder for pictures, data and parameters; created where it does not exist.",
 )
-def demo(output: Path) -> None:
+@overwrite_option
+def demo(output: Path, overwrite: bool) -> None:
     """Simulate protein shells in ice, reconstruct them, and show the result next to the truth.
 
     Takes seconds (longer the first time, when code is compiled). The data and parameters are
@@ -32,26 +42,24 @@ def demo(output: Path) -> None:
     from tqdm import tqdm
 
     from ..parameters import Parameters
-    from ..show.pictures import blur, overview
+    from ..show.pictures import blur
     from ..simulate import simulate
 
-    frames_path, params_path, picture_path = (
-        output / name for name in ("frames.h5", "params.toml", "demo.png")
-    )
+    frames_path, picture_path = output / "frames.h5", output / "demo.png"
     dose = 30.0
     try:
-        output.mkdir(parents=True, exist_ok=True)
+        check_folder(output, ["demo.png"], overwrite)
+        simulation = simulate(
+            dose=dose, seed=1, progress=partial(tqdm, desc="Simulating", unit=" rows")
+        )
         # LiberTEM compiles for seconds before it first reads a .npy file, but not for HDF5.
-        with h5py.File(frames_path, "w") as file:
-            simulation = simulate(
-                dose=dose, seed=1, progress=partial(tqdm, desc="Simulating", unit=" rows")
-            )
+        with placing(output, overwrite) as made, h5py.File(made / "frames.h5", "w") as file:
             file["frames"] = simulation.frames
+        given = {k: v for k, v in simulation.parameters.items() if k != "shape"}
+        parameters = Parameters(**given)
+        params_path = save_parameters(parameters, output)
     except OSError as error:
         raise click.ClickException(f"--output: cannot write to {output}: {error}") from error
-    given = {k: v for k, v in simulation.parameters.items() if k != "shape"}
-    parameters = Parameters(**given)
-    parameters.save(params_path, overwrite=True)
 
     with Context.make_with("threads") as ctx:
         dataset = ctx.load("hdf5", path=frames_path, ds_path="/frames")
@@ -70,7 +78,7 @@ def demo(output: Path) -> None:
     truth = blur(resample(simulation.truth, flipped.shape), pixel_size, sigma)
     parallax, flipped = (blur(image, pixel_size, sigma) for image in (parallax, flipped))
     bright_field = blur(bright_field, scan_sampling, sigma)
-    overview(
+    write_overview(
         picture_path,
         [
             (title, f"blurred by {sigma:g} Å", image, size)

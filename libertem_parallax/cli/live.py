@@ -13,7 +13,7 @@ import click
 
 from ..live import DETECTORS, Address, Detector
 from ..parameters import Parameters
-from .options import acquisition_options, blur_option, output_option
+from .options import acquisition_options, blur_option, output_option, overwrite_option
 from .parameters import check_required, read_parameters
 from .record import Recording, record
 from .run import (
@@ -24,7 +24,15 @@ from .run import (
     refuse_zero_images,
     report,
 )
-from .specimen import correlation, describe_simulation, resample
+from .specimen import (
+    check_folder,
+    correlation,
+    describe_simulation,
+    placing,
+    resample,
+    save_parameters,
+    write_overview,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -123,6 +131,7 @@ _SIMULATED = [name for name, detector in DETECTORS.items() if detector.simulated
 @output_option(
     "live_ with the image's name, as live_parallax.tif; with --simulate image.tif in that folder"
 )
+@overwrite_option
 @acquisition_options
 def live(
     detector: str | None,
@@ -189,7 +198,9 @@ def live(
     parameters = read_parameters(params, options)
     check_required(parameters)
     output = _output(output, parameters)
-    check_output(output, [*([params] if params else []), *parameters.files.values()])
+    check_output(
+        output, [*([params] if params else []), *parameters.files.values()], recording.overwrite
+    )
 
     port = port or kind.port
     data_port = data_port or kind.data_port or port
@@ -220,7 +231,7 @@ def _live_simulated(
 
     folder, dose = _FOLDER, 30.0
     blur = 6.0 if recording.blur is None else recording.blur
-    params, growth = folder / "params.toml", folder / "growth.png"
+    growth = folder / "growth.png"
     output = output or folder / "image.tif"
     # One frame tells what will be simulated, so that mistakes show before that takes its time.
     simulated = simulate(scan_shape=(1, 1), dose=None).parameters
@@ -231,12 +242,13 @@ def _live_simulated(
     _output(output, parameters)
     _check_parameters(parameters, kind.shape or shape[2:])
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        check_output(output, parameters.files.values())
+        check_folder(folder, ["growth.png"], recording.overwrite)
+        check_output(output, parameters.files.values(), recording.overwrite)
         simulation = simulate(
             dose=dose, seed=1, progress=partial(tqdm, desc="Simulating", unit=" rows")
         )
-        data = kind.write(folder, simulation.frames)
+        with placing(folder, recording.overwrite) as made:
+            data = folder / kind.write(made, simulation.frames).name
     except OSError as error:
         raise click.ClickException(f"cannot write to {folder}: {error}") from error
     ny, nx = simulation.frames.shape[:2]
@@ -253,11 +265,11 @@ def _live_simulated(
             recording,
             {"growth": lambda growing: grown.update({growing.frames: growing.image})},
         )
-    parameters.save(params, overwrite=True)
+    params = save_parameters(parameters, folder)
     image, udf = recorded.image, recorded.udf
     pixel_size, plan = image_pixel_size(udf), udf.params.geometry.plan
     chosen = np.unique(np.linspace(0, len(grown) - 1, 4).round().astype(int))
-    pictures.overview(
+    write_overview(
         growth,
         [
             (

@@ -215,3 +215,11 @@ def output_option(default: str) -> Callable[[Callable[..., None]], Callable[...,
         help="Where to write the image: .tif (float32, with the pixel size for ImageJ), .npy "
         f"(float32) or .png (8-bit gray, to look at).  [default: {default}]",
     )
+
+
+overwrite_option = click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Replace files, too, that are no images of this program, or were changed since it wrote "
+    "them.",
+)

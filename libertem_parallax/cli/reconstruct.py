@@ -12,10 +12,17 @@ from typing import Any
 import click
 
 from .. import checks
-from .options import acquisition_options, blur_option, output_option, parameter_option
+from .options import (
+    acquisition_options,
+    blur_option,
+    output_option,
+    overwrite_option,
+    parameter_option,
+)
 from .parameters import check_required, read_parameters
 from .run import (
     COMPILES,
+    about,
     check_output,
     described,
     image_paths,
@@ -44,8 +51,14 @@ Examples:
     "Blur a .png with a Gaussian of this standard deviation, to see through the noise of few "
     "electrons; other files hold the numbers as they are."
 )
+@overwrite_option
 def reconstruct(
-    data: Path, params: Path | None, output: Path | None, blur: float | None, **options: Any
+    data: Path,
+    params: Path | None,
+    output: Path | None,
+    blur: float | None,
+    overwrite: bool,
+    **options: Any,
 ) -> None:
     """Reconstruct the parallax image of DATA, any 4D-STEM data set that LiberTEM opens.
 
@@ -56,7 +69,7 @@ def reconstruct(
     inputs = [data, *([params] if params else []), *parameters.files.values()]
     outputs = image_paths(output, data.stem, parameters["image"])
     for path in outputs.values():
-        check_output(path, inputs)
+        check_output(path, inputs, overwrite)
         if blur and path.suffix.lower() != ".png":
             raise click.UsageError(
                 f"--blur: {path} holds the numbers as they are. Leave it out, or write a .png."
@@ -75,7 +88,8 @@ def reconstruct(
     for name, path in outputs.items():
         image = results[name]
         image = pictures.blur(image, image_pixel_size(udf), blur) if blur else image
-        outputs[name] = save(path, image, udf, name, problems)
+        said = about(udf, name, parameters, data=str(data), **({"blur": blur} if blur else {}))
+        outputs[name] = save(path, image, said, problems)
     report(
         *described(udf, dataset.dtype),
         ("Time", speed),

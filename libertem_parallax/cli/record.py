@@ -15,12 +15,14 @@ import click
 
 from .run import (
     COMPILES,
+    about,
     assigned,
     default_gpu,
     described,
     image_pixel_size,
     messages_only,
     refuse_zero_images,
+    replacing_problem,
     save,
     speed_text,
     where,
@@ -29,6 +31,7 @@ from .run import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from ..files import About
     from ..parameters import Parameters
     from ..show.screen import Show
     from ..show.window import Window
@@ -44,6 +47,7 @@ class Recording(NamedTuple):
     frames_per_partition: int | None
     interval: float
     blur: float | None
+    overwrite: bool
 
 
 class _Recorded(NamedTuple):
@@ -80,7 +84,6 @@ def record(
     from libertem_live.api import LiveContext
 
     from .. import files, live
-    from ..images import IMAGES
     from ..show.screen import Screen, grown
     from ..udf import ParallaxUDF
 
@@ -119,10 +122,13 @@ def record(
         acquisition = _await(ctx, conn, watch, address, recording)
         if events or tuple(acquisition.shape) != (recording.nav_shape or ()) + detector_shape:
             udf = make_udf(tuple(acquisition.shape), parameters)
-        name, pixel_size = parameters["image"][0], image_pixel_size(udf)
-        unit = IMAGES[name].unit
+
+        def said(frames: int) -> About:
+            name = parameters["image"][0]
+            return about(udf, name, parameters, data=str(address), frames=frames)
+
         # Nothing that comes later can take along the image that is written now and then.
-        keep = {str(output): lambda made: files.save(output, made.image, pixel_size, unit)}
+        keep = {str(output): lambda made: files.save(output, made.image, said(made.frames))}
         screen = Screen({**keep, **shows, **more}, recording.interval)
         added = _add(ctx, conn, watch, acquisition, udf, screen, recording)
         total = acquisition.shape.nav.size
@@ -132,7 +138,7 @@ def record(
             )
         # Before anything is shown or closed, which may fail as well.
         image, count = (made := grown(added.results)).image, made.frames
-        written = save(output, image, udf, name, problems)
+        written = save(output, image, said(count), problems)
         Screen({**shows, **more}, 0).show(added.results)
     if count < total:
         problems.insert(
@@ -205,6 +211,10 @@ def _shows(
     folder = snapshot or output.parent
     folder.mkdir(parents=True, exist_ok=True)
     picture = folder / "live.png"
+    if picture.resolve() == output.resolve():
+        picture = folder / "growing.png"
+    if problem := replacing_problem(picture, recording.overwrite):
+        raise ValueError(f"the growing image would go to {picture}: {problem}, or --snapshot DIR.")
     return {str(picture): snapshots(picture, pixel_size, sigma)}, None
 
 

@@ -16,6 +16,7 @@ import click
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from ..files import About
     from ..parameters import Parameters
 
 COMPILES = " (the first time, code is compiled, which takes some seconds)"
@@ -166,18 +167,33 @@ def image_paths(output: Path | None, stem: str, names: Sequence[str]) -> dict[st
     return {name: output.with_name(f"{output.stem}_{name}{output.suffix}") for name in names}
 
 
-def check_output(output: Path, inputs: Iterable[Path]) -> None:
-    """Refuse an image, before it is made, that could not be written or replaced an input."""
+def check_output(output: Path, inputs: Iterable[Path], overwrite: bool = False) -> None:
+    """Refuse an image, before it is made, that could not be written or would destroy something.
+
+    Parameters
+    ----------
+    output
+        Where it goes.
+    inputs
+        Files that it is made of.
+    overwrite
+        Whether it may replace what is no image of this package.
+
+    Raises
+    ------
+    click.UsageError
+        With the reason.
+    """
     try:
-        problem = _output_problem(output, inputs)
+        problem = _output_problem(output, inputs, overwrite)
     except OSError as error:
         problem = f"cannot write there: {error}; choose another place"
     if problem:
         raise click.UsageError(f"--output {output}: {problem}.")
 
 
-def _output_problem(output: Path, inputs: Iterable[Path]) -> str | None:
-    from ..files import WRITERS, try_to_write
+def _output_problem(output: Path, inputs: Iterable[Path], overwrite: bool) -> str | None:
+    from ..files import WRITERS, event_files, try_to_write
 
     if output.suffix.lower() not in WRITERS:
         return f"expected a name that ends with one of {', '.join(WRITERS)}"
@@ -187,23 +203,69 @@ def _output_problem(output: Path, inputs: Iterable[Path]) -> str | None:
         return "that is a folder; give the name of a file"
     if output.exists() and not os.access(output, os.W_OK):
         return "that is write-protected; choose another name"
+    inputs = [file for path in inputs for file in (path, *event_files(path))]
     if output.exists() and any(path.exists() and output.samefile(path) for path in inputs):
         return "that is an input, which would be overwritten; choose another name"
+    if problem := replacing_problem(output, overwrite):
+        return problem
     try_to_write(output)
     return None
 
 
-def save(output: Path, image: NDArray[Any], udf: Any, name: str, problems: list[str]) -> Path:
+def replacing_problem(path: Path, overwrite: bool) -> str | None:
+    """Tell why an image must not go to a file, or None if it may, as far as the user decides."""
+    from ..files import is_ours
+
+    if overwrite or not path.exists() or is_ours(path):
+        return None
+    what = "no image of this program"
+    if path.suffix.lower() == ".npy":
+        what = "a file that does not say what it is"
+    return f"that is {what}; choose another name, or replace it with --overwrite"
+
+
+def about(udf: Any, name: str, parameters: Parameters, **made: Any) -> About:
+    """Collect what the file of an image says beside the pixels.
+
+    Parameters
+    ----------
+    udf
+        That made it.
+    name
+        Of the image.
+    parameters
+        It was made with.
+    **made
+        What else to say.
+    """
+    from ..files import About
+    from ..images import IMAGES
+
+    plan = udf.params.geometry.plan
+    values = {**parameters, **parameters.settings, "image": name}
+    values |= {key: str(file) for key, file in parameters.files.items()}
+    made = {
+        "image": name,
+        **made,
+        "scan": plan.scan_shape,
+        "detector": plan.detector_shape,
+        "bright_field_pixels": len(plan.pixels),
+        "parameters": values,
+    }
+    return About(image_pixel_size(udf), IMAGES[name].unit, IMAGES[name].words, made)
+
+
+def save(output: Path, image: NDArray[Any], about: About, problems: list[str]) -> Path:
     """Write the image, somewhere else if need be: it may have taken long, or be of a live scan.
 
     Parameters
     ----------
     output
         Where it should go.
-    image, udf
-        What to write, and what made it.
-    name
-        Of the image.
+    image
+        What to write.
+    about
+        What to say of it.
     problems
         Gets a sentence if it went elsewhere.
 
@@ -218,12 +280,9 @@ def save(output: Path, image: NDArray[Any], udf: Any, name: str, problems: list[
         If it can be written nowhere.
     """
     from .. import files
-    from ..images import IMAGES
 
     try:
-        written, problem = files.save_somewhere(
-            output, image, image_pixel_size(udf), IMAGES[name].unit
-        )
+        written, problem = files.save_somewhere(output, image, about)
     except (OSError, ValueError) as error:
         raise click.ClickException(f"cannot write {output}: {error}") from error
     if problem is not None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,9 @@ _HEADER = 76
 _DPI = 100
 
 
-def write_gray(file: Any, image: NDArray[Any], limits: tuple[float, float]) -> None:
+def write_gray(
+    file: Any, image: NDArray[Any], limits: tuple[float, float], texts: Mapping[str, str]
+) -> None:
     """Write an image as PNG, pixel for pixel in 8-bit gray.
 
     Parameters
@@ -31,26 +32,35 @@ def write_gray(file: Any, image: NDArray[Any], limits: tuple[float, float]) -> N
         Rows and columns of real numbers.
     limits
         Values to be black and white.
+    texts
+        To be written into the file, by their names.
     """
-    from PIL import Image
+    from PIL import Image, PngImagePlugin
 
+    info = PngImagePlugin.PngInfo()
+    for name, text in texts.items():
+        info.add_text(name, text)
     low, high = limits
     gray = np.rint(np.clip((image - low) / (high - low), 0, 1) * 255).astype(np.uint8)
-    Image.fromarray(gray).save(file, format="PNG")
+    Image.fromarray(gray).save(file, format="PNG", pnginfo=info)
 
 
 def overview(
-    path: Path, panels: Sequence[tuple[str, str, NDArray[Any], tuple[float, float]]]
+    file: Any,
+    panels: Sequence[tuple[str, str, NDArray[Any], tuple[float, float]]],
+    texts: Mapping[str, str],
 ) -> None:
     """Write a PNG with images next to each other, each with a title and a scale bar.
 
     Parameters
     ----------
-    path
-        Of the PNG.
+    file
+        Open for writing bytes.
     panels
         Title, a note for the line below, image, and pixel size (height and width in Å) of each.
         The images are square.
+    texts
+        See `write_gray`.
     """
     # A figure without pyplot draws with Agg: it needs no display and leaves no global state.
     from matplotlib.figure import Figure
@@ -76,7 +86,7 @@ def overview(
         )
         axes.set_axis_off()
         _draw_scale_bar(axes, rows, cols)
-    figure.savefig(path, dpi=_DPI, format="png")
+    figure.savefig(file, dpi=_DPI, format="png", metadata=dict(texts))
 
 
 def _draw_scale_bar(axes: Any, rows: float, cols: float) -> None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..files import replacing
+from ..files import About, replacing
 from ..throttle import Throttle
 from .pictures import blur, gray_limits, write_gray
 
@@ -86,8 +86,9 @@ def snapshots(path: Path, pixel_size: tuple[float, float], sigma: float = 0) -> 
     """
 
     def show(growing: Growing) -> None:
+        about = About(pixel_size, made={"blur": sigma, "frames": growing.frames})
         with replacing(path) as file:
-            write_gray(file, *to_gray(growing, pixel_size, sigma))
+            write_gray(file, *to_gray(growing, pixel_size, sigma), about.texts())
 
     return show
 
