@@ -14,11 +14,13 @@ from test_udf import CASES
 
 from libertem_parallax import ParallaxPhaseUDF, ParallaxUDF, Parameters, aberrations
 from libertem_parallax.cli import main
+from libertem_parallax.cli.specimen import resample
 from libertem_parallax.contrast import contrast
 from libertem_parallax.geometry import Geometry
 from libertem_parallax.images import phase
 from libertem_parallax.images.fourier import rfft2
 from libertem_parallax.images.wiener import Spectrum
+from libertem_parallax.simulate import simulate
 
 MORE = {
     "defocus": {"aberration_coefs": {"C10": -2500.0}},
@@ -111,8 +113,10 @@ def test_equals_the_definition(inline, case):
         power.ravel(), made.noise.ravel(), np.hypot(*q)[half].ravel(), beyond.ravel()
     )
     M = rfft2(image) / np.float32(inside)
-    S, N = spectrum.fit((M.real**2 + M.imag**2).ravel(), counts / inside**2)
-    ratio = N[beyond.astype(int)] * noise[half] / S[spectrum.place].reshape(power.shape)
+    found = spectrum.fit((M.real**2 + M.imag**2).ravel(), counts / inside**2)
+    S = found.S[spectrum.place]
+    S[found.spots] = found.at_spots
+    ratio = found.noise[beyond.astype(int)] * noise[half] / S.reshape(power.shape)
     filtered = R[half] * P[half].conj() / np.maximum(abs(P[half]) ** 2 + ratio, 1e-30)
     expected = np.fft.irfft2(filtered, image.shape)
     actual = run_udf(inline, frames, ParallaxPhaseUDF.from_parameters(**parameters))["phase"]
@@ -205,35 +209,55 @@ def draw_spectrum(signal, shape=(64, 64), gain=1.0):
 def test_signal_and_noise_are_found(gain):
     frequency, power, noise, S, measured = draw_spectrum(0.1 * gain, (256, 256), gain)
     spectrum = Spectrum(power, noise, frequency, np.zeros(len(power), bool))
-    found, found_noise = spectrum.fit(measured, 1.0)
-    assert found_noise[0] == pytest.approx(gain, rel=0.03)
+    found = spectrum.fit(measured, 1.0)
+    assert found.noise[0] == pytest.approx(gain, rel=0.03)
+    assert not len(found.spots)
     seen = (power * S > gain) & (frequency > 0.06)
-    np.testing.assert_allclose(found[spectrum.place][seen], S[seen], rtol=0.25)
+    np.testing.assert_allclose(found.S[spectrum.place][seen], S[seen], rtol=0.25)
+    ratio = found.noise[0] * noise / found.S[spectrum.place]
+    np.testing.assert_allclose(spectrum.ratio(found), ratio, rtol=1e-5)
 
 
 def test_they_are_the_most_likely_ones():
     """Against a general optimizer and all frequencies one by one."""
     frequency, power, noise, _, measured = draw_spectrum(0.05)
     spectrum = Spectrum(power, noise, frequency, np.zeros(len(power), bool))
-    used = (noise > 0) & (power > 0)
-    x = np.log(frequency[used] / frequency[used].min())
+    relative = power / power.max()
+    used, dark = (noise > 0) & (relative > 1e-3), (noise > 0) & (relative < 1e-6)
+    x = np.log(np.maximum(frequency, frequency[1]) / frequency[1])
     knots = np.linspace(0, x.max(), 24)
+    law = -1.5 * np.log(np.exp(2 * knots) + 4)  # |q|^-3, and flat at the lowest frequencies
 
     def cost(theta):
-        mean = np.exp(np.interp(x, knots, theta[:-1])) * power[used] + np.exp(theta[-1])
-        price = 4.0 * (np.diff(theta[:-1], 2) ** 2).sum() + 0.05 * theta[-1] ** 2
-        beyond = (noise > 0) & (power == 0)
-        unseen = beyond.sum() * theta[-1] + measured[beyond].sum() / np.exp(theta[-1])
+        mean = np.exp(np.interp(x[used], knots, theta[:-1])) * power[used] + np.exp(theta[-1])
+        left = theta[:-1] - law
+        price = 3 * (np.diff(left) ** 2).sum() + 4 * (np.diff(left, 2) ** 2).sum()
+        price += 0.05 * theta[-1] ** 2
+        unseen = dark.sum() * theta[-1] + measured[dark].sum() / np.exp(theta[-1])
         return (np.log(mean) + measured[used] / mean).sum() + unseen + price / 2
 
-    start = np.append(np.zeros(24), 0.0)
-    best = scipy.optimize.minimize(cost, start, options={"maxiter": 500}).x
+    best = scipy.optimize.minimize(cost, np.append(law, 0), options={"maxiter": 500}).x
     expected = np.exp(np.interp(x, knots, best[:-1]))
-    found, gain = spectrum.fit(measured, 1.0)
-    assert gain[0] == pytest.approx(np.exp(best[-1]), rel=0.01)
-    seen = power[used] * expected > 0.3
-    assert seen.mean() > 0.3
-    np.testing.assert_allclose(found[spectrum.place][used][seen], expected[seen], rtol=0.1)
+    found = spectrum.fit(measured, 1.0)
+    assert found.noise[0] == pytest.approx(np.exp(best[-1]), rel=0.01)
+    np.testing.assert_allclose(found.S[spectrum.place][used], expected[used], rtol=0.1)
+
+
+def test_spots_of_a_crystal_have_a_signal_of_their_own():
+    frequency, power, noise, _, measured = draw_spectrum(0.001)
+    spectrum = Spectrum(power, noise, frequency, np.zeros(len(power), bool))
+    before = spectrum.fit(measured, 1.0)
+    spots = np.flatnonzero((power > 2) & (frequency > 0.2))[::100]
+    assert len(spots) > 5
+    measured[spots] = 60.0
+    found = spectrum.fit(measured, 1.0)
+    np.testing.assert_array_equal(found.spots, spots)
+    np.testing.assert_allclose(found.at_spots, (60 - found.noise[0]) / power[spots], rtol=1e-6)
+    # They do not raise what is taken for signal elsewhere.
+    np.testing.assert_allclose(found.S, before.S, rtol=0.1)
+    np.testing.assert_allclose(
+        spectrum.ratio(found)[spots], found.noise[0] / found.at_spots, rtol=1e-5
+    )
 
 
 def test_transfer_is_summed_once_and_before_the_first_frame(inline, monkeypatch):
@@ -280,3 +304,18 @@ def test_on_the_command_line(inline, tmp_path, monkeypatch, value):
     regularization = value if value == "auto" else float(value)
     udf = ParallaxPhaseUDF.from_parameters(**PARAMETERS, regularization=regularization)
     np.testing.assert_array_equal(image, run_udf(inline, frames, udf)["phase"])
+
+
+def test_it_shows_more_than_the_phase_flip(inline):
+    """Of simulated protein, however few the electrons are."""
+    simulation = simulate(scan_shape=(72, 72), dose=30.0)
+    frames, rng = simulation.frames, np.random.default_rng(1)
+    for share, least in ((1.0, 0.5), (1 / 3, 0.35)):
+        given = {k: v for k, v in simulation.parameters.items() if k != "upsampling_factor"}
+        udf = ParallaxUDF.from_parameters(**given, image=["phase", "phase_flip"])
+        images = run_udf(inline, rng.binomial(frames, share).astype("uint8"), udf)
+        true = resample(simulation.truth, images["phase"].shape)
+        found = {
+            name: np.corrcoef(image.ravel(), true.ravel())[0, 1] for name, image in images.items()
+        }
+        assert found["phase"] > max(least, 1.2 * found["phase_flip"])

@@ -35,7 +35,6 @@ class _Transfer(NamedTuple):
     noise: NDArray[np.float32]  # power of the noise, over all counts
     pixels: float  # as many inside the aperture would see all counts of a frame
     spectrum: Spectrum
-    place: NDArray[np.intp]  # (Q,) its place, and more if it is beyond the scan's frequencies
 
 
 def phase(sums: Sums) -> NDArray[np.float32]:
@@ -62,11 +61,8 @@ def phase(sums: Sums) -> NDArray[np.float32]:
     noise = counts / inside**2
     snr = sums.imaging.regularization
     if isinstance(snr, str):
-        S, factors = transfer.spectrum.fit(_power(R).ravel(), noise)
-        # By place; then, by place, for frequencies beyond the scan's.
-        by_place = (factors[:, None] / S).astype(np.float32).ravel()
-        ratio = by_place[transfer.place].reshape(R.shape)
-        ratio *= transfer.noise
+        found = transfer.spectrum.fit(_power(R).ravel(), noise)
+        ratio = transfer.spectrum.ratio(found).reshape(R.shape)
     else:
         ratio = transfer.power.max() / np.float32(snr)
     R *= transfer.conj
@@ -86,8 +82,7 @@ def _transfer(imaging: Imaging) -> _Transfer | None:
     frequency, beyond = np.hypot(y / dy, x / dx).ravel(), (np.maximum(abs(y), x) * u > 0.5).ravel()
     power = _power(P)
     spectrum = Spectrum(power.ravel(), noise.ravel(), frequency, beyond)
-    place = spectrum.place + beyond * (spectrum.place.max() + 1)
-    return _Transfer(P.conj(), power, noise, pixels, spectrum, place)
+    return _Transfer(P.conj(), power, noise, pixels, spectrum)
 
 
 def _power(values: NDArray[Any]) -> NDArray[np.float32]:

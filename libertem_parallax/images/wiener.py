@@ -7,9 +7,11 @@ What is measured, M(q) = P(q) φ(q) + noise, has powers that are distributed exp
 S is the power of φ, N that of the noise as expected, and g a factor: detectors have one that do not
 count electrons one by one. Beyond the frequencies that the scan tells apart it is another one, as
 what the scan aliases there is no signal. All are found by maximum likelihood (Whittle 1953). S is
-as smooth as the data let it be, since curvature of log S over log |q| has a price. A power law, as
-most specimens have, costs nothing, and is what goes on where noise hides the signal: no frequency
-is cut off.
+near a power law, as that of most specimens, and smooth, as far as the data do not say otherwise: so
+no frequency is cut off, and what is hidden by noise at some is concluded from others.
+
+Crystals have spots, which are no part of anything smooth. What is far above μ is left out of the
+fit, and has an S of its own.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Spectrum"]
+__all__ = ["Found", "Spectrum"]
 
 #: Where log S is given on the axis of log |q|; it is linear between. Places for frequencies there.
 _KNOTS, _PLACES = 24, 64
@@ -27,17 +29,38 @@ _KNOTS, _PLACES = 24, 64
 #: Powers of P that are told apart: so many for each factor of 2, over a factor of 2**_RANGE.
 _LEVELS, _RANGE = 2, 20
 
-#: Price of the curvature of log S, and of log g.
-_CURVATURE, _GAIN = 4.0, 0.05
+#: The power law, flat below so many times the lowest frequency; price of slope and curvature that
+#: log S has beyond it, by differences from knot to knot.
+_POWER, _FLAT, _SLOPE, _CURVATURE = -3.0, 2.0, 3.0, 4.0
 
-#: Steps to the maximum, and the largest of one, in log S.
-_STEPS, _STEP = 12, 2.0
+#: Price of log g.
+_GAIN = 0.05
+
+#: Powers of P, over the largest, below which errors of the model exceed what could be learnt; below
+#: the second, there is none, and noise is measured.
+_LEAST, _NONE = 1e-3, 1e-6
+
+#: Spots: by how much they are above μ, at least, and where, of powers of P over the largest. Among
+#: as many frequencies as there are, noise should be so in one scan of ten at most.
+_SPOT, _SPOT_LEAST, _SPOT_RARE, _ROUNDS = 10.0, 1e-2, 2.5, 3
+
+#: Steps to the maximum, the largest of one, in log S, and where to stop.
+_STEPS, _STEP, _ENOUGH = 20, 2.0, 0.01
+
+
+class Found(NamedTuple):
+    """Signal and noise."""
+
+    S: NDArray[np.float64]  # (places,) to be looked up at `Spectrum.place`
+    noise: NDArray[np.float64]  # (2,) g times the factor of N, the second for beyond the scan's
+    spots: NDArray[np.intp]  # (spots,) frequencies that have an S of their own
+    at_spots: NDArray[np.float64]  # (spots,) that S
 
 
 class _Cells(NamedTuple):
     """Groups of frequencies with nearly the same μ: a mean tells as much as all of them."""
 
-    of: NDArray[np.intp]  # (Q,) cell of each
+    of: NDArray[np.intp]  # (Q,) cell of each; 0 is for those that tell nothing
     counts: NDArray[Any]  # (cells,)
     power: NDArray[Any]  # (cells,) means
     noise: NDArray[Any]
@@ -46,14 +69,14 @@ class _Cells(NamedTuple):
 
 
 class Spectrum:
-    """Finds S and g; made once for many images.
+    """Finds signal and noise; made once for many images.
 
     Parameters
     ----------
     power : (Q,) float
         |P|², not 0 everywhere.
     noise : (Q,) float
-        N up to a factor.
+        N up to a factor; 0 where something suppresses it.
     frequency : (Q,) float
         |q| in any unit.
     beyond : (Q,) bool
@@ -69,15 +92,17 @@ class Spectrum:
     ) -> None:
         lowest = frequency[frequency > 0].min(initial=1.0)
         place = np.log(np.maximum(frequency / lowest, 1))
-        place *= (_KNOTS - 1) * _PLACES / max(place.max(), 1e-9)
+        span = max(float(place.max()), 1e-9)
         #: (Q,) Where frequencies are looked up.
-        self.place: NDArray[np.intp] = np.rint(place).astype(np.intp)
+        self.place: NDArray[np.intp] = np.rint(place * ((_KNOTS - 1) * _PLACES / span)).astype(int)
+        self._power, self._noise, self._beyond = power, noise, beyond.astype(np.intp)
         self._cells = _cells(power, noise, self.place, beyond)
+        self._law = _POWER / 2 * np.log(np.exp(2 * span * np.linspace(0, 1, _KNOTS)) + _FLAT**2)
+        self._likely = power > _SPOT_LEAST * power.max()
+        self._spot = max(_SPOT, np.log(len(power)) + _SPOT_RARE)
 
-    def fit(
-        self, measured: NDArray[Any], noise: float
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Find S and both factors g.
+    def fit(self, measured: NDArray[Any], noise: float) -> Found:
+        """Find signal and noise.
 
         Parameters
         ----------
@@ -85,40 +110,94 @@ class Spectrum:
             |M|².
         noise
             Factor of N.
+        """
+        cells = self._cells
+        counts, sums = cells.counts, self._sums(measured, slice(None))
+        theta, spots = self._start(sums, noise), np.zeros(0, np.intp)
+        for _ in range(_ROUNDS):
+            theta = self._climb(theta, counts, sums, noise)
+            S, g = self._values(theta)
+            mean = self._power * S.astype(np.float32)[self.place]
+            mean += self._noise * self._factor(g * noise)
+            found = np.flatnonzero((measured > self._spot * mean) & self._likely)
+            found = found[cells.of[found] > 0]
+            if len(found) == len(spots):
+                break
+            spots = found
+            counts = cells.counts - np.bincount(cells.of[spots], minlength=len(counts))
+            sums = self._sums(measured, slice(None)) - self._sums(measured, spots)
+        excess = measured[spots] - (self._noise * self._factor(g * noise))[spots]
+        return Found(S, g * noise, spots, np.maximum(excess, 0) / self._power[spots])
+
+    def ratio(self, found: Found) -> NDArray[np.float32]:
+        """Noise over signal, g N / S, at every frequency; what filters need.
+
+        Parameters
+        ----------
+        found
+            By `fit`.
 
         Returns
         -------
-        (places,) float64
-            S, to be looked up at `place`.
-        (2,) float64
-            g times the factor; the second is for frequencies beyond the scan's.
+        (Q,) float32
         """
+        ratio: NDArray[np.float32] = (1 / found.S).astype(np.float32)[self.place]
+        ratio[found.spots] = 1 / np.maximum(found.at_spots, 1e-30)
+        ratio *= self._noise
+        ratio *= self._factor(found.noise)
+        return ratio
+
+    def _factor(self, of: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Of N, at every frequency."""
+        return of.astype(np.float32)[self._beyond]
+
+    def _sums(self, measured: NDArray[Any], which: NDArray[np.intp] | slice) -> NDArray[Any]:
         cells = self._cells
-        counts, p, n = cells.counts, cells.power, cells.noise * noise
-        y = np.bincount(cells.of, measured, len(counts)) / np.maximum(counts, 1)
+        sums: NDArray[Any] = np.bincount(cells.of[which], measured[which], len(cells.counts))
+        sums[0] = 0
+        return sums
+
+    def _values(self, theta: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """S by place, and both g."""
+        places = np.arange((_KNOTS - 1) * _PLACES + 1) / _PLACES
+        return np.exp(np.interp(places, np.arange(_KNOTS), theta[:-2])), np.exp(theta[-2:])
+
+    def _start(self, sums: NDArray[Any], noise: float) -> NDArray[Any]:
+        """Power law with the strength that fits best."""
+        counts, p, n = self._cells.counts, self._cells.power, self._cells.noise * noise
+        s = np.exp(self._cells.basis @ self._law) * p
         # Less than a thousandth of the noise is no signal, and has no logarithm.
-        least = 1e-3 * (counts * n).sum() / (counts * p).sum()
-        start = max((counts * p * (y - n)).sum() / (counts * p**2).sum(), least)
-        theta = np.append(np.full(_KNOTS, np.log(start)), (0.0, 0.0))
+        least = 1e-3 * (counts * n).sum() / (counts * s).sum()
+        strength = max((s * (sums - counts * n)).sum() / (counts * s**2).sum(), least)
+        return np.append(self._law + np.log(strength), (0.0, 0.0))
+
+    def _climb(
+        self, theta: NDArray[Any], counts: NDArray[Any], sums: NDArray[Any], noise: float
+    ) -> NDArray[Any]:
+        """Go to the maximum, by Fisher's scoring."""
+        cells = self._cells
+        p, n = cells.power, cells.noise * noise
+        law = np.append(self._law, (0.0, 0.0))
         for _ in range(_STEPS):
             signal = np.exp(cells.basis @ theta[:-2]) * p
             expected = np.exp(cells.beyond @ theta[-2:]) * n
             mean = signal + expected
             parts = (cells.basis, signal), (cells.beyond, expected)
             slopes = np.hstack([basis * (part / mean)[:, None] for basis, part in parts])
-            gradient = slopes.T @ (counts * (y / mean - 1)) - _PRICE @ theta
+            gradient = slopes.T @ (sums / mean - counts) - _PRICE @ (theta - law)
             information = (slopes.T * counts) @ slopes + _PRICE
-            theta += np.clip(np.linalg.solve(information, gradient), -_STEP, _STEP)
-        places = np.arange((_KNOTS - 1) * _PLACES + 1) / _PLACES
-        S: NDArray[np.float64] = np.exp(np.interp(places, np.arange(_KNOTS), theta[:-2]))
-        return S, np.exp(theta[-2:]) * noise
+            step = np.clip(np.linalg.solve(information, gradient), -_STEP, _STEP)
+            theta = theta + step
+            if abs(step).max() < _ENOUGH:
+                break
+        return theta
 
 
 def _price() -> NDArray[np.float64]:
-    """Quadratic form of what log S and both log g cost."""
-    second = np.diff(np.eye(_KNOTS), 2, axis=0)
+    """Quadratic form of what it costs to leave the power law, and of log g."""
+    first, second = (np.diff(np.eye(_KNOTS), order, axis=0) for order in (1, 2))
     price = np.diag(np.append(np.zeros(_KNOTS), (_GAIN, _GAIN)))
-    price[:-2, :-2] = _CURVATURE * second.T @ second
+    price[:-2, :-2] = _SLOPE * first.T @ first + _CURVATURE * second.T @ second
     # Where nothing is known at all, next to nothing decides.
     return price + 1e-6 * np.eye(len(price))
 
@@ -129,16 +208,21 @@ _PRICE = _price()
 def _cells(
     power: NDArray[Any], noise: NDArray[Any], place: NDArray[np.intp], beyond: NDArray[np.bool_]
 ) -> _Cells:
-    level = np.log2(np.maximum(power / power.max(), 2.0**-_RANGE))
-    cell = place // (_PLACES // 4) * (_LEVELS * _RANGE + 1) - np.rint(level * _LEVELS).astype(int)
-    cell = 2 * cell + beyond
-    # Frequencies without noise, which something else suppresses, tell nothing.
-    found, index = np.unique(np.where(noise > 0, cell, -1), return_inverse=True)
-    counts = np.bincount(index).astype(float)
-    power, noise, where = (np.bincount(index, v) / counts for v in (power, noise, place / _PLACES))
-    counts[found < 0] = 0
+    relative = power / power.max()
+    level = np.rint(_LEVELS * np.log2(np.maximum(relative, 2.0**-_RANGE))).astype(int)
+    cell = place // (_PLACES // 4) * (_LEVELS * _RANGE + 1) - level
+    tells = (noise > 0) & ((relative > _LEAST) | (relative < _NONE))
+    # A first cell for the others, which there may be none of.
+    cell = np.append(-1, np.where(tells, 2 * cell + beyond, -1))
+    found, of = np.unique(cell, return_inverse=True)
+    of = of[1:]
+    counts = np.bincount(of, minlength=len(found)).astype(float)
+    power, noise, where = (
+        np.bincount(of, values, len(found)) / np.maximum(counts, 1)
+        for values in (power, noise, place / _PLACES)
+    )
+    counts[0], noise[0] = 0, 1
     left = np.minimum(where.astype(int), _KNOTS - 2)
     basis, rows = np.zeros((len(found), _KNOTS)), np.arange(len(found))
     basis[rows, left], basis[rows, left + 1] = left + 1 - where, where - left
-    noise = np.where(counts > 0, noise, 1)
-    return _Cells(index, counts, power, noise, basis, np.eye(2)[found % 2])
+    return _Cells(of, counts, power, noise, basis, np.eye(2)[found % 2])
