@@ -176,3 +176,40 @@ def write(folder, frames, seed=None, indices="int32"):
     """Write frames as raw_csr; with `seed`, pixels come in any order and some twice."""
     events = to_events(frames.reshape(-1, *frames.shape[2:]), seed, indices)
     return save(folder, events, frames.shape)
+
+
+# Diffraction patterns
+
+
+def draw_disk(
+    center: tuple[float, float],
+    radius: float,
+    *,
+    shape: tuple[int, int] = (64, 64),
+    pixel: tuple[float, float] = (1.0, 1.0),
+    counts: float = 3000.0,
+    outside: float = 5.0,
+    scattered: float = 0.0,
+    slope: tuple[float, float] = (0.0, 0.0),
+    descan: tuple[float, float] = (0.0, 0.0),
+    seed: int = 0,
+) -> np.ndarray:
+    """Electrons of a disk, by counting 8 x 8 points a pixel.
+
+    During the scan, it moves by `descan` pixels.
+    """
+    y, x = ((np.arange(n * 8) + 0.5) / 8 - 0.5 for n in shape)
+    mean = np.zeros((len(y), len(x)))
+    moves = np.linspace(-0.5, 0.5, 15 if any(descan) else 1)
+    for move in moves if any(descan) else (0.0,):
+        distance = np.hypot(
+            (y[:, None] - center[0] - move * descan[0]) * pixel[0],
+            (x - center[1] - move * descan[1]) * pixel[1],
+        )
+        tails = scattered * np.exp(-np.maximum(distance - radius, 0) / (radius / 2))
+        mean += np.where(distance < radius, counts, outside + counts * tails) / len(moves)
+    mean = mean.reshape(shape[0], 8, shape[1], 8).mean(axis=(1, 3))
+    mean += counts * np.add.outer(
+        *(s * np.arange(n) / n for s, n in zip(slope, shape, strict=True))
+    )
+    return np.random.default_rng(seed).poisson(mean).astype(float)

@@ -157,6 +157,7 @@ def test_floats_that_do_not_hold_integers_are_refused(inline):
         inline.run_udf(ds, [udf, FloatsOnWorkers()])
 
 
+@pytest.mark.filterwarnings("ignore:the frames show no disk")
 def test_no_frame_is_ever_made_of_events(inline, tmp_path):
     """Not even one tile of them would go into this memory."""
     shape = (32, 32, 512, 512)

@@ -152,19 +152,18 @@ def calibrate(
 
     from ..udf import calibrate as run
 
-    with Context.make_with("threads") as ctx:
+    with messages_only(), Context.make_with("threads") as ctx:
         dataset = open_dataset(ctx, data, known.settings.get("load", {}))
-        with messages_only():
-            calibration = run(
-                ctx,
-                dataset,
-                search=search,
-                defocus_between=defocus_between,
-                underfocus=underfocus,
-                rotation_near=rotation_near,
-                progress=True,
-                **given,
-            )
+        calibration = run(
+            ctx,
+            dataset,
+            search=search,
+            defocus_between=defocus_between,
+            underfocus=underfocus,
+            rotation_near=rotation_near,
+            progress=True,
+            **given,
+        )
         scan = tuple(dataset.shape)[:2]
     with messages_only():
         calibration.save(output, overwrite=overwrite)

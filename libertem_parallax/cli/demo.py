@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from .options import overwrite_option
-from .run import COMPILES, by, image_pixel_size, make_udf, report, run
+from .run import COMPILES, by, image_pixel_size, make_udf, messages_only, report, run
 from .specimen import (
     check_folder,
     correlation,
@@ -61,7 +61,7 @@ def demo(output: Path, overwrite: bool) -> None:
     except OSError as error:
         raise click.ClickException(f"--output: cannot write to {output}: {error}") from error
 
-    with Context.make_with("threads") as ctx:
+    with messages_only(), Context.make_with("threads") as ctx:
         dataset = ctx.load("hdf5", path=frames_path, ds_path="/frames")
         udf = make_udf(dataset.shape, parameters.replace(image=("parallax", "phase_flip")))
         click.echo(f"Reconstructing{COMPILES}", err=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,10 @@ from .run import (
     image_paths,
     image_pixel_size,
     make_udf,
+    messages_only,
     report,
     run,
     save,
-    warn,
 )
 
 _EXAMPLES = """\b
@@ -52,12 +53,19 @@ Examples:
     "electrons; other files hold the numbers as they are."
 )
 @overwrite_option
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="Make errors of warnings, so that an image is written only where there are none.",
+)
 def reconstruct(
     data: Path,
     params: Path | None,
     output: Path | None,
     blur: float | None,
+    *,
     overwrite: bool,
+    strict: bool,
     **options: Any,
 ) -> None:
     """Reconstruct the parallax image of DATA, any 4D-STEM data set that LiberTEM opens.
@@ -79,7 +87,7 @@ def reconstruct(
 
     from ..show import pictures
 
-    with Context.make_with("threads") as ctx:
+    with messages_only(strict), Context.make_with("threads") as ctx:
         dataset = open_dataset(ctx, data, parameters.settings.get("load", {}))
         udf = make_udf(dataset.shape, parameters)
         click.echo(f"Reconstructing{COMPILES}", err=True)
@@ -147,14 +155,16 @@ def open_dataset(ctx: Any, data: Path, load: Mapping[str, Any]) -> Any:
     info, positions = dataset.get_sync_offset_info(), dataset.shape.nav.size
     missing = info["frames_inserted_start"] + info["frames_inserted_end"]
     if missing:
-        warn(
+        warnings.warn(
             f"{data} has no frames for {missing:,} of {positions:,} scan positions. "
-            "Check nav_shape, sig_shape, dtype and sync_offset."
+            "Check nav_shape, sig_shape, dtype and sync_offset.",
+            stacklevel=2,
         )
     # An offset that is asked for moves frames beyond the end.
     if info["frames_ignored_end"] and not load.get("sync_offset"):
-        warn(
+        warnings.warn(
             f"{data} has {info['frames_ignored_end']:,} frames more than the {positions:,} scan "
-            "positions; they are left out. Check nav_shape, sig_shape and dtype."
+            "positions; they are left out. Check nav_shape, sig_shape and dtype.",
+            stacklevel=2,
         )
     return dataset

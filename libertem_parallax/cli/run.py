@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -32,28 +32,36 @@ def warn(message: str) -> None:
 
 
 @contextlib.contextmanager
-def messages_only() -> Iterator[None]:
-    """Show what the library says of input and GPU without tracebacks and lines of code."""
+def messages_only(strict: bool = False) -> Iterator[None]:
+    """Show what the library says of input and GPU without tracebacks and lines of code.
+
+    Parameters
+    ----------
+    strict
+        Make errors of warnings.
+    """
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
         warn(str(message))
 
     try:
-        with warnings.catch_warnings(action="once", category=UserWarning):
-            warnings.simplefilter("once", RuntimeWarning)
+        action: Literal["error", "once"] = "error" if strict else "once"
+        with warnings.catch_warnings(action=action, category=UserWarning):
+            warnings.simplefilter(action, RuntimeWarning)
             warnings.showwarning = show
             yield
+    except (UserWarning, RuntimeWarning) as warning:
+        raise click.ClickException(f"{warning} This is an error with --strict.") from warning
     except (OSError, RuntimeError, TypeError, ValueError) as error:
         raise click.ClickException(str(error)) from error
 
 
 def make_udf(shape: Iterable[int], parameters: Parameters) -> Any:
-    """Make the UDF for data of this shape; mistakes are told to people."""
+    """Make the UDF for data of this shape, to be called within `messages_only`."""
     from ..udf import ParallaxUDF
 
-    with messages_only():
-        udf = ParallaxUDF.from_parameters(shape, **parameters)
-        refuse_zero_images(udf, parameters)
+    udf = ParallaxUDF.from_parameters(shape, **parameters)
+    refuse_zero_images(udf, parameters)
     return udf
 
 
@@ -73,14 +81,16 @@ def refuse_zero_images(udf: Any, parameters: Parameters) -> None:
 
 
 def run(ctx: Any, dataset: Any, udf: Any) -> tuple[dict[str, NDArray[Any]], str]:
-    """Run with a progress bar; results by name, and how fast they were made."""
+    """Run with a progress bar; results by name, and how fast they were made.
+
+    To be called within `messages_only`.
+    """
     engine, plan = udf.params.engine, udf.params.geometry.plan
-    with messages_only():
-        gpu = default_gpu() if engine == "auto" else None
-        with assigned(gpu):
-            start = time.perf_counter()
-            results = ctx.run_udf(dataset, udf, progress=True)
-            seconds = time.perf_counter() - start
+    gpu = default_gpu() if engine == "auto" else None
+    with assigned(gpu):
+        start = time.perf_counter()
+        results = ctx.run_udf(dataset, udf, progress=True)
+        seconds = time.perf_counter() - start
     speed = speed_text(math.prod(plan.scan_shape), seconds)
     return {name: buffer.data for name, buffer in results.items()}, speed + where(udf, gpu)
 

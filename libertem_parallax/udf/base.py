@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from libertem.udf import UDF
 from numpy.typing import NDArray
 
 from ..accumulate import ENGINES, Engine, Plan, accumulator_dtype, make_engine
+from ..contradictions import contradiction, positions_to_compare
 
 __all__ = ["FramesUDF", "SumsUDF"]
 
@@ -98,6 +100,8 @@ class SumsUDF(FramesUDF):
 
     _engine: Engine  # of the partition; made in `preprocess`
     _first: int  # frame of the partition
+    _chosen: NDArray[np.int64]  # frames of the partition, to be compared with the parameters
+    _told = False  # of a contradiction, on the main node
 
     @property
     def _plan(self) -> Plan:
@@ -141,6 +145,13 @@ class SumsUDF(FramesUDF):
             "scanned": self.buffer("nav", dtype=bool, use="private"),
             # What these belong to: Plan.digest; A's first row.
             "part": self.buffer("single", (2,), np.int64, use="private"),
+            # Sum of a few frames, whole; most partitions have none of them.
+            "pattern": self.buffer(
+                "single",
+                plan.detector_shape if self._on_main or len(self._compared) else (1, 1),
+                np.float64,
+                use="private",
+            ),
         }
 
     def _check_input(self) -> None:
@@ -155,12 +166,21 @@ class SumsUDF(FramesUDF):
                 "by itself."
             )
 
+    @property
+    def _compared(self) -> NDArray[np.int64]:
+        """Frames of the partition that are compared with the parameters, from its first."""
+        frames, compared = self._frames, positions_to_compare(self._plan.scan_shape)
+        found = np.searchsorted(frames, compared)
+        chosen: NDArray[np.int64] = found[np.append(frames, -1)[found] == compared]
+        return chosen
+
     def preprocess(self) -> None:
         """Make the engine for a partition."""
         if self._on_main:
+            self._told = False
             return
         plan, S = self._plan, self.results.get_buffer("S").raw_data
-        self._first = self.meta.slice.origin[0]
+        self._first, self._chosen = self.meta.slice.origin[0], self._compared
         self._engine = make_engine(
             self.params.engine,
             plan,
@@ -185,6 +205,20 @@ class SumsUDF(FramesUDF):
         else:
             self._engine.add(tile, origin[1:], first)
         self.results.get_buffer("scanned").raw_data[first : first + shape[0]] = True
+        chosen = self._chosen[(self._chosen >= first) & (self._chosen < first + shape[0])] - first
+        if len(chosen):
+            self._add_pattern(tile[chosen])
+
+    def _add_pattern(self, tile: Any) -> None:
+        """Add frames to the pattern, all pixels of them."""
+        sig = self.meta.slice.get(sig_only=True)
+        pattern = self.results.get_buffer("pattern").raw_data[sig]
+        with np.errstate(all="ignore"):  # other pixels than those in use may hold anything
+            if self._events:
+                sums = np.bincount(tile.indices, tile.data, pattern.size)
+                pattern += sums.reshape(pattern.shape)
+            else:
+                pattern += tile.sum(axis=0, dtype=np.float64)
 
     def postprocess(self) -> None:
         """Complete the partition's sums; without halo there is less to send."""
@@ -212,7 +246,7 @@ class SumsUDF(FramesUDF):
         if digest != plan.digest:
             return  # of before the change
         if dest.part[0] != digest:
-            for name in ("A", "S", "scanned"):
+            for name in ("A", "S", "scanned", "pattern"):
                 self.results.get_buffer(name).raw_data[:] = 0
             dest.part[0] = digest
         A = src.A
@@ -230,6 +264,11 @@ class SumsUDF(FramesUDF):
         plan.add_part(A, int(first), dest.A)
         dest.S[:] = src.S
         dest.scanned[:] = src.scanned
+        if src.pattern.any() and not self._told:
+            dest.pattern[:] += src.pattern
+            if problem := contradiction(self.params.geometry, dest.pattern):
+                self._told = True
+                warnings.warn(problem, stacklevel=2)
 
     @property
     def _added(self) -> bool:

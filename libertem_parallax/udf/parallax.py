@@ -171,7 +171,8 @@ class ParallaxUDF(SumsUDF):
         UserWarning
             If the detector cuts off the bright field, shifts exceed the scan, an angle looks like
             degrees, or an exact quarter turn moves the default center. When a run starts, if its
-            image will be zero.
+            image will be zero. While it goes on, if the frames show another disk than the
+            parameters say.
         """
         shape = checks.shape(shape)
         check_detector(shape)

@@ -1,0 +1,180 @@
+"""What the frames say against the parameters of their acquisition."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .disk import Disk, find_disk
+from .geometry import Geometry
+
+__all__ = ["contradiction", "positions_to_compare"]
+
+#: A disk may be as many times larger or smaller than the bright field: its inner part may be used.
+_RATIO = 1.25
+
+#: Its center may be off by this part of its radius, or by as many pixels.
+_OFF, _OFF_PIXELS = 0.15, 1.5
+
+#: Standard errors. Noise stays below the first; a disk would be above the second.
+_NOISE, _CLEAR = 5.0, 30.0
+
+
+def positions_to_compare(scan_shape: tuple[int, int]) -> NDArray[np.int64]:
+    """Choose scan positions whose frames are added and compared.
+
+    These are a few, so that it takes no time, and none of tiny scans. They are spread over four
+    rows, so that the first is there early and few partitions have any.
+
+    Parameters
+    ----------
+    scan_shape
+        Scan positions ``(Ny, Nx)``.
+
+    Returns
+    -------
+    (N,) int64
+        Ascending positions ``y Nx + x``, up to 64.
+    """
+    ny, nx = scan_shape
+    count = min(16, nx * ny // 512, nx)
+    if not count:
+        return np.empty(0, np.int64)
+    columns = (np.arange(count) * nx + nx // 2) // count
+    rows = np.unique(np.arange(4) * ny // 4)
+    return (rows[:, None] * nx + columns).reshape(-1)
+
+
+def contradiction(geometry: Geometry, pattern: NDArray[np.float64]) -> str | None:
+    """Compare the sum of some frames with the bright field as the parameters have it.
+
+    Parameters
+    ----------
+    geometry
+        Of the acquisition.
+    pattern : (rows, columns)
+        Sum or mean of some frames as stored.
+
+    Returns
+    -------
+    str or None
+        What differs and what to check; None where nothing does, or where the frames hold too little
+        to tell. That takes a millisecond. Only where something seems to differ, a disk is fitted.
+    """
+    center, sampling = geometry.center, geometry.sampling
+    cutoff: float = geometry.parameters["semiangle_cutoff"]
+    usable = np.isfinite(pattern)
+    mask = geometry.parameters.get("bf_mask")
+    if mask is not None:
+        usable &= mask
+    y, x = (
+        (np.arange(n) - c) * step / cutoff
+        for n, c, step in zip(pattern.shape, center, sampling, strict=True)
+    )
+    # In units of the bright field's radius.
+    distance = np.hypot(y[:, None], x)
+    if not pattern[usable].any():
+        return None
+    rings = _rings(pattern, usable, distance, y, x)
+    if rings.agree:
+        return None
+    disk = find_disk(pattern, usable, sampling)
+    if disk is None:
+        if not rings.differ and not _as_dark(pattern, usable, distance <= 1):
+            return None
+        return (
+            f"the frames show no disk at row {center[0]:.4g}, column {center[1]:.4g} with a radius "
+            f"of {_pixels(cutoff, sampling)} pixels, where the parameters say that it is. {_CHECK}"
+        )
+    off = np.abs(np.subtract(disk.center, center))
+    far = np.maximum(_OFF * disk.radius / np.asarray(sampling), _OFF_PIXELS)
+    if (off < far).all() and 1 / _RATIO < disk.radius / cutoff < _RATIO:
+        return None
+    return (
+        f"the disk is at row {disk.center[0]:.1f}, column {disk.center[1]:.1f} with a radius of "
+        f"{_pixels(disk.radius, sampling)} pixels; the parameters say {center[0]:.4g}, "
+        f"{center[1]:.4g} and {_pixels(cutoff, sampling)}. {_advice(disk, geometry)}"
+    )
+
+
+class _Rings(NamedTuple):
+    """How bright it is just inside and just outside the circle, in each quadrant."""
+
+    agree: bool  # everywhere as it should be
+    differ: bool  # somewhere clearly not
+
+
+def _rings(
+    pattern: NDArray[np.float64],
+    usable: NDArray[np.bool_],
+    distance: NDArray[np.float64],
+    y: NDArray[np.float64],
+    x: NDArray[np.float64],
+) -> _Rings:
+    zone = np.digitize(distance, (0.5, 0.7, 0.85, 1.2, 1.4))
+    # Quadrants around the axes: what is not a disk but the scan's axis shows along one of them.
+    upright = np.abs(y)[:, None] > np.abs(x)
+    quadrant = 2 * upright + np.where(upright, (y >= 0)[:, None], x >= 0)
+    label = (6 * quadrant + zone)[usable]
+    values = pattern[usable]
+    counts, sums, squares = (
+        np.bincount(label, weights, minlength=24).reshape(4, 6)
+        for weights in (None, values, values**2)
+    )
+    counts = np.maximum(counts, 1e-9)
+    means = sums / counts
+    middle, square = (part[:, 0].sum() / counts[:, 0].sum() for part in (sums, squares))
+    # A few pixels without any electron do not tell the noise, nor does the pattern's outside.
+    variances = np.maximum(squares / counts - means**2, square - middle**2)
+    errors = np.sqrt(np.maximum(variances, 0) / counts)
+    # How much too dark, or too bright.
+    excess = np.column_stack([0.7 * middle - means[:, 2], means[:, 4] - 0.5 * middle])
+    enough = (counts >= 5)[:, [2, 4]]
+    agree = enough.all() and (excess < 0).all()
+    differ = enough & (excess > _NOISE * errors[:, [2, 4]])
+    return _Rings(bool(agree), bool(differ.any()))
+
+
+def _as_dark(
+    pattern: NDArray[np.float64], usable: NDArray[np.bool_], bright_field: NDArray[np.bool_]
+) -> bool:
+    """Tell whether it is surely no brighter inside than outside."""
+    inside, outside = pattern[usable & bright_field], pattern[usable & ~bright_field]
+    if min(len(inside), len(outside)) < 10:
+        return False
+    # Of how far the means are known, the pixels' scatter tells.
+    error = math.hypot(*(part.std() / math.sqrt(len(part)) for part in (inside, outside)))
+    if_disk = (inside.sum() + outside.sum()) / len(inside)
+    return bool(inside.mean() - outside.mean() < _NOISE * error and if_disk > _CLEAR * error)
+
+
+_CHECK = (
+    "Check center, semiangle_cutoff (mrad), the sampling, and how the data were loaded: type, "
+    "dtype, shapes, the order of their axes (scan rows and columns, detector rows and columns)."
+)
+
+
+def _advice(disk: Disk, geometry: Geometry) -> str:
+    cutoff: float = geometry.parameters["semiangle_cutoff"]
+    if 1 / _RATIO < disk.radius / cutoff < _RATIO:
+        return (
+            f"Give center=({disk.center[0]:.1f}, {disk.center[1]:.1f}) if that is the beam; else "
+            "check how the data were loaded, and the order of their axes."
+        )
+    name = "angular_sampling"
+    factor = 1.0
+    if name not in geometry.parameters:
+        name, factor = "reciprocal_sampling", 1e-3 / geometry.wavelength
+    fits = (f"{s * cutoff / disk.radius * factor:.4g}" for s in geometry.sampling)
+    return (
+        f"With semiangle_cutoff={cutoff:g} mrad, the disk means {name}=({', '.join(fits)}). Check "
+        "these, how the data were loaded, and the order of their axes."
+    )
+
+
+def _pixels(radius: float, sampling: tuple[float, float]) -> str:
+    """Tell a radius in pixels, along rows and columns if these differ."""
+    return " x ".join(dict.fromkeys(f"{radius / step:.3g}" for step in sampling))

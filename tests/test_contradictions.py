@@ -1,0 +1,190 @@
+"""Parameters that the frames contradict are told, those that fit are not."""
+
+import warnings
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from file_commands import Run, succeeded
+from helpers import draw_disk
+from scipy.sparse import csr_array
+
+from libertem_parallax import ParallaxUDF
+from libertem_parallax.contradictions import contradiction, positions_to_compare
+from libertem_parallax.files import write_events
+from libertem_parallax.geometry import Geometry
+
+SHAPE = (32, 32, 48, 48)
+RADIUS = 12.0
+PARAMETERS = {
+    "scan_sampling": (4.0, 4.0),
+    "energy": 300e3,
+    "semiangle_cutoff": 6.0,
+    "angular_sampling": (0.5, 0.5),
+    "aberration_coefs": {"C10": -2000.0},
+}
+
+
+def said(changes, pattern, **parameters):
+    geometry = Geometry.from_parameters(SHAPE, **{**PARAMETERS, **parameters, **changes})
+    return contradiction(geometry, pattern)
+
+
+RIGHT = {
+    "nothing": {},
+    "an offset that is no harm": {"center": (25.0, 23.4)},
+    "a smaller cutoff": {"semiangle_cutoff": 5.0},
+    "a larger cutoff": {"semiangle_cutoff": 7.0},
+    "reciprocal sampling": {"angular_sampling": None, "reciprocal_sampling": (0.0254, 0.0254)},
+}
+
+
+@pytest.mark.parametrize("changes", RIGHT.values(), ids=RIGHT)
+@pytest.mark.parametrize("counts", [1.0, 100.0])
+@pytest.mark.filterwarnings("ignore:the detector cuts off")
+def test_what_fits_is_not_told(changes, counts):
+    pattern = draw_disk((24.1, 24.0), RADIUS, shape=SHAPE[2:], counts=counts, outside=counts / 10)
+    assert said(changes, pattern) is None
+
+
+def test_too_little_to_tell_is_not_told():
+    rng = np.random.default_rng(0)
+    assert said({}, np.zeros(SHAPE[2:])) is None
+    for seed in range(20):
+        assert said({}, rng.poisson(0.005, SHAPE[2:]).astype(float)) is None
+        shown = draw_disk((24, 24), RADIUS, shape=SHAPE[2:], counts=0.05, outside=0.0, seed=seed)
+        assert said({}, shown) is None
+
+
+def test_hot_pixels_masks_and_scattering_are_not_told():
+    pattern = draw_disk((24, 24), RADIUS, shape=SHAPE[2:], scattered=0.6)
+    pattern[3, 5], pattern[10:12, 40], pattern[24, 30] = 1e6, 1e5, np.nan
+    assert said({}, pattern) is None
+    usable = np.ones(SHAPE[2:], bool)
+    usable[20:28, :30] = False
+    pattern[~usable] = 0
+    assert said({"bf_mask": usable}, pattern) is None
+
+
+@pytest.mark.filterwarnings("ignore:the detector cuts off", "ignore:shifts")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"angular_sampling": (0.2, 0.2)},
+            "row 24.1, column 24.0 with a radius of 12 pixels; the parameters say 24, 24 and 30. "
+            "With semiangle_cutoff=6 mrad, the disk means angular_sampling=(0.49",
+        ),
+        ({"angular_sampling": (5e-4, 5e-4)}, "the parameters say 24, 24 and 1.2e+04"),
+        ({"semiangle_cutoff": 4.0}, "the parameters say 24, 24 and 8. With"),
+        (
+            {"angular_sampling": None, "reciprocal_sampling": (0.5, 0.5)},
+            "the disk means reciprocal_sampling=(0.02",
+        ),
+        (
+            {"center": (27.0, 20.0)},
+            "row 24.1, column 24.0 with a radius of 12 pixels; the parameters say 27, 20 and 12. "
+            "Give center=(24.1, 24.0) if",
+        ),
+    ],
+)
+def test_what_differs_is_told(changes, message):
+    pattern = draw_disk((24.1, 24.0), RADIUS, shape=SHAPE[2:], counts=100.0, outside=2.0)
+    assert message in said(changes, pattern)
+
+
+@pytest.mark.filterwarnings("ignore:the detector cuts off")
+def test_oblong_pixels_have_two_radii():
+    pattern = draw_disk((24, 24), 6.0, shape=SHAPE[2:], pixel=(0.5, 0.8))
+    assert said({"angular_sampling": (0.5, 0.8)}, pattern) is None
+    assert "radius of 12 x 7.49 pixels" in said({"angular_sampling": (0.25, 0.4)}, pattern)
+
+
+def test_frames_to_compare_are_few_and_spread():
+    for ny, nx in [(24, 24), (72, 72), (2048, 2048), (1, 5000), (5000, 1), (600, 2)]:
+        chosen = positions_to_compare((ny, nx))
+        assert 1 <= len(chosen) <= min(64, ny * nx / 128)
+        assert (np.diff(chosen) > 0).all()
+        assert chosen[0] < nx  # live, it is told early
+        assert chosen[-1] < ny * nx
+    assert len(positions_to_compare((15, 30))) == 0
+    assert len(positions_to_compare((1, 1))) == 0
+
+
+@pytest.fixture(scope="module")
+def frames():
+    mean = draw_disk((24, 24), RADIUS, shape=SHAPE[2:], counts=3e4, outside=300.0) / 1e4
+    return np.random.default_rng(1).poisson(mean, SHAPE).astype(np.uint8)
+
+
+def warned(ctx, ds, roi=None, **changes):
+    """What a run warns of; the UDF says nothing when it is made."""
+    udf = ParallaxUDF.from_parameters(ds.shape, **{**PARAMETERS, **changes})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ctx.run_udf(ds, udf, roi=roi)
+    return [str(warning.message) for warning in caught if "the " in str(warning.message)]
+
+
+def test_runs_tell_it_once(inline, frames):
+    ds = inline.load("memory", data=frames, sig_dims=2, num_partitions=7)
+    assert warned(inline, ds) == []
+    (message,) = warned(inline, ds, angular_sampling=(0.3, 0.3))
+    assert "radius of 12 pixels; the parameters say 24, 24 and 20" in message
+
+
+def test_regions_offsets_and_parts_of_frames(inline, frames, tmp_path):
+    path = tmp_path / "scan.raw"
+    frames.tofile(path)
+    raw = {"dtype": "uint8", "nav_shape": SHAPE[:2], "sig_shape": SHAPE[2:]}
+    roi = np.zeros(SHAPE[:2], bool)
+    roi[10:30, 3:30] = True
+    tiled = inline.load("memory", data=frames, sig_dims=2, tileshape=(3, 16, 48), num_partitions=3)
+    late = inline.load("raw", path=str(path), sync_offset=-40, **raw)
+    for ds, region in [(tiled, None), (tiled, roi), (late, None)]:
+        assert warned(inline, ds, region) == []
+        assert len(warned(inline, ds, region, center=(27.0, 20.0))) == 1
+
+
+def test_events_are_compared_as_well(inline, frames, tmp_path):
+    events = csr_array(frames.reshape(SHAPE[0] * SHAPE[1], -1))
+    ds = inline.load("raw_csr", path=str(write_events(tmp_path, SHAPE[:2], SHAPE[2:], events)))
+    assert warned(inline, ds) == []
+    (message,) = warned(inline, ds, center=(27.0, 20.0))
+    assert "row 24.0, column 24.0" in message
+
+
+@pytest.mark.parametrize("axes", [(2, 3, 0, 1), (0, 2, 1, 3), (2, 1, 0, 3), (0, 3, 1, 2)])
+def test_axes_in_another_order_are_told(inline, frames, axes):
+    swapped = np.ascontiguousarray(frames.transpose(axes))
+    ds = inline.load("memory", data=swapped, sig_dims=2, num_partitions=2)
+    (message,) = warned(inline, ds, angular_sampling=(0.6, 0.6))
+    assert "order of their axes" in message
+
+
+COMMAND = (
+    "--scan-sampling 4 4 --energy 300e3 --semiangle-cutoff 6 --angular-sampling 0.5 0.5 "
+    "--aberration C10=-2000 -o image.npy"
+)
+
+
+def test_strict_makes_errors_of_warnings(run: Run, frames, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with h5py.File("scan.h5", "w") as file:
+        file["frames"] = frames
+    succeeded(run(f"reconstruct scan.h5 {COMMAND} --strict"))
+    Path("image.npy").unlink()
+
+    # What was meant for a raw file reads the header as frames, and all else from the wrong byte on.
+    raw = "--load type=raw --load dtype=uint8 --load 'nav_shape=[32,32]' --load 'sig_shape=[48,48]'"
+    for wrong in (raw, "--center 27 20", "--angular-sampling 0.3 0.3"):
+        result = succeeded(run(f"reconstruct scan.h5 {COMMAND} {wrong}"))
+        assert "Warning: the " in result.stderr
+        assert "disk" in result.stderr
+        Path("image.npy").unlink()
+
+        result = run(f"reconstruct scan.h5 {COMMAND} {wrong} --strict")
+        assert result.exit_code == 1
+        assert "an error with --strict" in result.stderr
+        assert not Path("image.npy").exists()
