@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .show.pictures import gray_limits, write_gray
+from .show.pictures import picture
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -237,8 +237,8 @@ def _save_npy(file: Any, image: NDArray[Any], about: About) -> None:  # noqa: AR
 
 
 def _save_png(file: Any, image: NDArray[Any], about: About) -> None:
-    """Pixel for pixel in 8-bit gray, for the eye: the scale of the numbers is lost."""
-    write_gray(file, image, gray_limits(image), about.texts())
+    """In gray, for the eye: the scale of the numbers is lost."""
+    picture(file, image, about.pixel_size, about.words, about.unit, about.texts())
 
 
 #: Who writes the format, by the extension of the name.

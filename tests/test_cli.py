@@ -160,7 +160,7 @@ def test_demo_and_what_it_proposes_next(run: Run, folder: Path) -> None:
     result = succeeded(run(shlex.join(proposed)))
     assert "144 x 144 pixels of 0.1778 x 0.1778 nm" in result.stdout
     with Image.open("image.png") as picture:
-        assert picture.size == (144, 144)
+        assert min(picture.size) > 5 * 144
 
 
 def test_demo_says_where_it_cannot_write(

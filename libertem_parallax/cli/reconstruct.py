@@ -25,6 +25,7 @@ from .run import (
     COMPILES,
     about,
     check_output,
+    crop,
     described,
     image_paths,
     image_pixel_size,
@@ -52,6 +53,13 @@ Examples:
     "Blur a .png with a Gaussian of this standard deviation, to see through the noise of few "
     "electrons; other files hold the numbers as they are."
 )
+@click.option(
+    "--roi",
+    type=(int, int, int, int),
+    metavar="TOP LEFT BOTTOM RIGHT",
+    help="Reconstruct this part of the scan only, and write this part of the image: rows from TOP "
+    "up to BOTTOM and columns from LEFT up to RIGHT, which are not in it. They count from 0.",
+)
 @overwrite_option
 @click.option(
     "--strict",
@@ -64,6 +72,7 @@ def reconstruct(
     output: Path | None,
     blur: float | None,
     *,
+    roi: tuple[int, int, int, int] | None,
     overwrite: bool,
     strict: bool,
     **options: Any,
@@ -89,22 +98,41 @@ def reconstruct(
 
     with messages_only(strict), Context.make_with("threads") as ctx:
         dataset = open_dataset(ctx, data, parameters.settings.get("load", {}))
+        region = _region(roi, tuple(dataset.shape.nav))
         udf = make_udf(dataset.shape, parameters)
         click.echo(f"Reconstructing{COMPILES}", err=True)
-        results, speed = run(ctx, dataset, udf)
+        results, speed = run(ctx, dataset, udf, region)
     problems: list[str] = []
     for name, path in outputs.items():
         image = results[name]
-        image = pictures.blur(image, image_pixel_size(udf), blur) if blur else image
-        said = about(udf, name, parameters, data=str(data), **({"blur": blur} if blur else {}))
-        outputs[name] = save(path, image, said, problems)
+        said = about(udf, name, parameters, data=str(data), roi=roi, blur=blur)
+        if blur:
+            image = pictures.blur(image, image_pixel_size(udf), blur)
+            said = said._replace(words=f"{said.words}, blurred by {blur:g} Å")
+        outputs[name] = save(path, crop(image, udf, region), said, problems)
     report(
-        *described(udf, dataset.dtype),
+        *described(udf, dataset.dtype, region),
         ("Time", speed),
         *zip(("Written to", *[""] * len(outputs)), map(str, outputs.values()), strict=False),
     )
     if problems:
         raise click.ClickException(" ".join((*problems, "See above where it is.")))
+
+
+def _region(
+    roi: tuple[int, int, int, int] | None, scan_shape: tuple[int, int]
+) -> tuple[slice, slice] | None:
+    """Check a part of a scan; its rows and columns."""
+    if roi is None:
+        return None
+    top, left, bottom, right = roi
+    rows, cols = scan_shape
+    if not (0 <= top < bottom <= rows and 0 <= left < right <= cols):
+        raise click.UsageError(
+            f"--roi {top} {left} {bottom} {right}: expected 0 <= TOP < BOTTOM <= {rows} and "
+            f"0 <= LEFT < RIGHT <= {cols} for this scan of {rows} x {cols}."
+        )
+    return slice(top, bottom), slice(left, right)
 
 
 def _check_load(load: Mapping[str, Any]) -> None:

@@ -80,18 +80,26 @@ def refuse_zero_images(udf: Any, parameters: Parameters) -> None:
             raise ValueError(problem)
 
 
-def run(ctx: Any, dataset: Any, udf: Any) -> tuple[dict[str, NDArray[Any]], str]:
-    """Run with a progress bar; results by name, and how fast they were made.
+def run(
+    ctx: Any, dataset: Any, udf: Any, region: tuple[slice, slice] | None = None
+) -> tuple[dict[str, NDArray[Any]], str]:
+    """Run with a progress bar, on a part of the scan; results by name, and how fast they came.
 
     To be called within `messages_only`.
     """
-    engine, plan = udf.params.engine, udf.params.geometry.plan
+    import numpy as np
+
+    engine, roi = udf.params.engine, None
+    if region is not None:
+        roi = np.zeros(udf.params.geometry.plan.scan_shape, dtype=bool)
+        roi[region] = True
+    frames = math.prod(udf.params.geometry.plan.scan_shape) if roi is None else int(roi.sum())
     gpu = default_gpu() if engine == "auto" else None
     with assigned(gpu):
         start = time.perf_counter()
-        results = ctx.run_udf(dataset, udf, progress=True)
+        results = ctx.run_udf(dataset, udf, roi=roi, progress=True)
         seconds = time.perf_counter() - start
-    speed = speed_text(math.prod(plan.scan_shape), seconds)
+    speed = speed_text(frames, seconds)
     return {name: buffer.data for name, buffer in results.items()}, speed + where(udf, gpu)
 
 
@@ -256,7 +264,7 @@ def about(udf: Any, name: str, parameters: Parameters, **made: Any) -> About:
     values |= {key: str(file) for key, file in parameters.files.items()}
     made = {
         "image": name,
-        **made,
+        **{key: value for key, value in made.items() if value is not None},
         "scan": plan.scan_shape,
         "detector": plan.detector_shape,
         "bright_field_pixels": len(plan.pixels),
@@ -300,17 +308,35 @@ def save(output: Path, image: NDArray[Any], about: About, problems: list[str]) -
     return written
 
 
-def described(udf: Any, dtype: Any) -> list[tuple[str, str]]:
+def crop(image: NDArray[Any], udf: Any, region: tuple[slice, slice] | None) -> NDArray[Any]:
+    """Cut out of an image what belongs to a part of the scan."""
+    if region is None:
+        return image
+    u = udf.params.geometry.plan.upsampling_factor
+    rows, cols = (slice(u * part.start, u * part.stop) for part in region)
+    return image[rows, cols]
+
+
+def described(
+    udf: Any, dtype: Any, region: tuple[slice, slice] | None = None
+) -> list[tuple[str, str]]:
     """Tell what was reconstructed, in rows for `report`."""
     from ..images import IMAGES
 
     plan = udf.params.geometry.plan
     kind = " and ".join(IMAGES[name].words for name in udf.params.image)
     pixel_size = by(f"{size / 10:.4g}" for size in image_pixel_size(udf))
+    shape, part = plan.image_shape, []
+    if region is not None:
+        rows, cols = region
+        shape = tuple(plan.upsampling_factor * (axis.stop - axis.start) for axis in region)
+        text = f"of these, rows {rows.start} to {rows.stop - 1}, "
+        part = [("", text + f"columns {cols.start} to {cols.stop - 1}")]
     return [
         ("Data", f"{by(plan.scan_shape)} scan, {by(plan.detector_shape)} detector, {dtype}"),
+        *part,
         ("Bright field", f"{len(plan.pixels)} detector pixels"),
-        ("Image", f"{kind}, {by(plan.image_shape)} pixels of {pixel_size} nm"),
+        ("Image", f"{kind}, {by(shape)} pixels of {pixel_size} nm"),
     ]
 
 

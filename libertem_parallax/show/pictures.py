@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["blur", "gray_limits", "overview", "write_gray"]
+__all__ = ["blur", "gray_limits", "overview", "picture", "write_gray"]
 
 # Dots of a panel of the overview: a multiple of the demo's images, so that all of their pixels
 # come out at the same size.
@@ -17,6 +17,8 @@ _PANEL = 432
 _GAP = 16
 _HEADER = 76
 _DPI = 100
+# Dots that the longer side of a picture has at least, for pixels to be seen, and at most.
+_SEEN, _LARGEST = 600, 4096
 
 
 def write_gray(
@@ -45,6 +47,72 @@ def write_gray(
     Image.fromarray(gray).save(file, format="PNG", pnginfo=info)
 
 
+def picture(
+    file: Any,
+    image: NDArray[Any],
+    pixel_size: tuple[float, float],
+    title: str,
+    unit: str,
+    texts: Mapping[str, str],
+) -> None:
+    """Write a PNG of an image that can be seen: large, in true proportions, with a scale bar.
+
+    Parameters
+    ----------
+    file
+        Open for writing bytes.
+    image
+        Rows and columns of real numbers. A pixel is a block of dots, as large as is needed.
+    pixel_size
+        Height and width of a pixel in Å.
+    title
+        Above the image.
+    unit
+        Of its values; the line below the title tells what is black and white.
+    texts
+        See `write_gray`.
+    """
+    width, height = _dots(image.shape, pixel_size)
+    scale = max(1.0, max(width, height) / 900)  # of letters
+    gap, header, footer = (round(scale * dots) for dots in (_GAP, _HEADER, 44))
+    across = max(width, round(scale * 420))  # the title has to fit
+    figure = _figure(across + 2 * gap, header + height + footer)
+    left = gap + (across - width) // 2
+    low, high = gray_limits(image)
+    note = f"black {low:.3g}, white {high:.3g}" + f" {unit}" * bool(unit)
+    axes = _draw(figure, (left, footer, width, height), image, pixel_size, (title, note), scale)
+    cols = axes.get_xlim()[1]  # nm
+    length = _round_length(cols / 4)
+    start, end = left, left + round(width * length / cols)
+    total = figure.get_size_inches() * _DPI
+    bar = figure.add_axes(
+        (
+            start / total[0],
+            0.45 * footer / total[1],
+            (end - start) / total[0],
+            6 * scale / total[1],
+        ),
+        facecolor="black",
+    )
+    bar.set(xticks=(), yticks=())
+    figure.text(
+        (end + 8 * scale) / total[0],
+        (0.45 * footer + 3 * scale) / total[1],
+        f"{length:g} nm",
+        size=14 * scale,
+        va="center",
+    )
+    figure.savefig(file, dpi=_DPI, format="png", metadata=dict(texts))
+
+
+def _dots(shape: tuple[int, ...], pixel_size: tuple[float, float]) -> tuple[int, int]:
+    """Width and height of a picture in true proportions; square pixels get whole dots."""
+    height, width = (n * s / min(pixel_size) for n, s in zip(shape, pixel_size, strict=True))
+    scale = max(1.0, math.ceil(_SEEN / max(width, height)))
+    scale = min(scale, _LARGEST / max(width, height))
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
 def overview(
     file: Any,
     panels: Sequence[tuple[str, str, NDArray[Any], tuple[float, float]]],
@@ -62,31 +130,52 @@ def overview(
     texts
         See `write_gray`.
     """
+    width = len(panels) * (_PANEL + _GAP) + _GAP
+    figure = _figure(width, _HEADER + _PANEL + _GAP)
+    for i, (title, note, image, pixel_size) in enumerate(panels):
+        box = (_GAP + i * (_PANEL + _GAP), _GAP, _PANEL, _PANEL)
+        axes = _draw(figure, box, image, pixel_size, (title, note))
+        _draw_scale_bar(axes, axes.get_ylim()[0], axes.get_xlim()[1])
+    figure.savefig(file, dpi=_DPI, format="png", metadata=dict(texts))
+
+
+def _figure(width: int, height: int) -> Any:
+    """Make a white figure of so many dots."""
     # A figure without pyplot draws with Agg: it needs no display and leaves no global state.
     from matplotlib.figure import Figure
 
-    width = len(panels) * (_PANEL + _GAP) + _GAP
-    height = _HEADER + _PANEL + _GAP
-    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
-    for i, (title, note, image, pixel_size) in enumerate(panels):
-        left = _GAP + i * (_PANEL + _GAP)
-        axes = figure.add_axes((left / width, _GAP / height, _PANEL / width, _PANEL / height))
-        center = (left + _PANEL / 2) / width
-        figure.text(center, 1 - 36 / height, title, size=19, ha="center")
-        figure.text(center, 1 - 65 / height, note, size=14, color="0.35", ha="center")
-        low, high = gray_limits(image)
-        rows, cols = (n * size / 10 for n, size in zip(image.shape, pixel_size, strict=True))
-        axes.imshow(
-            image,
-            cmap="gray",
-            vmin=low,
-            vmax=high,
-            extent=(0, cols, rows, 0),  # nm
-            interpolation="nearest",
-        )
-        axes.set_axis_off()
-        _draw_scale_bar(axes, rows, cols)
-    figure.savefig(file, dpi=_DPI, format="png", metadata=dict(texts))
+    return Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
+
+
+def _draw(
+    figure: Any,
+    box: tuple[int, int, int, int],
+    image: NDArray[Any],
+    pixel_size: tuple[float, float],
+    words: tuple[str, str],
+    scale: float = 1.0,
+) -> Any:
+    """Draw an image into a box (left, bottom, width and height in dots); title and note above."""
+    left, bottom, width, height = box
+    across, up = figure.get_size_inches() * _DPI
+    axes = figure.add_axes((left / across, bottom / up, width / across, height / up))
+    center, top = (left + width / 2) / across, bottom + height
+    title, note = words
+    figure.text(center, (top + 40 * scale) / up, title, size=19 * scale, ha="center")
+    figure.text(center, (top + 11 * scale) / up, note, size=14 * scale, color="0.35", ha="center")
+    low, high = gray_limits(image)
+    rows, cols = (n * size / 10 for n, size in zip(image.shape, pixel_size, strict=True))
+    axes.imshow(
+        image,
+        cmap="gray",
+        vmin=low,
+        vmax=high,
+        extent=(0, cols, rows, 0),  # nm
+        interpolation="nearest",
+        aspect="auto",  # that of the box
+    )
+    axes.set_axis_off()
+    return axes
 
 
 def _draw_scale_bar(axes: Any, rows: float, cols: float) -> None:
