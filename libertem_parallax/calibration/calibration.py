@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from .. import aberrations
 from ..accumulate import Stack
+from ..likelihood import make_engine
 from ..parameters import Parameters
 from .beam import Beam
 from .estimate import Estimate, Hints, Solution, estimate
@@ -173,6 +175,7 @@ def calibrate_stack(
     search: Iterable[str] = (),
     hints: Hints | None = None,
     progress: Callable[[float, str], None] = lambda *_: None,
+    device: int | None = None,
 ) -> Calibration:
     """Find rotation, hand and aberrations from a stack of bright-field pixels.
 
@@ -192,6 +195,9 @@ def calibrate_stack(
         What is known without being exact.
     progress
         Called with the fraction that is done, and what is being done.
+    device
+        Number of the GPU to use, unless the parameter ``engine`` says otherwise; None where there
+        is none.
 
     Returns
     -------
@@ -221,6 +227,7 @@ def calibrate_stack(
         fixed,
         hints or Hints(),
         progress,
+        partial(make_engine, parameters.get("engine", "auto"), device=device),
     )
     if not estimated.significance > _STANDS_OUT:
         raise CalibrationError(

@@ -12,6 +12,7 @@ import scipy.fft
 from numpy.typing import NDArray
 
 from ..accumulate import Stack
+from ..likelihood import ENGINES, Engine
 from .fit import ascend, covariance, decompose, frequency_weights, significance, twin
 from .model import Model, Optics
 from .search import Peak, search
@@ -127,6 +128,7 @@ def estimate(
     fixed: Mapping[str, float],
     hints: Hints,
     progress: Callable[[float, str], None] = lambda *_: None,
+    engine: Callable[..., Engine] = ENGINES["numba"],
 ) -> Estimate:
     """Find the most likely rotation, hand and aberrations.
 
@@ -148,6 +150,8 @@ def estimate(
         What else is known.
     progress
         Called with the fraction that is done, and what is being done.
+    engine
+        Makes one of `libertem_parallax.likelihood` of images, positions and edge.
 
     Returns
     -------
@@ -159,7 +163,7 @@ def estimate(
     index = _thinned(index, max(_FEW, _VALUES // len(stack.pixels)))
     spectra = transform(stack, scan_sampling, index, lambda f: progress(0.2 * f, "transforms"))
     extent = max(n * step for n, step in zip(stack.scan_shape, scan_sampling, strict=True))
-    finder = _Finder(spectra, optics, layouts, orders, fixed, hints)
+    finder = _Finder(spectra, optics, layouts, orders, fixed, hints, engine)
     solutions = finder.solve(
         search(spectra, optics, extent), lambda f: progress(0.2 + 0.75 * f, "search")
     )
@@ -196,8 +200,10 @@ class _Finder:
         orders: Sequence[tuple[int, int]],
         fixed: Mapping[str, float],
         hints: Hints,
+        engine: Callable[..., Engine],
     ) -> None:
         self.spectra, self.optics, self.layouts = spectra, optics, layouts
+        self.make_engine = engine
         self.orders, self.fixed, self.hints = orders, fixed, hints
         self.radius = np.hypot(*spectra.q.T)
         self._engines: dict[int, Model] = {}
@@ -208,13 +214,12 @@ class _Finder:
         count = min(len(self.radius), max(count, 2 * _FEW))
         layout = self.layouts[mirrored]
         if count not in self._engines:
-            spectra = self.spectra
-            self._engines[count] = Model(
-                spectra if count == len(self.radius) else spectra.take(slice(0, count)),
-                self.optics,
-                layout,
-                self.orders,
-            )
+            spectra, optics = self.spectra, self.optics
+            if count < len(self.radius):
+                spectra = spectra.take(slice(0, count))
+            positions = optics.positions(spectra.pixels)
+            engine = self.make_engine(spectra.images, positions, optics.edge)
+            self._engines[count] = Model(spectra, optics, layout, self.orders, engine=engine)
         made = self._engines[count]
         return Model(made.spectra, self.optics, layout, self.orders, engine=made.engine)
 

@@ -13,7 +13,7 @@ import click
 from .options import parameter_option
 from .parameters import check_required, read_parameters
 from .reconstruct import open_dataset
-from .run import by, messages_only, report
+from .run import by, default_gpu, messages_only, report
 
 if TYPE_CHECKING:
     from ..calibration import Calibration
@@ -162,6 +162,7 @@ def calibrate(
             underfocus=underfocus,
             rotation_near=rotation_near,
             progress=True,
+            device=default_gpu(),
             **given,
         )
         scan = tuple(dataset.shape)[:2]

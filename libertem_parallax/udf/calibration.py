@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+from libertem.common.backend import get_use_cuda
 from libertem.udf.sum import SumUDF
 from numpy.typing import NDArray
 
@@ -31,6 +32,7 @@ def calibrate(
     underfocus: bool | None = None,
     rotation_near: float | str | None = None,
     progress: bool | Callable[[float, str], None] = False,
+    device: int | None = None,
     **parameters: Any,
 ) -> Calibration:
     """Find the parameters of an acquisition from its data.
@@ -60,6 +62,9 @@ def calibrate(
     progress
         Whether to show a bar; or a function that is called with the fraction that is done, and
         what is being done.
+    device
+        Number of the GPU to use for the likelihood, unless ``engine`` says otherwise. Default: the
+        one that LiberTEM assigned to this process, if any.
     **parameters
         Those of `libertem_parallax.ParallaxUDF.from_parameters`: ``energy``, ``scan_sampling`` and
         ``semiangle_cutoff`` at least.
@@ -94,7 +99,13 @@ def calibrate(
         ctx.run_udf(dataset, udf, roi=used)
         tell(0.25, "reading")
         return calibrate_stack(
-            udf.stack, beam, known, search, hints, lambda f, text: tell(0.25 + 0.75 * f, text)
+            udf.stack,
+            beam,
+            known,
+            search,
+            hints,
+            lambda f, text: tell(0.25 + 0.75 * f, text),
+            get_use_cuda() if device is None else device,
         )
 
 
