@@ -35,6 +35,7 @@ from .run import (
     run,
     save,
 )
+from .series import only_named
 
 _EXAMPLES = """\b
 Examples:
@@ -157,7 +158,10 @@ def open_dataset(ctx: Any, data: Path, load: Mapping[str, Any]) -> Any:
     try:
         # While LiberTEM finds the type out, it prints what the file is not.
         with contextlib.redirect_stdout(io.StringIO()):
-            dataset = ctx.load(kind, str(data), **arguments)
+            kind, path, arguments = only_named(data, kind, arguments)
+            dataset = ctx.load(kind, str(path), **arguments)
+    except click.ClickException:
+        raise
     # Every format has its own way to fail.
     except Exception as error:
         if isinstance(error, FileNotFoundError) and error.filename:
