@@ -79,7 +79,7 @@ def test_interrupted_while_it_waits(run: Run, merlin: Simulator, operator: list[
     ("then", "message"),
     [
         ("disconnect", "the connection to the detector failed"),
-        ("return", "the detector sent nothing for 0.5 s"),
+        ("return", "no more frames came through for 0.5 s"),
     ],
 )
 def test_the_detector_fails_and_works_again(
@@ -136,10 +136,28 @@ def test_nothing_comes(
         check_complete(run(arguments(merlin)), frames)
 
 
+def test_frames_that_do_not_fill_a_buffer(
+    run: Run, merlin: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were sent, and it is not said that they were not."""
+    Gate(monkeypatch).count = 10
+    result = run(arguments(merlin, "--start --timeout 0.5"))
+    check_error(result, "none of 96 frames", "no frames came through within 0.5 s", "fill a buffer")
+
+
+def test_frames_that_get_lost(
+    run: Run, merlin: Simulator, frames: NDArray[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They cannot be told from others, so it is told what may be wrong."""
+    Gate(monkeypatch, "return")
+    result = run(arguments(merlin, "--start --silence 0.5"))
+    check_partial(result, frames, "If frames were lost on the way, all that came after them are in")
+
+
 def test_no_frame_is_complete(run: Run, merlin: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
     Gate(monkeypatch, "return").count = 20
     result = run(arguments(merlin, "--start --silence 0.5 --frames-per-partition 48"))
-    check_error(result, "none of 96 frames", "not written", "sent nothing for 0.5 s")
+    check_error(result, "none of 96 frames", "not written", "no more frames came through for 0.5 s")
     assert not Path("image.tif").exists()
 
 

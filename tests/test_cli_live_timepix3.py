@@ -146,8 +146,8 @@ def test_timepix3_of_another_shape(run: Run, timepix3: str, events: NDArray[Any]
 @pytest.mark.parametrize(
     ("then", "message"),
     [
-        ("wait", "the detector sent nothing for 0.5 s"),
-        ("end", "the detector sent nothing for 0.5 s"),
+        ("wait", "no more frames came through for 0.5 s"),
+        ("end", "no more frames came through for 0.5 s"),
         ("anew", "the connection to the detector was lost, and made anew"),
     ],
 )

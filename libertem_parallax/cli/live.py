@@ -13,7 +13,7 @@ import click
 
 from ..live import DETECTORS, Address, Detector
 from ..parameters import Parameters
-from .options import acquisition_options, blur_option, output_option, overwrite_option
+from .options import Finite, acquisition_options, blur_option, output_option, overwrite_option
 from .parameters import check_required, read_parameters
 from .record import Recording, record
 from .run import (
@@ -92,14 +92,14 @@ _SIMULATED = [name for name, detector in DETECTORS.items() if detector.simulated
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Finite(min=0, min_open=True),
     default=60.0,
     show_default=True,
     help="Seconds to wait for an acquisition, and then for its first frame.",
 )
 @click.option(
     "--silence",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Finite(min=0, min_open=True),
     default=10.0,
     show_default=True,
     help="Seconds without any frame after which the acquisition counts as broken off.",
@@ -118,7 +118,7 @@ _SIMULATED = [name for name, detector in DETECTORS.items() if detector.simulated
 )
 @click.option(
     "--interval",
-    type=click.FloatRange(min=0),
+    type=Finite(min=0),
     default=2.0,
     show_default=True,
     help="Seconds between two pictures of the growing image, or longer: they take a twentieth of "

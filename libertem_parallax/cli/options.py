@@ -192,17 +192,22 @@ def acquisition_options(command: Command) -> Command:
     )(command)
 
 
-def _finite(_ctx: click.Context, _param: click.Parameter, number: float | None) -> float | None:
-    if number is not None and not math.isfinite(number):
-        raise click.BadParameter(f"{number} is no length in Å.")
-    return number
+class Finite(click.FloatRange):
+    """A number in a range, which is neither infinite nor none."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Convert the text."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{number} is not a finite number.", param, ctx)
+        return number
 
 
 def blur_option(text: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Make the option for blurring what is to be looked at; None if not given."""
-    return click.option(
-        "--blur", type=click.FloatRange(min=0), callback=_finite, metavar="Å", help=text
-    )
+    return click.option("--blur", type=Finite(min=0), metavar="Å", help=text)
 
 
 def output_option(default: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

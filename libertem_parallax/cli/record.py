@@ -141,11 +141,18 @@ def record(
         written = save(output, image, said(count), problems)
         Screen({**shows, **more}, 0).show(added.results)
     if count < total:
+        reason = added.problem or "the acquisition ended"
         problems.insert(
             0,
             f"{count:,} of {total:,} frames ({count / total:.1%}) are in the image: "
-            f"{added.problem}. Only whole partitions count (--frames-per-partition).",
+            f"{reason}. Only whole partitions count (--frames-per-partition).",
         )
+        if not address.detector.counted and not reason.startswith("interrupted"):
+            problems.insert(
+                1,
+                "If frames were lost on the way, all that came after them are in wrong places: "
+                f"{address.detector.name} frames are taken in the order in which they come.",
+            )
     elif added.problem is not None:  # of no consequence any more
         problems.insert(0, f"{added.problem}.")
     rows = [

@@ -29,6 +29,7 @@ class Detector(ABC):
     starts = True  #: whether it can be told to start an acquisition
     events = False  #: whether frames come as events
     simulated = False  #: whether there is a simulator of it
+    counted = True  #: whether frames that are lost, sent twice or out of order are noticed
     #: Rows and columns, where it does not tell them before the acquisition starts, and the dtype.
     shape: tuple[int, int] | None = None
     dtype: str | None = None

@@ -66,7 +66,11 @@ class _Watched:
     ) -> None:
         self._native, self._watch, self._on_frames = native, watch, on_frames
         self._seconds = timeout
-        self._late = f"the detector sent no frame within {timeout:g} s after it was started."
+        # Frames come through by the buffer. Of those that do not fill one, nothing is known.
+        self._late = (
+            f"no frames came through within {timeout:g} s after the start: the detector sent none, "
+            "or fewer than fill a buffer."
+        )
         self._silence = silence
 
     def __getattr__(self, name: str) -> Any:
@@ -79,7 +83,10 @@ class _Watched:
         if not stack:
             raise DetectorError("the detector ended the acquisition.")
         self._seconds = self._silence
-        self._late = f"the detector sent nothing for {self._silence:g} s."
+        self._late = (
+            f"no more frames came through for {self._silence:g} s: the detector is silent, or sent "
+            "fewer than fill a buffer."
+        )
         self._on_frames(len(stack))
         return stack
 
