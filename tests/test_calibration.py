@@ -8,7 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scans import CENTER, COEFS, KNOWN, ROTATION, SAMPLING, bright_field, scan, specimen
+from scans import (
+    CENTER,
+    COEFS,
+    KNOWN,
+    ROTATION,
+    SAMPLING,
+    bright_field,
+    count,
+    expected,
+    scan,
+    specimen,
+)
 
 from libertem_parallax.calibration import (
     Calibration,
@@ -19,7 +30,13 @@ from libertem_parallax.calibration import (
     find_beam,
     without,
 )
-from libertem_parallax.calibration.fit import decompose, twin
+from libertem_parallax.calibration.fit import (
+    ascend,
+    covariance,
+    decompose,
+    frequency_weights,
+    twin,
+)
 from libertem_parallax.calibration.model import Model, Optics, turn
 from libertem_parallax.calibration.search import _Band, matrices
 from libertem_parallax.calibration.spectra import independent, transform
@@ -169,14 +186,85 @@ def test_a_sampling_that_does_not_fit_is_told() -> None:
     assert not calibrated(frames(), angular_sampling=(3.0, 3.0)).notes
 
 
+def test_oblong_pixels_are_seen() -> None:
+    center = (9.4, 10.2)
+    found = calibrated(scan(specimen(SHAPE), oblong=0.9, detector=20, center=center))
+    np.testing.assert_allclose(found.parameters["angular_sampling"], (3.0, 2.7), rtol=0.015)
+    np.testing.assert_allclose(found.parameters["center"], center, atol=0.1)
+    assert "times as long" in found.notes[0]
+    assert found.parameters["aberration_coefs"]["C10"] == pytest.approx(COEFS["C10"], rel=0.015)
+
+
+def test_a_disk_that_moves_while_scanning() -> None:
+    """Pixels at its rim become brighter along the scan, far more than by the specimen."""
+    found = calibrated(scan(specimen(SHAPE), descan=1.0))
+    coefs = found.parameters["aberration_coefs"]
+    # The movement stretches the image: C10 times its rate, 1 pixel of 3 mrad in 32 Å.
+    assert coefs["C10"] == pytest.approx(COEFS["C10"], rel=0.05)
+    assert found.parameters["rotation_angle"] == pytest.approx(ROTATION, abs=math.radians(3))
+
+
+def test_a_wrong_semiangle_is_told() -> None:
+    with pytest.raises(CalibrationError, match=r"13 mrad does not fit: (19|2[01]) mrad"):
+        calibrated(frames(), semiangle_cutoff=13.0)
+
+
+HIGHER = {**COEFS, "C21": 5e3, "phi21": 1.0, "C23": 4e3, "phi23": -0.3, "C30": 3e5}
+
+
+def test_higher_aberrations() -> None:
+    """They are found where they are searched, else missed."""
+    data = scan(specimen(SHAPE), HIGHER, dose=20000.0)
+    found = calibrated(data, search=["C21", "C23", "C30"], angular_sampling=(3.0, 3.0))
+    coefs, errors = found.parameters["aberration_coefs"], found.uncertainties
+    for order in ("12", "21", "23"):
+        off = abs(part(coefs, order) - part(HIGHER, order))
+        assert off < 3 * math.sqrt(2) * errors[f"C{order}"] + 0.01 * abs(part(HIGHER, order)), order
+    assert coefs["C30"] == pytest.approx(HIGHER["C30"], abs=3 * errors["C30"] + 0.1 * 3e5)
+    assert coefs["C10"] == pytest.approx(HIGHER["C10"], rel=0.015)
+    assert not found.notes
+    assert "search for C21, C23 and C30" in calibrated(data).notes[0]
+
+
+def test_a_crystal_tells_alternatives() -> None:
+    """Of few spots, that of several defoci look alike."""
+    y, x = np.indices(SHAPE) * 0.9
+    lattice = sum(
+        np.cos(2 * np.pi * (y * a + x * b) / 32.4) for a, b in ((14, 3), (-3, 14), (9, 9))
+    )
+    found = calibrated(scan(0.15 * lattice, {"C10": -420.0}))
+    every = [found.parameters, *(other.parameters for other in found.alternatives)]
+    assert len(every) > 2  # more than the twin
+    assert min(abs(p["aberration_coefs"]["C10"] + 420) for p in every) < 10
+    assert all("explains" in other.why for other in found.alternatives[1:])
+
+
+def test_uncertainties_are_true() -> None:
+    """The scatter of fits over seeds of the noise is what is stated."""
+    x, stated = [], []
+    mean = expected(specimen(SHAPE), dose=500.0)
+    for seed in range(25):
+        spectra, optics = small(count(mean, seed))
+        model = Model(spectra, optics, np.eye(2), [(1, 0), (1, 2)])
+        free = list(range(model.size))
+        best = ascend(model, model.vector(COEFS, ROTATION), free)
+        radius = np.hypot(*spectra.q.T)
+        model = model.with_weights(frequency_weights(radius, model.explained(best)))
+        x.append(ascend(model, best, free))
+        stated.append(np.diag(covariance(model, x[-1], free)))
+    ratio = np.std(x, axis=0, ddof=1) / np.sqrt(np.mean(stated, axis=0))
+    assert (ratio > 1 / 1.5).all()
+    assert (ratio < 1.5).all()
+
+
 def test_names_of_search() -> None:
     assert check_search(["coma", "C23", "C21"]) == ("C21", "C23")
     with pytest.raises(ValueError, match="search: 'C13': expected some of center"):
         check_search(["C13"])
 
 
-def small() -> tuple[Any, Optics]:
-    data = frames()
+def small(data: np.ndarray | None = None) -> tuple[Any, Optics]:
+    data = frames() if data is None else data
     optics = Optics(0.0197, 0.02, CENTER, (SAMPLING * 1e-3, SAMPLING * 1e-3))
     xi = optics.positions(np.argwhere(np.ones((16, 16), bool)))
     stack = bright_field(data, (np.hypot(*xi.T) <= 1).reshape(16, 16))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy.ndimage
 from numpy.typing import NDArray
 
 from .. import aberrations
@@ -15,6 +17,9 @@ from .failure import CalibrationError
 from .model import Optics
 
 __all__ = ["Beam", "find_beam"]
+
+#: Difference between the axes of a disk, relative, from which on pixels are no squares.
+_OBLONG = 0.04
 
 #: Relative difference of a given sampling from the disk's that is told.
 _DISAGREE = 0.03
@@ -58,7 +63,7 @@ def find_beam(pattern: NDArray[Any], parameters: Parameters) -> Beam:
     parameters
         ``energy`` and ``semiangle_cutoff``; of ``center``, ``angular_sampling``,
         ``reciprocal_sampling`` and ``bf_mask`` what is known. Without a sampling, pixels are taken
-        to be square.
+        to be square, unless the disk is clearly longer along one axis.
 
     Returns
     -------
@@ -98,6 +103,20 @@ def find_beam(pattern: NDArray[Any], parameters: Parameters) -> Beam:
     if sampling is None and disk is not None:
         sampling = (semiangle / disk.radius,) * 2
         errors["sampling"] = disk.radius_error / disk.radius
+        ratio = _ratio(pattern, usable, disk)
+        if ratio is not None:
+            sampling = sampling[0], sampling[1] * ratio
+            again = find_disk(pattern, usable, sampling)
+            if again is not None:
+                scale = semiangle / again.radius
+                sampling = sampling[0] * scale, sampling[1] * scale
+                errors["sampling"] = again.radius_error / again.radius
+                if "center" in errors:
+                    center, errors["center"] = again.center, again.center_error
+            notes.append(
+                f"the disk is {max(ratio, 1 / ratio):.3g} times as long along one axis as along "
+                "the other: pixels are taken to be oblong. Give angular_sampling if they are not."
+            )
     elif disk is not None and abs(disk.radius / semiangle - 1) > _DISAGREE:
         notes.append(
             f"the disk's radius is {disk.radius * 1e3:.4g} mrad by the sampling that was given, "
@@ -115,6 +134,19 @@ def find_beam(pattern: NDArray[Any], parameters: Parameters) -> Beam:
             "bf_mask."
         )
     return Beam(optics, mask, pattern, disk, errors, tuple(notes))
+
+
+def _ratio(pattern: NDArray[np.float64], usable: NDArray[np.bool_], disk: Disk) -> float | None:
+    """Width of a pixel over its height, if the disk, all of it to be seen, is no circle."""
+    y, x = np.meshgrid(*map(np.arange, pattern.shape), indexing="ij")
+    near = np.hypot(y - disk.center[0], x - disk.center[1]) <= 1.5 * disk.radius
+    if not usable[near].all():
+        return None
+    inside = near & (scipy.ndimage.median_filter(pattern, 3) > (disk.inside + disk.outside) / 2)
+    if inside[[0, -1]].any() or inside[:, [0, -1]].any():
+        return None
+    ratio = float(y[inside].std() / x[inside].std())
+    return ratio if abs(math.log(ratio)) > _OBLONG else None
 
 
 def _given_sampling(parameters: Parameters, wavelength: float) -> tuple[float, float] | None:

@@ -17,6 +17,7 @@ from ..accumulate import Stack
 from ..likelihood import make_engine
 from ..parameters import Parameters
 from .beam import Beam
+from .doubts import doubts
 from .estimate import Estimate, Hints, Solution, estimate
 from .failure import CalibrationError
 from .fit import twin
@@ -207,7 +208,7 @@ def calibrate_stack(
     Raises
     ------
     CalibrationError
-        If nothing stands out of the noise.
+        If nothing stands out of the noise, or another semiangle fits clearly better.
     ValueError
         If `search` has other names.
     """
@@ -237,6 +238,7 @@ def calibrate_stack(
             "semiangle_cutoff, scan_sampling, energy or the order of the frames are wrong."
         )
     best = estimated.best
+    notes = doubts(best.model, best.x, list(estimated.free))
     described = _describer(parameters, beam)
     return Calibration(
         described(best, best.x),
@@ -244,7 +246,7 @@ def calibrate_stack(
         tuple(_alternatives(estimated, described)),
         estimated.significance,
         estimated.decided,
-        beam.notes,
+        (*beam.notes, *notes),
         beam,
         estimated,
         stack,
@@ -329,10 +331,8 @@ def _polar(order: str, m: int, z: NDArray[np.float64], C: NDArray[np.float64]) -
     across = math.sqrt(normal @ C @ normal)
     # Where it could be 0, all azimuths are as good.
     most = 2 * math.pi / m / math.sqrt(12)
-    return {
-        f"C{order}": along,
-        f"phi{order}": min(most, across / (m * size)) if size else most,
-    }
+    known = size > 2 * max(along, across)
+    return {f"C{order}": along, f"phi{order}": min(most, across / (m * size)) if known else most}
 
 
 def _alternatives(

@@ -38,8 +38,9 @@ _STARTS, _COMMON = 4, 0.5
 #: Of those, how many are followed to all frequencies: such as come close to the best.
 _FINALISTS, _CLOSE = 3, 0.8
 
-#: A maximum that stands out so far, in standard deviations, needs no others to be looked for.
-_CLEAR_PEAK = 25.0
+#: A maximum needs no others to be looked for if it stands out so far, in standard deviations, and
+#: explains so much of the frequencies in which there is much.
+_CLEAR_PEAK, _ENOUGH = 25.0, 0.3
 
 #: Rotations and defoci, in turns at the semiangle, that are tried where the search sees nothing.
 _ROTATIONS, _TURNS = 24, (0.0, 0.1, 0.3, 0.6, 1.0)
@@ -248,7 +249,7 @@ class _Finder:
         for done, found in enumerate(peaks):
             self._climb(climbed, [(peak.band, self._from_peak(peak)) for peak in found])
             progress(min(0.6, 0.15 * (done + 1)))
-            if climbed and significance(climbed[0].model, climbed[0].x) > _CLEAR_PEAK:
+            if climbed and _clear(climbed[0]):
                 break
         else:
             self._climb(climbed, self._grid())
@@ -319,6 +320,7 @@ class _Finder:
                     break
                 band = min(band * _GROWTH, _COMMON * float(self.radius[-1]))
             if not any(_same(s, mirrored, x, self.fixed) for s in climbed):
+                model = self.model(mirrored, float(self.radius[-1]))
                 climbed.append(Solution(model, x, model.value(x), mirrored))
         climbed.sort(key=lambda s: -s.value)
 
@@ -342,13 +344,24 @@ class _Finder:
         return s._replace(model=model, x=x, value=float(model.explained(x).mean()))
 
 
+def _clear(s: Solution) -> bool:
+    """Tell whether a maximum needs no others to be looked for."""
+    spectra, strong = s.model.spectra, s.model.spectra.strong
+    explained = s.model.explained(s.x)
+    there = float((1 - 1 / spectra.power[strong]).sum())
+    if explained[strong].sum() / len(spectra.pixels) < _ENOUGH * there:
+        return False
+    weights = frequency_weights(np.hypot(*spectra.q.T), explained)
+    return significance(s.model.with_weights(weights), s.x) > _CLEAR_PEAK
+
+
 def _near(x: NDArray[np.float64], y: NDArray[np.float64], fixed: Mapping[str, float]) -> bool:
     """Tell whether parameters, or one's twin, are those of the same maximum."""
 
     def near(x: NDArray[np.float64]) -> bool:
         turned = abs(math.remainder(x[0] - y[0], 2 * math.pi))
         size = max(float(np.abs(y[1:]).max()), 0.1)
-        return turned * size < 0.15 and bool((np.abs(x[1:] - y[1:]) < 0.15).all())
+        return turned * size < 0.3 and bool((np.abs(x[1:] - y[1:]) < 0.3).all())
 
     flipped = np.concatenate([[x[0] + math.pi], -x[1:]])
     return near(x) or ("C10" not in fixed and "rotation_angle" not in fixed and near(flipped))

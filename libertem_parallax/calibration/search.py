@@ -41,8 +41,11 @@ _BLOCK = 32
 #: Frequencies of a band at most, and peaks that are kept of it.
 _FREQUENCIES, _PEAKS = 600, 8
 
-#: Fewer frequencies than that tell no matrix.
-_FEWEST = 12
+#: Fewer frequencies than that tell no matrix; fewer spots of a crystal.
+_FEWEST, _SPOTS = 12, 3
+
+#: Steps for a crystal at most, and so many look-ups that they take about as long as a band.
+_MOST_STEPS, _LOOKUPS = 28, 2e7
 
 
 class Peak(NamedTuple):
@@ -92,7 +95,7 @@ class _Band:
             self._E[part] = spectrum.real**2 + spectrum.imag**2
         self._E /= np.float32(len(rows) * len(self._E))
 
-    def heights(self, matrices: NDArray[np.float64]) -> NDArray[np.float64]:
+    def heights(self, matrices: NDArray[np.floating]) -> NDArray[np.float64]:
         """J over that of white noise, for all matrices (..., 2, 2)."""
         flat = np.ascontiguousarray(matrices.reshape(-1, 4).T, np.float32)
         J = np.zeros(flat.shape[1], np.float32)
@@ -166,25 +169,39 @@ def search(
         large shifts and small ones.
     """
     radius = np.hypot(*spectra.q.T)
-    rng = np.random.default_rng(0)
     for lowest, highest in _bands(extent, float(radius[-1])):
         inside = np.flatnonzero((radius > lowest) & (radius <= highest))
         if len(inside) < _FEWEST:
             continue
-        if len(inside) > _FREQUENCIES:
-            inside = np.sort(rng.choice(inside, _FREQUENCIES, replace=False))
-        band = _Band(spectra.take(inside), optics)
-        step = _STEP / highest
-        largest = min(extent / 2, _STEPS * step)
-        tried = np.concatenate(
-            [
-                shell.reshape(-1, 2, 2)
-                for sign in determinants
-                for shell in candidates(step, largest, sign)
-            ]
-        )
-        J = band.heights(tried)
-        yield [Peak(*peak, highest) for peak in _peaks(band, tried, J, step)]
+        inside = np.sort(inside[np.argsort(-spectra.power[inside])[:_FREQUENCIES]])
+        yield _search(spectra.take(inside), optics, extent, highest, _STEPS, determinants)
+    # A crystal's few frequencies are high ones, which no band sees where shifts are large.
+    strong = np.flatnonzero(spectra.strong)[:_FREQUENCIES]
+    if len(strong) >= _SPOTS:
+        steps = int(min(_MOST_STEPS, (_LOOKUPS / len(strong)) ** 0.25))
+        highest = float(radius[strong].max())
+        yield _search(spectra.take(strong), optics, extent, highest, steps, determinants)
+
+
+def _search(
+    spectra: Spectra,
+    optics: Optics,
+    extent: float,
+    highest: float,
+    steps: int,
+    determinants: tuple[int, ...],
+) -> list[Peak]:
+    """Find the peaks of some frequencies."""
+    band = _Band(spectra, optics)
+    step = _STEP / highest
+    largest = min(extent / 2, steps * step)
+    J, tried = [], []
+    for sign in determinants:
+        for shell in candidates(step, largest, sign):
+            tried.append(shell.reshape(-1, 2, 2).astype(np.float32))
+            J.append(band.heights(tried[-1]))
+    peaks = _peaks(band, np.concatenate(tried), np.concatenate(J), step)
+    return [Peak(*peak, highest) for peak in peaks]
 
 
 def _bands(extent: float, highest: float) -> Iterator[tuple[float, float]]:

@@ -12,8 +12,15 @@ from numpy.typing import NDArray
 
 from .. import transfer
 from ..accumulate import Stack
+from .failure import CalibrationError
 
 __all__ = ["Spectra", "independent", "transform"]
+
+#: Power of a pixel's image over that of others, where the specimen shows little, that is too much.
+_BLINKS = 2.5
+
+#: Power of a frequency above that of noise, in standard deviations, which chance does not reach.
+_STRONG = 6.0
 
 #: Values of images that are transformed at once.
 _BLOCK = 1 << 23
@@ -32,6 +39,8 @@ class Spectra:
         Row and column of each frequency in the half-spectrum of `scipy.fft.rfft2`.
     q : (Q, 2) float64
         The frequencies in 1/Å, along rows and columns of the scan.
+    power : (Q,) float32
+        Mean power of the pixels' images before those that are above noise were divided by its root.
     pixels : (M, 2) int64
         Rows and columns of the detector pixels.
     scan_shape
@@ -44,9 +53,16 @@ class Spectra:
     images: NDArray[np.complex64]
     index: NDArray[np.int64]
     q: NDArray[np.float64]
+    power: NDArray[np.float32]
     pixels: NDArray[np.int64]
     scan_shape: tuple[int, int]
     noise: float
+
+    @property
+    def strong(self) -> NDArray[np.bool_]:
+        """Frequencies whose power no noise has, (Q,): those of a crystal."""
+        strong: NDArray[np.bool_] = self.power > 1 + _STRONG / np.sqrt(len(self.pixels))
+        return strong
 
     def take(self, frequencies: Any, pixels: Any = slice(None)) -> Self:
         """Take some frequencies and pixels."""
@@ -55,6 +71,7 @@ class Spectra:
             images,
             self.index[frequencies],
             self.q[frequencies],
+            self.power[frequencies],
             self.pixels[pixels],
             self.scan_shape,
             self.noise,
@@ -115,35 +132,62 @@ def transform(
     Returns
     -------
     Spectra
-        Of the stack's pixels, but for those that never counted anything.
+        Of the stack's pixels, but for those that count nothing, or now and then much.
+
+    Raises
+    ------
+    CalibrationError
+        If there is no such pixel.
     """
     ny, nx = stack.scan_shape
-    scanned = stack.scanned.ravel()
-    count = max(1, int(scanned.sum()))
+    smooth = _smooth(stack.scanned)
+    count = max(1, int(stack.scanned.sum()))
     M = len(stack.pixels)
     images = np.empty((len(index), M), np.complex64)
-    means = np.empty(M)
-    power, step = 0.0, max(1, _BLOCK // (ny * nx))
+    means, powers = np.empty(M), np.empty(M)
     quiet = _quiet(stack.scan_shape)
+    step = max(1, _BLOCK // (ny * nx))
     for start in range(0, M, step):
         part = slice(start, start + step)
         values = np.ascontiguousarray(stack.frames[:, part].T, dtype=np.float32)
         mean = values.sum(axis=1, dtype=np.float64) / count
         values -= mean[:, None].astype(np.float32)
-        values *= scanned
-        spectrum = scipy.fft.rfft2(values.reshape(-1, ny, nx))
+        values *= stack.scanned.ravel()
+        values -= values @ smooth.T @ smooth
+        spectrum = scipy.fft.rfft2(values.reshape(-1, ny, nx), overwrite_x=True)
         weight = np.divide(1, mean * count, out=np.zeros_like(mean), where=mean > 0)
         spectrum *= np.sqrt(weight).astype(np.float32)[:, None, None]
         means[part] = mean
         images[:, part] = spectrum[:, index[:, 0], index[:, 1]].T
-        power += (np.abs(spectrum[:, quiet]) ** 2).mean(axis=1).sum()
+        powers[part] = (np.abs(spectrum[:, quiet]) ** 2).mean(axis=1)
         progress(min(1.0, (start + step) / M))
     used = means > 0
-    noise = power / max(1, int(used.sum()))
+    noise = float(np.median(powers[used])) if used.any() else 0.0
+    # Pixels that blink see no specimen.
+    used &= powers <= _BLINKS * noise
+    if not noise or not used.any():
+        raise CalibrationError("the bright field counts nothing, or the same everywhere.")
     images = np.ascontiguousarray(images[:, used]) if not used.all() else images
-    images /= np.float32(np.sqrt(noise)) if noise else 1
+    images /= np.float32(np.sqrt(noise))
+    # Where there is more than noise, little of it is the specimen: it is noise to all models alike.
+    power = (images.real**2 + images.imag**2).mean(axis=1)
+    images /= np.sqrt(np.maximum(power, 1))[:, None]
     q = transfer.frequencies(stack.scan_shape, scan_sampling)[tuple(index.T)]
-    return Spectra(images, index, q, stack.pixels[used], stack.scan_shape, float(noise))
+    return Spectra(images, index, q, power, stack.pixels[used], stack.scan_shape, noise)
+
+
+def _smooth(scanned: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Make functions that the specimen is not, orthonormal over the scan, (6, Ny Nx).
+
+    Polynomials of second degree: where the beam moves on the detector while it scans, pixels at the
+    rim of the disk become brighter to one side of the scan, by much more than specimens do.
+    """
+    y, x = ((np.indices(scanned.shape) + 0.5) / np.reshape(scanned.shape, (2, 1, 1)) - 0.5).reshape(
+        2, -1
+    )
+    functions = np.stack([np.ones_like(y), y, x, y * y, y * x, x * x]) * scanned.ravel()
+    orthonormal, _ = np.linalg.qr(functions.T)
+    return np.ascontiguousarray(orthonormal.T, np.float32)
 
 
 def _quiet(scan_shape: tuple[int, int]) -> NDArray[np.bool_]:
