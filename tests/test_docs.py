@@ -109,7 +109,7 @@ def test_commands_are_understood(
     monkeypatch.chdir(tmp_path)
     name, *arguments = shlex.split(command)
     for argument in arguments:
-        if re.search(r"\.(h5|toml|raw)$", argument):
+        if re.search(r"\.(h5|toml|raw|txt|pem)$", argument):
             Path(argument).parent.mkdir(exist_ok=True)
             Path(argument).write_text("", encoding="utf-8")
     context = click.Context(main)

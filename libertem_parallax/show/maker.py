@@ -7,7 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +19,16 @@ from ..images import IMAGES, Imaging, Sums, check_images
 from ..memory import check_image
 from ..parameters import DEFAULTS, Parameters
 
-__all__ = ["Maker", "Picture", "Wanted", "mean_pattern", "reconstruct", "sharpness", "thinned"]
+__all__ = [
+    "Maker",
+    "Picture",
+    "Wanted",
+    "mean_pattern",
+    "odd_pixels",
+    "reconstruct",
+    "sharpness",
+    "thinned",
+]
 
 #: Values (frames by bright-field pixels) that are added at once. More of them, about a tenth of a
 #: second's worth on two cores, get a coarser image first.
@@ -153,11 +162,12 @@ def thinned(stack: Stack, step: int) -> Stack:
     ny, nx = stack.scan_shape
     scanned = np.ascontiguousarray(stack.scanned[::step, ::step])
     frames = np.ascontiguousarray(stack.frames.reshape(ny, nx, -1)[::step, ::step])
-    return replace(
-        stack,
-        frames=frames.reshape(scanned.size, -1),
-        scan_shape=scanned.shape,
-        scanned=scanned,
+    return Stack(
+        frames.reshape(scanned.size, -1),
+        stack.pixels,
+        scanned.shape,
+        stack.detector_shape,
+        scanned,
     )
 
 
@@ -182,6 +192,33 @@ def mean_pattern(stack: Stack) -> NDArray[np.float64]:
     return pattern
 
 
+def odd_pixels(pattern: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Find pixels that may be dead or hot: unlike all their neighbors but one.
+
+    Parameters
+    ----------
+    pattern : (rows, cols) float
+        Mean of frames; NaN where it is not known.
+
+    Returns
+    -------
+    (n, 2) int64
+        Rows and columns of those that are less than half of the second lowest neighbor, or more
+        than twice the second highest one and the pattern's mean.
+    """
+    rows, cols = pattern.shape
+    padded = np.pad(pattern, 1, constant_values=np.nan)
+    steps = [(y, x) for y in range(3) for x in range(3) if (y, x) != (1, 1)]
+    around = np.stack([padded[y : y + rows, x : x + cols] for y, x in steps])
+    low = np.sort(np.nan_to_num(around, nan=np.inf), axis=0)[1]
+    high = np.sort(np.nan_to_num(around, nan=-np.inf), axis=0)[-2]
+    # Next to nothing, one electron more is not much.
+    least = np.nanmean(pattern) if np.isfinite(pattern).any() else 0.0
+    odd = (2 * pattern < np.where(low < np.inf, low, -np.inf)) & (low > least)
+    odd |= pattern > 2 * np.maximum(high, least)
+    return np.argwhere(odd)
+
+
 def sharpness(stack: Stack, parameters: Parameters, defocus: float) -> float:
     """Tell how well the images of all pixels fall onto each other, if the defocus is this.
 
@@ -203,7 +240,9 @@ def sharpness(stack: Stack, parameters: Parameters, defocus: float) -> float:
     import scipy.ndimage
 
     coefs = {**parameters.get("aberration_coefs", {}), "C10": defocus}
-    image = reconstruct(stack, parameters.replace(aberration_coefs=coefs, upsampling_factor=1))
+    changed = parameters.replace(aberration_coefs=coefs, upsampling_factor=1)
+    with warnings.catch_warnings(action="ignore"):  # at the ends of a curve, shifts are large
+        image = reconstruct(stack, changed)
     return float(scipy.ndimage.gaussian_filter(image, _SHARPNESS_BLUR, mode="wrap").var())
 
 

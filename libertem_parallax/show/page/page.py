@@ -1,0 +1,389 @@
+"""The page: what is where, and how it follows a `Tuning`."""
+
+from __future__ import annotations
+
+import html
+import math
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from bokeh.core.properties import Int
+from bokeh.model import DataModel, Model
+from bokeh.models import (
+    Button,
+    Column,
+    CustomJS,
+    Div,
+    InlineStyleSheet,
+    PreText,
+    RangeSlider,
+    Row,
+    Slider,
+    Spinner,
+    Toggle,
+    UIElement,
+)
+
+from ..maker import Picture, mean_pattern, odd_pixels, sharpness
+from ..tuning import Tuning
+from .drawing import MARK, on_change
+from .figures import ImageView, Spectrum
+from .knobs import Knobs, drawer
+from .saving import save, script
+
+__all__ = ["Page"]
+
+_CSS = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+
+#: Seconds after which a picture counts as seen, whatever the browser says.
+_LOST = 3.0
+
+#: Seconds between two rounds: in between, messages of a slider are taken.
+_ROUND = 0.02
+
+_RELOAD = """
+const again = () => fetch("static/js/bokeh.min.js", {method: "HEAD", cache: "no-store"})
+    .then(() => location.reload(), () => setTimeout(again, 1000))
+again()
+"""
+
+#: Points of the curve of sharpness.
+_CURVE = 61
+
+
+class Seen(DataModel):
+    """What the browser has received: no more is sent before."""
+
+    number = Int(default=-1)
+
+
+class Page:
+    """Shows a `Tuning` in one browser window, or one output of a notebook.
+
+    Parameters
+    ----------
+    tuning
+        What to show. Other pages may show it, too.
+    title
+        Of the data.
+    folder
+        Where images are saved.
+    source
+        What LiberTEM is told about the data, for the script.
+    sigma
+        Standard deviation in Å of a Gaussian to blur with at first.
+    """
+
+    def __init__(
+        self,
+        tuning: Tuning,
+        title: str = "parallax",
+        folder: Path = Path(),
+        source: Mapping[str, Any] | None = None,
+        sigma: float = 0.0,
+    ) -> None:
+        self._tuning, self._title, self._folder = tuning, title, folder
+        self._source = source or {"filetype": "auto", "path": "..."}
+        self._document: Any = None
+        self._lock = threading.Lock()
+        self._scheduled = False
+        self._sent: Picture | None = None
+        self._sent_at = self._followed_at = -math.inf
+        self._spectrum_of: Picture | None = None
+        self._pattern_of: Any = None
+        self._message = ""
+        self._curve: dict[str, Any] = {"of": None, "points": []}
+        self._playing: Iterator[float] | None = None
+        self._build(sigma)
+        self._stop = tuning.listen(self._schedule)
+
+    def add_to(self, document: Any) -> None:
+        """Show it in a document of Bokeh's server, as long as that is open."""
+        self._document = document
+        document.title = f"{self._title} - libertem-parallax"
+        document.add_root(self.root)
+        # Bokeh 3.9 cannot take up a session that has arrays (its issue 15347): the page is loaded
+        # anew, as soon as there is somebody to answer.
+        document.config.reconnect_session = False
+        document.js_on_event("connection_lost", CustomJS(code=_RELOAD))
+        document.on_session_destroyed(lambda _: self.close())
+        # The first picture comes with the document, and is no change of it.
+        document.on_event("document_ready", lambda _: self._schedule(seen=True))
+        # Should a message be lost with its connection, the next round makes up for it.
+        document.add_periodic_callback(self.follow, 1000)
+        self._schedule()
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._stop()
+        self._playing = None
+
+    # What is where
+
+    def _build(self, sigma: float) -> None:
+        self.seen = Seen()
+        self._told = Div(text="", css_classes=["told"], sizing_mode="stretch_width", name="told")
+        self._pointed = Div(text="", css_classes=["told"], name="pointed")
+        self.image = ImageView(lambda text: self._pointed.update(text=text))
+        # The few lines of JavaScript: say what has arrived; copy a text.
+        self.image.source.js_on_change(
+            "data",
+            CustomJS(args={"seen": self.seen}, code="seen.number = cb_obj.data.number[0]"),
+        )
+        on_change(self.seen, "number", lambda _: self._schedule())
+        self.spectrum = Spectrum()
+        self.knobs = Knobs(self._tuning, self._say)
+        self.contrast = RangeSlider(
+            start=0, end=100, step=0.1, value=(0.5, 99.5), title="Contrast, %", bar_color=MARK,
+            name="contrast", sizing_mode="stretch_width",
+        )  # fmt: skip
+        self.hold = Toggle(label="Hold", name="hold", width=56)
+        self.blur = Slider(
+            start=0, end=max(2.0, sigma / 5), step=0.02, value=sigma / 10, title="Blur, nm",
+            name="blur", bar_color=MARK, sizing_mode="stretch_width",
+        )  # fmt: skip
+        self._limits: tuple[float, float] | None = None
+        on_change(self.hold, "active", lambda on: self._hold(on=on))
+        for widget in (self.contrast, self.blur):
+            on_change(widget, "value", lambda _: self._look())
+        self.undo = Button(label="Undo", name="undo")
+        self.undo.on_click(self._tuning.undo)
+        self.save = Button(label="Save", name="save", button_type="primary")
+        self.save.on_click(self._save)
+        self.script = PreText(text="", css_classes=["script"], sizing_mode="stretch_width",
+                              name="script", visible=False)  # fmt: skip
+        self.copy = Toggle(label="Copy as Python", name="copy")
+        self.copy.js_on_change(
+            "active",
+            CustomJS(
+                args={"text": self.script},
+                code="text.visible = cb_obj.active; "
+                "if (cb_obj.active) navigator.clipboard?.writeText(text.text).catch(() => {})",
+            ),
+        )
+        head = Row(
+            Div(text=html.escape(self._title), css_classes=["name"]),
+            self._told, self._pointed, self.undo, self.copy, self.save,
+            css_classes=["head"], sizing_mode="stretch_width",
+        )  # fmt: skip
+        looks = Row(
+            _look("Fourier transform", self.spectrum.plot),
+            _look("Diffraction", self.knobs.diffraction.plot),
+            _look("Astigmatism", self.knobs.pad.plot),
+            css_classes=["card", "pair"], sizing_mode="stretch_width",
+        )  # fmt: skip
+        picture = Column(
+            self.knobs.image,
+            Row(self.contrast, self.blur, self.hold, css_classes=["pair", "low"],
+                sizing_mode="stretch_width"),
+            css_classes=["card"], sizing_mode="stretch_width",
+        )  # fmt: skip
+        drawers = Column(
+            *drawer("Higher orders", *self.knobs.higher_lines),
+            *drawer("Depth series", self._depth()),
+            css_classes=["card"],
+            sizing_mode="stretch_width",
+        )
+        side = Column(
+            self.script, looks, picture, self.knobs.focus_card, self.knobs.optics_card,
+            self.knobs.detector_card, drawers,
+            css_classes=["side"], sizing_mode="stretch_both",
+        )  # fmt: skip
+        page = Column(
+            head, self.image.plot, side, css_classes=["page"], sizing_mode="stretch_width"
+        )
+        self.root = Column(page, css_classes=["frame"], sizing_mode="stretch_width")
+        sheet = InlineStyleSheet(css=_CSS)
+        for model in self.root.references():
+            if isinstance(model, UIElement):
+                model.stylesheets = [*model.stylesheets, sheet]
+
+    def _depth(self) -> Row:
+        self.depth_from, self.depth_to, self.depth_steps = (
+            Spinner(title=title, name=name, value=value, step=step, low=low, format="0[.]0",
+                    sizing_mode="stretch_width")
+            for title, name, value, step, low in (
+                ("From, nm", "depth_from", -50, 10, None), ("to, nm", "depth_to", 50, 10, None),
+                ("steps", "depth_steps", 21, 1, 2),
+            )
+        )  # fmt: skip
+        self.play = Toggle(label="Play", name="play", width=56)
+        on_change(self.play, "active", lambda on: self._play(on=on))
+        return Row(
+            self.depth_from, self.depth_to, self.depth_steps, self.play,
+            css_classes=["pair", "low"], sizing_mode="stretch_width",
+        )  # fmt: skip
+
+    # What follows from changes
+
+    def _schedule(self, *, seen: bool = False) -> None:
+        """Have the page follow soon; may be called in any thread, as often as it is."""
+        with self._lock:
+            if seen:
+                self._sent_at = -math.inf
+            if self._scheduled or self._document is None:
+                return
+            self._scheduled = True
+        wait = self._followed_at + _ROUND - time.monotonic()
+        if wait <= 0:
+            self._document.add_next_tick_callback(self.follow)
+        else:
+            self._document.add_timeout_callback(self.follow, math.ceil(1e3 * wait))
+
+    def follow(self) -> None:
+        """Show the present state, as far as the browser has seen what was sent before."""
+        with self._lock:
+            self._scheduled = False
+            self._followed_at = time.monotonic()
+        tuning = self._tuning
+        parameters, picture = tuning.parameters, tuning.picture
+        self.knobs.show(parameters)
+        _set(self.undo, "disabled", not tuning.can_undo)
+        self._tell(picture)
+        self._follow_curve()
+        if picture is None:
+            return
+        sent = self._sent
+        seen = sent is None or self.seen.number >= sent.number
+        if not seen and time.monotonic() - self._sent_at < _LOST:
+            return
+        if picture is not sent:
+            self._send(picture)
+        elif picture is not self._spectrum_of and picture.coarse == 1:
+            # When nothing else is to be done.
+            self._spectrum_of = picture
+            self.spectrum.show(picture)
+            _set(self.script, "text", script(picture.parameters, picture.name, self._source))
+        if self._playing is not None and picture is self._sent:
+            self._next_depth()
+
+    def _send(self, picture: Picture) -> None:
+        percentiles = self.contrast.value
+        self.image.show(picture, percentiles, 10 * self.blur.value, self._limits)
+        self._sent, self._sent_at = picture, time.monotonic()
+        if picture.coarse == 1:
+            self.knobs.show_geometry(picture.geometry)
+            if self._pattern_of is not self._tuning.stack:
+                self._pattern_of = self._tuning.stack
+                pattern = mean_pattern(self._tuning.stack)
+                self.knobs.diffraction.show_pattern(pattern, odd_pixels(pattern))
+
+    def _look(self) -> None:
+        """Show the same image with other contrast or blur."""
+        if self._sent is not None:
+            self._limits = None if not self.hold.active else self._limits
+            self.image.show(self._sent, self.contrast.value, 10 * self.blur.value, self._limits)
+
+    def _hold(self, *, on: bool) -> None:
+        self._limits = self.image.limits if on else None
+        self._look()
+
+    def _say(self, text: str) -> None:
+        """Tell of something that was not done, until the next picture."""
+        self._message = text
+        self._schedule()
+
+    def _tell(self, picture: Picture | None) -> None:
+        problem = self._tuning.problem
+        if problem is not None:
+            text = f'<span class="problem">{html.escape(problem)}</span>'
+        elif self._message:
+            text = html.escape(self._message)
+        elif picture is None:
+            text = "Making the image …"
+        else:
+            rows, cols = picture.image.shape
+            plan = picture.geometry.plan
+            text = (
+                f"{rows} x {cols} pixels, {len(plan.pixels)} in the bright field, "
+                f"{1e3 * picture.seconds:.0f} ms"
+            )
+            if not picture.scanned.all():
+                text += f", {picture.scanned.mean():.0%} scanned"
+            if picture.notes:
+                text += f'<br><span class="problem">{html.escape(picture.notes[0])}</span>'
+        if picture is not None and picture is not self._sent:
+            self._message = ""
+        _set(self._told, "text", text)
+
+    def _save(self) -> None:
+        picture = self._tuning.picture
+        if picture is None or picture.coarse > 1:
+            self._say("There is no image yet.")
+            return
+        try:
+            tif, *_ = save(self._folder, Path(self._title).stem, picture, 10 * self.blur.value)
+        except (OSError, ValueError) as error:
+            self._say(f"It could not be saved: {error}")
+        else:
+            self._say(f"Saved as {tif.with_suffix('')}.tif, .png and .toml")
+
+    # Curve of sharpness
+
+    def _follow_curve(self) -> None:
+        """Have the curve made anew, when nothing else is to be done, where it is of other knobs."""
+        parameters = self._tuning.parameters
+        coefs = {k: v for k, v in parameters.get("aberration_coefs", {}).items() if k != "C10"}
+        key = (
+            self._tuning.stack, self.knobs.reach, tuple(coefs.items()),
+            *(parameters.get(name) for name in ("rotation_angle", "center", "semiangle_cutoff",
+              "detector_flip_rows", "detector_flip_cols", "detector_transpose", "scan_sampling")),
+        )  # fmt: skip
+        if key != self._curve["of"]:
+            self._curve = {"of": key, "points": []}
+            self._tuning.when_idle(self._points(self._curve["points"], self.knobs.reach))
+        elif len(self._curve["points"]) != len(self.knobs.curve.source.data["x"]):
+            self.knobs.curve.show(self._curve["points"])
+
+    def _points(self, points: list[tuple[float, float]], reach: float) -> Iterator[None]:
+        tuning = self._tuning
+        for defocus in np.linspace(-reach, reach, _CURVE):
+            try:
+                value = sharpness(tuning.stack, tuning.parameters, -10 * defocus)
+            except ValueError:
+                return  # the picture tells
+            points.append((float(defocus), value))
+            yield
+
+    # Depth series
+
+    def _play(self, *, on: bool) -> None:
+        if not on or self._tuning.picture is None:
+            self._playing = None
+            return
+        coefs = self._tuning.parameters.get("aberration_coefs", {})
+        here = -coefs.get("C10", 0.0) / 10
+        steps = np.linspace(
+            self.depth_from.value, self.depth_to.value, max(2, int(self.depth_steps.value))
+        )
+
+        def forth_and_back() -> Iterator[float]:
+            while True:
+                for step in (*steps, *steps[-2:0:-1]):
+                    yield here + float(step)
+
+        self._playing = forth_and_back()
+        self._next_depth()
+
+    def _next_depth(self) -> None:
+        if self._playing is not None:
+            self._tuning.aberrate(C10=-10 * next(self._playing))
+
+
+def _look(title: str, plot: Any) -> Column:
+    """Make a square drawing below its title."""
+    plot.update(sizing_mode="stretch_width", css_classes=["square"])
+    return Column(
+        Div(text=title, css_classes=["heading"]), plot,
+        css_classes=["grow"], sizing_mode="stretch_width",
+    )  # fmt: skip
+
+
+def _set(model: Model, name: str, value: Any) -> None:
+    """Set a property, unless it is that already."""
+    if getattr(model, name) != value:
+        setattr(model, name, value)

@@ -1,0 +1,115 @@
+"""What is kept of a tuned image: files that never take the place of others, and a script."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ... import files
+from ...aberrations import unit
+from ...images import IMAGES
+from ...parameters import Parameters
+from ..maker import Picture
+from ..pictures import blur
+
+__all__ = ["save", "script"]
+
+
+def save(folder: Path, stem: str, picture: Picture, sigma: float = 0.0) -> list[Path]:
+    """Write an image as TIFF, a picture of it as PNG, and its parameters as TOML.
+
+    Parameters
+    ----------
+    folder
+        Where to. It is made if there is none.
+    stem
+        What names start with. The image's name and a number follow, with which there is no file.
+    picture
+        With the image.
+    sigma
+        Standard deviation in Å of a Gaussian that blurs the PNG.
+
+    Returns
+    -------
+    list
+        Of files that were written.
+
+    Raises
+    ------
+    OSError, ValueError
+        If they cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = f"{Path(stem).name}_{picture.name}"
+    number = 1
+    while any(folder.glob(f"{stem}_{number:03d}*")):
+        number += 1
+    tif, png, toml = (folder / f"{stem}_{number:03d}{end}" for end in (".tif", ".png", ".toml"))
+    picture.parameters.replace(image=picture.name).save(toml)
+    image, kind = picture.image, IMAGES[picture.name]
+    values = {**picture.parameters, **picture.parameters.files, "image": picture.name}
+    values = {key: value for key, value in values.items() if not isinstance(value, np.ndarray)}
+    about = files.About(picture.pixel_size, kind.unit, kind.words, {"parameters": values})
+    files.save(tif, image, about)
+    if sigma:
+        image = blur(image, picture.pixel_size, sigma)
+        about = about._replace(made={**about.made, "blur": sigma})
+    files.save(png, image, about)
+    return [tif, png, toml]
+
+
+def script(parameters: Parameters, name: str, source: Mapping[str, Any]) -> str:
+    """Write the Python that makes an image.
+
+    Parameters
+    ----------
+    parameters
+        Of the acquisition.
+    name
+        Of the image.
+    source
+        What to tell LiberTEM about the data: ``Context.load(**source)``.
+
+    Returns
+    -------
+    str
+        A script. It names a mask that came from a file, and leaves out any other.
+    """
+    lines = []
+    for key, value in parameters.items():
+        if key in ("image", "engine"):
+            continue
+        if key == "bf_mask":
+            if key in parameters.files:
+                lines.append(f"bf_mask={str(parameters.files[key].absolute())!r},")
+            else:
+                lines.append("bf_mask=...,  # a mask that is in no file")
+        elif key == "rotation_angle":
+            lines.append(f"rotation_angle={value!r},  # {math.degrees(value):.4g} degrees")
+        elif key == "aberration_coefs":
+            lines.append("aberration_coefs={")
+            lines += [
+                f"    {symbol!r}: {number!r},  # {unit(symbol)}" for symbol, number in value.items()
+            ]
+            lines.append("},")
+        else:
+            lines.append(f"{key}={value!r},")
+    body = "\n".join(f"        {line}" for line in lines)
+    load = ", ".join(f"{key}={value!r}" for key, value in source.items())
+    return f"""import libertem.api
+import libertem_parallax as prlx
+
+if __name__ == "__main__":
+    ctx = libertem.api.Context()
+    ds = ctx.load({load})
+    udf = prlx.ParallaxUDF.from_parameters(
+        shape=ds.shape,
+        image={name!r},
+{body}
+    )
+    image = ctx.run_udf(dataset=ds, udf=udf)[{name!r}].data
+"""

@@ -1,0 +1,224 @@
+"""Serves pages, with all that browsers need: nothing comes from other hosts."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import secrets
+import socket
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bokeh.application import Application
+from bokeh.application.handlers import FunctionHandler
+from bokeh.server.auth_provider import AuthProvider
+from bokeh.server.server import Server
+from jinja2 import Template
+from tornado.web import RequestHandler
+
+from .page import Page
+
+__all__ = ["LOOPBACK", "PORT", "Access", "encryption", "free_port", "is_loopback", "serve"]
+
+_FOLDER = Path(__file__).parent
+
+#: Of the loopback device: nobody else can connect.
+LOOPBACK = "127.0.0.1"
+
+PORT = 8765
+
+_USER = "libertem-parallax"
+
+
+class Access(NamedTuple):
+    """Where pages are served, and to whom."""
+
+    port: int = PORT  #: another is taken where that is in use
+    address: str = LOOPBACK  #: of the device to listen on
+    hosts: tuple[str, ...] = ()  #: further names by which browsers call this machine
+    password: str | None = None  #: to be asked for
+    encryption: ssl.SSLContext | None = None
+
+    @property
+    def protected(self) -> bool:
+        """Whether nobody can connect from elsewhere without the password."""
+        return bool(self.password) or is_loopback(self.address)
+
+
+def encryption(certificate: Path) -> ssl.SSLContext:
+    """Read certificate and key from a file in PEM format, to encrypt connections.
+
+    Raises
+    ------
+    OSError
+        If it cannot be read, or has no such things.
+    """
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+    return context
+
+
+def serve(make: Callable[[], Page], access: Access = Access()) -> Any:  # noqa: B008 - immutable
+    """Serve pages; call ``.io_loop.start()`` of what is returned.
+
+    Parameters
+    ----------
+    make
+        Makes a page for each window that opens.
+    access
+        Where, and to whom.
+
+    Returns
+    -------
+    bokeh.server.server.Server
+        Its ``port`` says where it is.
+
+    Raises
+    ------
+    ValueError
+        If other machines can connect there without a password.
+    OSError
+        If nothing can listen there.
+    """
+    if not access.protected:
+        raise ValueError(f"{access.address} can be reached from elsewhere: expected a password.")
+    template = Template((_FOLDER / "page.html").read_text(encoding="utf-8"))
+
+    def show(document: Any) -> None:
+        document.template = template
+        make().add_to(document)
+
+    options: dict[str, Any] = {}
+    if access.password:
+        options |= {
+            "auth_provider": _Password(access.password),
+            "cookie_secret": secrets.token_hex(),
+        }
+    if access.encryption is not None:
+        options["http_server_kwargs"] = {"ssl_options": access.encryption}
+    port = free_port(access)
+    names = {*access.hosts, access.address, "localhost", LOOPBACK} | _names(access.address)
+    server = Server(
+        {"/": Application(FunctionHandler(show))},
+        port=port,
+        address=access.address,
+        allow_websocket_origin=[f"{_bracketed(name)}:{port}" for name in sorted(names)],
+        **options,
+    )
+    server.start()
+    return server
+
+
+def free_port(access: Access) -> int:
+    """Find a port that is free: the one that is asked for, or any.
+
+    Raises
+    ------
+    OSError
+        If nothing can listen on the address.
+    """
+    family = socket.AF_INET6 if ":" in access.address else socket.AF_INET
+    problem = None
+    for number in (access.port, 0):
+        with socket.socket(family, socket.SOCK_STREAM) as free:
+            free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                free.bind((access.address, number))
+                free.listen(1)
+            except OSError as error:
+                problem = error
+            else:
+                port: int = free.getsockname()[1]
+                return port
+    assert problem is not None
+    raise problem
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine can connect to an address."""
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
+
+
+def _names(address: str) -> set[str]:
+    """Names of this machine, if it can be reached from others."""
+    if is_loopback(address):
+        return set()
+    names = {socket.gethostname(), socket.getfqdn()}
+    for name in list(names):
+        try:
+            names |= {str(found[4][0]) for found in socket.getaddrinfo(name, None)}
+        except OSError:
+            continue
+    return names
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+class _Password(AuthProvider):
+    """Asks for one password."""
+
+    def __init__(self, password: str) -> None:
+        page = (_FOLDER / "login.html").read_text(encoding="utf-8")
+
+        class Login(RequestHandler):
+            def get(self) -> None:
+                self.set_header("Content-Security-Policy", "default-src 'self' 'unsafe-inline'")
+                self.write(page)
+
+            def post(self) -> None:
+                given = self.get_body_argument("password", "")
+                if hmac.compare_digest(given.encode(), password.encode()):
+                    secure = self.request.protocol == "https"
+                    self.set_signed_cookie(
+                        "user", _USER, expires_days=None, httponly=True, samesite="Strict",
+                        secure=secure,
+                    )  # fmt: skip
+                    self.redirect("/")
+                else:
+                    self.set_status(403)
+                    self.write(page.replace("<!--wrong-->", "<p>That is not the password.</p>"))
+
+        self._login = Login
+        super().__init__()
+
+    @property
+    def get_user(self) -> Callable[[Any], Any]:
+        """Whoever has given the password."""
+        return lambda handler: handler.get_signed_cookie("user")
+
+    @property
+    def login_url(self) -> str:
+        """Where it is asked for."""
+        return "/login"
+
+    @property
+    def login_handler(self) -> type[RequestHandler]:
+        """What asks for it."""
+        return self._login
+
+    @property
+    def get_login_url(self) -> None:
+        """Not in use."""
+        return
+
+    @property
+    def get_user_async(self) -> None:
+        """Not in use."""
+        return
+
+    @property
+    def logout_url(self) -> None:
+        """Not in use: the browser forgets when it is closed."""
+        return
+
+    @property
+    def logout_handler(self) -> None:
+        """Not in use."""
+        return

@@ -1,0 +1,488 @@
+"""The page in Debian's Chromium, over its real connection."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import io
+import shutil
+import threading
+import time
+
+import h5py
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from libertem_parallax import Parameters, load_parameters
+from libertem_parallax.accumulate import Stack
+from libertem_parallax.show.maker import reconstruct
+from libertem_parallax.show.tuning import Tuning
+from libertem_parallax.simulate import simulate
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing")
+pytest.importorskip("bokeh", reason="bokeh is missing, of which the page is made")
+
+from bokeh.util.token import generate_jwt_token  # noqa: E402
+
+from libertem_parallax.show.page.page import Page  # noqa: E402
+from libertem_parallax.show.page.server import Access, serve  # noqa: E402
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="there is no Chromium, in which the page is tested"
+)
+
+#: So that the browser talks to the page and to nobody else.
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as starter:
+        browser = starter.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def data():
+    """A scan of a specimen, and its parameters."""
+    simulation = simulate(dose=100, seed=3)
+    given = {k: v for k, v in simulation.parameters.items() if k != "shape"}
+    return simulation.frames, Parameters(**given, image="phase_flip")
+
+
+@contextlib.contextmanager
+def served(tuning, folder, **options):
+    """Serve pages in a thread, as `tune` does in its own."""
+    from tornado.ioloop import IOLoop
+
+    ready = threading.Event()
+    servers = []
+
+    def run():
+        import asyncio
+
+        asyncio.set_event_loop(asyncio.new_event_loop())
+        server = serve(lambda: Page(tuning, "scan.h5", folder, **options), Access(port=0))
+        servers.append((server, IOLoop.current()))
+        server.io_loop.add_callback(ready.set)
+        server.io_loop.start()
+        server.stop()
+        server.io_loop.close()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert ready.wait(30)
+    server, loop = servers[0]
+    try:
+        yield server
+    finally:
+        loop.add_callback(loop.stop)
+        thread.join()
+
+
+@pytest.fixture
+def tuning(data):
+    frames, parameters = data
+    tuning = Tuning(Stack.from_array(frames), parameters)
+    yield tuning
+    tuning.close()
+
+
+@pytest.fixture
+def server(tuning, tmp_path):
+    with served(tuning, tmp_path / "saved") as server:
+        yield server
+
+
+class Window:
+    """A window of the browser, and what goes wrong in it."""
+
+    def __init__(self, browser, url, width=1400, height=900):
+        self.page = browser.new_page(viewport={"width": width, "height": height})
+        self.wrong, self.requests = [], []
+        self.page.on("console", lambda m: self.wrong.append(m.text) if m.type == "error" else None)
+        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("websocket", lambda socket: self.requests.append(socket.url))
+        self.page.goto(url)
+        self.drawn()
+
+    def drawn(self):
+        """Wait until there is an image."""
+        self.wait("m => m.data.number[0] >= 0", "source")
+
+    def model(self, code, name, argument=None):
+        """Evaluate a function of a model of the page by name; "source" is that of the image."""
+        return self.page.evaluate(
+            f"""([name, argument]) => {{
+                const all = Bokeh.documents[0]
+                const image = () => all.get_model_by_name("image")?.renderers[0].data_source
+                const model = name == "source" ? image() : all.get_model_by_name(name)
+                return ({code})(model, argument)
+            }}""",
+            [name, argument],
+        )
+
+    def wait(self, code, name, argument=None):
+        end = time.monotonic() + 20
+        while time.monotonic() < end:
+            with contextlib.suppress(playwright.Error):
+                if self.model(code, name, argument):
+                    return
+            time.sleep(0.02)
+        raise AssertionError(f"{name}: {code} did not come true: {self.wrong}")
+
+    def set(self, name, value, what="value"):
+        """Turn a knob, as its own code would."""
+        self.model(f"(m, value) => {{ m.{what} = value }}", name, value)
+
+    def click(self, name):
+        self.model("m => { m.trigger_event(new (class extends Object {})) }", name)
+
+    def press(self, label):
+        self.page.get_by_role("button", name=label, exact=True).click()
+
+    def pixels(self):
+        """Cut the image out of a screenshot; gray values."""
+        box = self.model(
+            "m => { const b = Bokeh.index.find_one(m).bbox; const r = Bokeh.index.find_one(m)"
+            ".el.getBoundingClientRect(); return [r.x, r.y, r.width, r.height] }",
+            "image",
+        )
+        clip = dict(zip(("x", "y", "width", "height"), box, strict=True))
+        shot = self.page.screenshot(clip=clip)
+        return np.asarray(Image.open(io.BytesIO(shot)).convert("L")).astype(float)
+
+    def shown(self):
+        """Get the gray values that the browser has."""
+        values, rows = self.model(
+            "m => { const i = m.data.image[0]; return [Array.from(i), i.shape[0]] }", "source"
+        )
+        return np.array(values, np.uint8).reshape(rows, -1)
+
+    def close(self):
+        self.page.close()
+        assert not self.wrong
+
+
+@pytest.fixture
+def open_window(browser, server):
+    windows = []
+
+    def open_(width=1400, height=900):
+        window = Window(browser, f"http://127.0.0.1:{server.port}/", width, height)
+        windows.append(window)
+        return window
+
+    yield open_
+    for window in windows:
+        window.close()
+
+
+def gray(image):
+    """Gray values as the page's contrast has them, written down plainly; 1 to 255."""
+    low, high = np.percentile(image, (0.5, 99.5))
+    return np.clip(np.rint((image - low) / (high - low) * 254), 0, 254) + 1
+
+
+def assert_follows(window, tuning, parameters=None):
+    """The page shows the image of the present parameters: in the end, of these."""
+    end = time.monotonic() + 30
+    while True:
+        assert tuning.wait(30)
+        picture = tuning.picture
+        number = window.model("m => m.data.number[0]", "source")
+        as_asked = parameters is None or parameters(picture.parameters)
+        if as_asked and number == picture.number == tuning.picture.number:
+            break
+        assert time.monotonic() < end, (number, picture.number)
+        time.sleep(0.02)
+    expected = reconstruct(tuning.stack, picture.parameters, picture.name)
+    np.testing.assert_array_equal(picture.image, expected)
+    # Where a value lies between two grays, single precision may take either.
+    assert np.abs(window.shown() - gray(expected)).max() <= 1
+
+
+def defocused(nm):
+    """Whether parameters have this defocus."""
+    return lambda parameters: parameters["aberration_coefs"]["C10"] == pytest.approx(-10 * nm)
+
+
+def test_a_knob_is_turned_and_the_image_follows(open_window, tuning):
+    window = open_window()
+    assert_follows(window, tuning)
+    before = window.pixels()
+    assert before.std() > 20
+    handle = window.page.locator(".noUi-handle").nth(3)  # after contrast and blur: coarse
+    handle.focus()
+    for _ in range(8):
+        window.page.keyboard.press("ArrowLeft")
+    c10 = tuning.parameters["aberration_coefs"]["C10"]
+    assert_follows(window, tuning)
+    window.page.wait_for_timeout(200)
+    after = window.pixels()
+    assert np.abs(after - before).mean() > 5
+    assert tuning.parameters["aberration_coefs"]["C10"] > -1.5e4, c10
+    window.press("Undo")
+    window.wait("m => m.value == 1500", "defocus")
+    assert_follows(window, tuning)
+    window.page.wait_for_timeout(200)
+    assert np.abs(window.pixels() - before).mean() < 1
+
+
+def test_every_knob(open_window, tuning):
+    window = open_window()
+
+    def parameters():
+        tuning.wait(30)
+        return tuning.parameters
+
+    for name, value, what, expected in (
+        ("rotation", 30, "value", lambda p: p["rotation_angle"] == pytest.approx(np.pi / 6)),
+        ("semiangle", 3.5, "value", lambda p: p["semiangle_cutoff"] == 3.5),
+        ("center_row", 31.5, "value", lambda p: p["center"] == (31.5, 32.0)),
+        ("upsampling", 2, "active", lambda p: p["upsampling_factor"] == 3),
+        ("orders", [1], "active", lambda p: p["detector_flip_cols"]),
+        ("image_name", 0, "active", lambda p: p["image"] == ("parallax",)),
+        ("c12b", 20, "value", lambda p: p["aberration_coefs"]["C12"] == pytest.approx(200)),
+        ("defocus", 1400, "value", lambda p: p["aberration_coefs"]["C10"] == -14000),
+        ("fine", 12.5, "value", lambda p: p["aberration_coefs"]["C10"] == -14125),
+        ("C30", 1000, "value", lambda p: p["aberration_coefs"]["C30"] == 10000),
+        (
+            "phi21",
+            90,
+            "value",
+            lambda p: p["aberration_coefs"]["phi21"] == pytest.approx(np.pi / 2),
+        ),
+    ):
+        number = tuning.picture.number
+        window.set(name, value, what)
+        window.wait("(m, n) => m.data.number[0] > n", "source", number)
+        assert expected(parameters()), name
+    assert_follows(window, tuning)
+    assert np.degrees(tuning.parameters["aberration_coefs"]["phi12"]) == pytest.approx(45)
+    before = tuning.parameters
+    window.press("Twin")
+    window.wait("m => m.value == -1412.5", "defocus")
+    assert tuning.parameters["rotation_angle"] == pytest.approx(np.pi / 6 - np.pi)
+    window.press("Undo")
+    window.wait("m => m.value == 1412.5", "defocus")
+    assert dict(tuning.parameters) == dict(before)
+    assert_follows(window, tuning)
+
+
+def test_pointing(open_window, tuning):
+    """The disk is dragged, the pad and the curve are clicked."""
+    window = open_window()
+
+    def place(name, x, y):
+        """Find where on the window a point of a drawing is."""
+        return window.model(
+            """(m, [x, y]) => {
+                const view = Bokeh.index.find_one(m)
+                const box = view.canvas_view.el.getBoundingClientRect()
+                const {x_scale, y_scale} = view.frame
+                return [box.x + x_scale.compute(x), box.y + y_scale.compute(y)]
+            }""",
+            name,
+            [x, y],
+        )
+
+    mouse = window.page.mouse
+    window.wait("m => m.renderers[0].data_source.data.dw[0] == 64", "diffraction")
+    mouse.move(*place("diffraction", 32, 32))
+    mouse.down()
+    mouse.move(*place("diffraction", 34, 31), steps=5)
+    mouse.up()
+    window.wait("m => Math.abs(m.value - 31) < 0.6", "center_row")
+    window.wait("m => Math.abs(m.value - 34) < 0.6", "center_col")
+    assert_follows(window, tuning)
+    row, col = tuning.parameters["center"]
+    before = tuning.parameters["semiangle_cutoff"]
+    mouse.move(*place("diffraction", col + 13, row))
+    mouse.down()
+    mouse.move(*place("diffraction", col + 10, row), steps=5)
+    mouse.up()
+    window.wait("(m, b) => Math.abs(m.value - b + 3 * 0.3076) < 0.2", "semiangle", before)
+    assert tuning.parameters["center"] == (row, col)
+    mouse.click(*place("astigmatism", 0.5, 0.5))
+    window.wait("m => Math.abs(m.value - 0.5) < 0.05", "c12a")
+    mouse.click(*place("curve", 1000, 0.5))
+    window.wait("m => Math.abs(m.value - 1000) < 30", "defocus")
+    assert_follows(window, tuning)
+
+
+def test_the_curve_is_highest_at_the_defocus(open_window):
+    window = open_window()
+    window.wait("m => m.renderers[0].data_source.data.x.length == 61", "curve")
+    x, y = window.model(
+        "m => { const d = m.renderers[0].data_source.data; return [[...d.x], [...d.y]] }", "curve"
+    )
+    assert abs(x[np.argmax(y)] - 1500) <= x[1] - x[0]
+
+
+def test_saving_overwrites_nothing(open_window, tuning, tmp_path):
+    window = open_window()
+    window.set("defocus", 1450)
+    assert_follows(window, tuning, defocused(1450))
+    window.press("Save")
+    window.wait("m => m.text.includes('_001')", "told")
+    window.press("Save")
+    window.wait("m => m.text.includes('_002')", "told")
+    folder = tmp_path / "saved"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        f"scan_phase_flip_00{n}{end}" for n in (1, 2) for end in (".png", ".tif", ".toml")
+    ]
+    saved = load_parameters(folder / "scan_phase_flip_001.toml")
+    assert saved["aberration_coefs"]["C10"] == -14500
+    np.testing.assert_array_equal(
+        tifffile.imread(folder / "scan_phase_flip_001.tif"),
+        reconstruct(tuning.stack, saved, "phase_flip"),
+    )
+
+
+def test_the_script_makes_the_image(open_window, tuning, data, tmp_path, monkeypatch):
+    window = open_window()
+    window.set("rotation", -20)
+    window.set("c12a", 30)
+    assert_follows(window, tuning, lambda p: "C12" in p["aberration_coefs"])
+    window.wait("m => m.text.includes('-20 degrees')", "script")
+    window.press("Copy as Python")
+    window.page.get_by_text("import libertem_parallax as prlx").wait_for()
+    text = window.model("m => m.text", "script")
+    monkeypatch.chdir(tmp_path)
+    with h5py.File("scan.h5", "w") as file:
+        file["frames"] = data[0]
+    text = text.replace("'...'", "'scan.h5'").replace("Context()", 'Context.make_with("inline")')
+    names = {"__name__": "__main__"}
+    exec(text, names)
+    names["ctx"].close()
+    np.testing.assert_array_equal(names["image"], tuning.picture.image)
+
+
+def test_contrast_and_blur_are_for_the_eye_only(open_window, tuning):
+    window = open_window()
+    assert_follows(window, tuning)
+    image, before = tuning.picture.image, window.shown()
+    window.set("blur", 0.6)
+    deadline = time.monotonic() + 10
+    while np.array_equal(window.shown(), before) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    blurred = window.shown()
+    assert (
+        np.abs(np.diff(blurred.astype(float))).mean()
+        < np.abs(np.diff(before.astype(float))).mean() / 2
+    )
+    assert tuning.picture.image is image
+
+
+def test_two_windows_show_the_same(open_window, tuning):
+    first, second = open_window(), open_window(1000, 700)
+    first.set("defocus", 1300)
+    second.wait("m => m.value == 1300", "defocus")
+    assert_follows(first, tuning, defocused(1300))
+    assert_follows(second, tuning, defocused(1300))
+    np.testing.assert_array_equal(first.shown(), second.shown())
+    first.close()
+    second.set("rotation", 5)
+    assert_follows(second, tuning)
+
+
+def test_a_lost_connection_comes_back(open_window, tuning, server):
+    window = open_window()
+    assert_follows(window, tuning)
+    connections = [*server._tornado._clients] if hasattr(server._tornado, "_clients") else []
+    assert connections
+    for connection in connections:
+        server.io_loop.add_callback(connection._socket.close)
+    time.sleep(0.3)
+    tuning.aberrate(defocus=1.23e4)  # meanwhile, elsewhere
+    window.wait("m => m.value == 1230", "defocus")
+    assert_follows(window, tuning, defocused(1230))
+    window.set("rotation", 7)
+    assert_follows(window, tuning, lambda p: p["rotation_angle"] == pytest.approx(np.radians(7)))
+
+
+def test_a_phone(open_window, tuning):
+    window = open_window(390, 844)
+    assert_follows(window, tuning)
+    width = window.page.evaluate("document.documentElement.scrollWidth")
+    assert width <= 390
+    x, _, wide, high = window.model(
+        "m => { const r = Bokeh.index.find_one(m).el.getBoundingClientRect();"
+        " return [r.x, r.y, r.width, r.height] }",
+        "image",
+    )
+    assert x >= 0
+    assert wide == pytest.approx(390, abs=20)
+    assert high == pytest.approx(wide, abs=20)
+    window.page.get_by_role("button", name="Twin").scroll_into_view_if_needed()
+    window.press("Twin")
+    window.wait("m => m.value == -1500", "defocus")
+
+
+def test_nobody_else_is_asked_for_anything(open_window, server):
+    window = open_window()
+    window.page.wait_for_timeout(500)
+    assert len(window.requests) > 3
+    for url in window.requests:
+        assert url.split("/")[2] == f"127.0.0.1:{server.port}", url
+
+
+def test_other_origins_are_refused(server):
+    def answer(origin):
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+        headers = {
+            "Origin": origin,
+            "Connection": "Upgrade",
+            "Upgrade": "websocket",
+            "Sec-WebSocket-Version": "13",
+            "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
+            "Sec-WebSocket-Protocol": f"bokeh, {generate_jwt_token('a')}",
+        }
+        connection.request("GET", "/ws", headers=headers)
+        with connection.getresponse() as response:
+            connection.close()
+            return response.status
+
+    assert answer("http://elsewhere.example") == 403
+    assert answer(f"http://127.0.0.1:{server.port}") == 101
+
+
+def test_a_thousand_moves_leave_nothing_behind(open_window, tuning, server):
+    window = open_window()
+    assert_follows(window, tuning)
+
+    def move(count):
+        window.model(
+            """async (m, count) => {
+                for (let i = 0; i < count; i++) {
+                    m.value = 1400 + i % 100
+                    if (i % 10 == 0) await new Promise(done => setTimeout(done, 1))
+                }
+                m.value = 1600 + count
+            }""",
+            "coarse",
+            count,
+        )
+        assert_follows(window, tuning, defocused(1600 + count))
+        counts = window.page.evaluate("Bokeh.documents[0]._all_models.size")
+        session = server.get_sessions("/")[0]
+        return counts, len(session.document.session_callbacks), len(tuning._past)
+
+    before = move(10)
+    after = move(1000)
+    assert after[:2] == before[:2]
+    assert after[2] <= before[2] + 3
