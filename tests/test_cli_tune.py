@@ -81,8 +81,8 @@ async def first_message(host, port, cookie=""):
     protocols = ["bokeh", generate_jwt_token("a")]
     connection = await websocket_connect(request, subprotocols=protocols)
     message = await connection.read_message()
+    connection.close()
     if message is not None:
-        connection.close()
         while await connection.read_message() is not None:
             pass  # until both sides have closed it
     return message
