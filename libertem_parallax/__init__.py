@@ -1,9 +1,11 @@
 """Live parallax (tilt-corrected bright-field) imaging of 4D-STEM data with LiberTEM."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .calibration import CalibrationError
+    from .direct import direct_phase
     from .parameters import Parameters, load_parameters
     from .udf import ParallaxPhaseFlipUDF, ParallaxPhaseUDF, ParallaxUDF, StackUDF, calibrate
 
@@ -15,24 +17,24 @@ __all__ = [
     "Parameters",
     "StackUDF",
     "calibrate",
+    "direct_phase",
     "load_parameters",
 ]
 
 
+#: Where names are, if not in `udf`.
+_MODULES = {
+    "CalibrationError": "calibration",
+    "Parameters": "parameters",
+    "direct_phase": "direct",
+    "load_parameters": "parameters",
+}
+
+
 def __getattr__(name: str) -> Any:
     # LiberTEM takes a second to import, which the help and errors of the command line need not.
-    if name in ("Parameters", "load_parameters"):
-        from . import parameters
-
-        return getattr(parameters, name)
-    if name == "CalibrationError":
-        from .calibration import CalibrationError
-
-        return CalibrationError
     if name in __all__:
-        from . import udf
-
-        return getattr(udf, name)
+        return getattr(importlib.import_module(f".{_MODULES.get(name, 'udf')}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

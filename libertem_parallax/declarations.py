@@ -337,7 +337,7 @@ def _check_mask(declared: Parameter, value: Any) -> NDArray[np.bool_]:
 def _check_images(_: Parameter, value: Any) -> tuple[str, ...]:
     from .images import check_images  # made of what is declared here
 
-    return check_images(value)
+    return check_images(value, stacks=True)
 
 
 def _check_table(declared: Parameter, value: Any) -> dict[str, Any]:

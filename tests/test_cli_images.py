@@ -13,7 +13,7 @@ from PIL import Image
 
 from libertem_parallax import ParallaxPhaseFlipUDF, ParallaxUDF, files
 from libertem_parallax.files import About, save
-from libertem_parallax.images import IMAGES
+from libertem_parallax.images import IMAGES, STACK_IMAGES
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -98,7 +98,7 @@ def test_images_that_there_are_not(
 
 def test_help_names_all_images(run: Run) -> None:
     help_text = succeeded(run("reconstruct --help")).stdout
-    assert f"--image [{'|'.join(IMAGES)}]" in help_text
+    assert f"--image [{'|'.join((*IMAGES, *STACK_IMAGES))}]" in help_text
 
 
 def test_tiff_tells_imagej_the_pixel_size(run: Run) -> None:

@@ -6,13 +6,13 @@ import definition
 import numpy as np
 import pytest
 import scipy.optimize
-import test_transfer
 import tifffile
+import weak
 from click.testing import CliRunner
 from helpers import PARAMETERS, make_scan, run_udf
 from test_udf import CASES
 
-from libertem_parallax import ParallaxPhaseUDF, ParallaxUDF, Parameters, aberrations
+from libertem_parallax import ParallaxPhaseUDF, ParallaxUDF, Parameters
 from libertem_parallax.cli import main
 from libertem_parallax.cli.specimen import resample
 from libertem_parallax.contrast import contrast
@@ -123,44 +123,18 @@ def test_equals_the_definition(inline, case):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * abs(expected).max())
 
 
-def weak_object(detector, steps):
-    """Scan of a weak object: frames over the counts of a whole one, true phase, parameters."""
-    by_row, by_col, rotation = test_transfer.DETECTORS[detector]
-    N, wavelength = test_transfer.N, test_transfer.WAVELENGTH
-    spectrum = np.fft.fft2(np.random.default_rng(1).normal(size=(N, N)))
-    spectrum[0, 0] = 0
-    for axis, step in enumerate(steps):  # nothing that the scan does not tell apart
-        np.moveaxis(spectrum, axis, 0)[abs(np.fft.fftfreq(N)) * step >= 0.5] = 0
-    true = np.fft.ifft2(spectrum).real * 1e-3
-    row, col = (np.argwhere(np.ones((9, 9))) - (4, 3)).T
-    samples = row[:, None] * by_row + col[:, None] * by_col
-    counts = test_transfer.scan(true, steps, samples)
-    counts = counts.reshape(*counts.shape[:2], 9, 9) / counts.sum(axis=-1).mean()
-    parameters = {
-        "shape": counts.shape,
-        "scan_sampling": tuple(map(float, steps)),
-        "energy": scipy.optimize.brentq(lambda E: aberrations.wavelength(E) - wavelength, 1e5, 3e5),
-        "semiangle_cutoff": test_transfer.SEMIANGLE * 1e3,
-        "angular_sampling": [np.hypot(*by) * wavelength / N * 1e3 for by in (by_row, by_col)],
-        "aberration_coefs": test_transfer.COEFS,
-        "rotation_angle": rotation,
-        "center": (4, 3),
-    }
-    return counts, true[:: steps[0], :: steps[1]], parameters
-
-
 @pytest.mark.parametrize("u", [1, 3])
 @pytest.mark.parametrize("steps", [(3, 3), (2, 5)], ids=["square", "oblong"])
 @pytest.mark.parametrize("detector", ["0", "36.9"])
 def test_without_noise_it_is_the_phase(inline, detector, steps, u):
     """Within 2 %, where a tenth of the contrast is transferred."""
-    counts, true, parameters = weak_object(detector, steps)
+    counts, true, parameters = weak.scan_of_object(detector, steps)
     # A finer image has frequencies without signal, which the filter takes for noise if it may.
     options = {"upsampling_factor": u, "regularization": "auto" if u == 1 else 1e9}
     udf = ParallaxPhaseUDF.from_parameters(**parameters, **options)
     image = run_udf(inline, counts * 1e12, udf)["phase"]
     expected, found = np.fft.fft2(true), np.fft.fft2(image) / u**2
-    P, _, pixels = transfer({"upsampling_factor": u, **parameters}, test_transfer.WAVELENGTH)
+    P, _, pixels = transfer({"upsampling_factor": u, **parameters}, weak.WAVELENGTH)
     # The frequencies of the scan, among those of the finer image.
     rows, cols = (np.rint(np.fft.fftfreq(n) * n).astype(int) for n in true.shape)
     P, found = P[np.ix_(rows, cols)], found[np.ix_(rows, cols)]
@@ -174,11 +148,11 @@ def test_without_noise_it_is_the_phase(inline, detector, steps, u):
 
 def test_noise_makes_no_bias(inline):
     """The average over many scans is the true phase, weighed as the filter is said to."""
-    counts, true, parameters = weak_object("0", (3, 3))
+    counts, true, parameters = weak.scan_of_object("0", (3, 3))
     snr, rng = 20.0, np.random.default_rng(2)
     udf = ParallaxPhaseUDF.from_parameters(**parameters, regularization=snr)
     images = [run_udf(inline, rng.poisson(counts * 2e7), udf)["phase"] for _ in range(20)]
-    P, _, pixels = transfer({"upsampling_factor": 1, **parameters}, test_transfer.WAVELENGTH)
+    P, _, pixels = transfer({"upsampling_factor": 1, **parameters}, weak.WAVELENGTH)
     W = abs(P) ** 2 / (abs(P) ** 2 + (abs(P) ** 2).max() / snr)
     expected = np.fft.fft2(true)
     carried = (abs(P) > 0.1 * pixels) & (W > 0)

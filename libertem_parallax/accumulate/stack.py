@@ -138,7 +138,7 @@ class Stack:
         taken = np.zeros(self.detector_shape, bool)
         taken[tuple(self.pixels.T)] = True
         pixels = mask_pixels(taken & _mask(mask, self.detector_shape), self.detector_shape)
-        frames = np.ascontiguousarray(self.frames[:, self._columns(pixels)])
+        frames = np.ascontiguousarray(self.frames[:, self.columns(pixels)])
         return replace(self, frames=frames, pixels=pixels, scanned=self.scanned.copy())
 
     def add(self, plan: Plan, threads: int | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -166,7 +166,7 @@ class Stack:
             have; or a value cannot be added: see `Engine.add`.
         """
         self._check(plan)
-        columns = self._columns(plan.pixels)
+        columns = self.columns(plan.pixels)
         ny, nx = self.scan_shape
         dtype = accumulator_dtype(self.frames.dtype, len(columns))
         # For an engine, a stack is a scan of frames of one row.
@@ -236,8 +236,24 @@ class Stack:
                     f"{own[0]} x {own[1]}: make the plan with the stack's shape."
                 )
 
-    def _columns(self, pixels: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Where in the stack some pixels are."""
+    def columns(self, pixels: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Tell where in the stack some pixels are.
+
+        Parameters
+        ----------
+        pixels : (M, 2) int64
+            Their rows and columns on the detector.
+
+        Returns
+        -------
+        (M,) int64
+            Columns of `frames`.
+
+        Raises
+        ------
+        ValueError
+            If one is not there.
+        """
         own, wanted = (p[:, 0] * self.detector_shape[1] + p[:, 1] for p in (self.pixels, pixels))
         columns: NDArray[np.int64] = np.searchsorted(own, wanted)
         missing = own[np.minimum(columns, len(own) - 1)] != wanted

@@ -113,16 +113,16 @@ class _ImageName(click.ParamType):  # type: ignore[type-arg]
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:  # noqa: ARG002
         """Show the names as `click.Choice` does."""
-        from ..images import IMAGES
+        from ..images import IMAGES, STACK_IMAGES
 
-        return f"[{'|'.join(IMAGES)}]"
+        return f"[{'|'.join((*IMAGES, *STACK_IMAGES))}]"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Refuse other names."""
         from ..images import check_images
 
         try:
-            return check_images(value)[0]
+            return check_images(value, stacks=True)[0]
         except ValueError as error:
             self.fail(str(error), param, ctx)
 

@@ -28,7 +28,6 @@ from .run import (
     crop,
     described,
     image_paths,
-    image_pixel_size,
     make_udf,
     messages_only,
     report,
@@ -36,6 +35,7 @@ from .run import (
     save,
 )
 from .series import only_named
+from .stacked import fill_stack, make_images
 
 _EXAMPLES = """\b
 Examples:
@@ -86,6 +86,10 @@ def reconstruct(
     check_required(parameters)
     inputs = [data, *([params] if params else []), *parameters.files.values()]
     outputs = image_paths(output, data.stem, parameters["image"])
+    if roi and "direct" in outputs:
+        raise click.UsageError(
+            "--roi: without meaning for the image direct. Leave one of them out."
+        )
     for path in outputs.values():
         check_output(path, inputs, overwrite)
         if blur and path.suffix.lower() != ".png":
@@ -102,17 +106,21 @@ def reconstruct(
         region = _region(roi, tuple(dataset.shape.nav))
         udf = make_udf(dataset.shape, parameters)
         click.echo(f"Reconstructing{COMPILES}", err=True)
-        results, speed = run(ctx, dataset, udf, region)
+        if "direct" in outputs:
+            stack, speed = fill_stack(ctx, dataset, udf.params.geometry)
+            results = make_images(stack, udf.params.geometry, parameters)
+        else:
+            results, speed = run(ctx, dataset, udf, region)
     problems: list[str] = []
     for name, path in outputs.items():
         image = results[name]
         said = about(udf, name, parameters, data=str(data), roi=roi, blur=blur)
         if blur:
-            image = pictures.blur(image, image_pixel_size(udf), blur)
+            image = pictures.blur(image, said.pixel_size, blur)
             said = said._replace(words=f"{said.words}, blurred by {blur:g} Å")
         outputs[name] = save(path, crop(image, udf, region), said, problems)
     report(
-        *described(udf, dataset.dtype, region),
+        *described(udf, dataset.dtype, region, tuple(outputs)),
         ("Time", speed),
         *zip(("Written to", *[""] * len(outputs)), map(str, outputs.values()), strict=False),
     )

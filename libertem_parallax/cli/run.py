@@ -58,9 +58,12 @@ def messages_only(strict: bool = False) -> Iterator[None]:
 
 def make_udf(shape: Iterable[int], parameters: Parameters) -> Any:
     """Make the UDF for data of this shape, to be called within `messages_only`."""
+    from ..images import STACK_IMAGES
     from ..udf import ParallaxUDF
 
-    udf = ParallaxUDF.from_parameters(shape, **parameters)
+    # Images of a stack need its geometry only.
+    streamed = [name for name in parameters["image"] if name not in STACK_IMAGES]
+    udf = ParallaxUDF.from_parameters(shape, **parameters.replace(image=streamed or "parallax"))
     refuse_zero_images(udf, parameters)
     return udf
 
@@ -76,7 +79,7 @@ def refuse_zero_images(udf: Any, parameters: Parameters) -> None:
     from ..images import IMAGES
 
     for name in parameters["image"]:
-        if problem := IMAGES[name].problem(udf.params.geometry):
+        if name in IMAGES and (problem := IMAGES[name].problem(udf.params.geometry)):
             raise ValueError(problem)
 
 
@@ -178,7 +181,7 @@ def image_paths(output: Path | None, stem: str, names: Sequence[str]) -> dict[st
     from ..images import check_images
 
     with messages_only():
-        names = check_images(names)
+        names = check_images(names, stacks=True)
     if output is not None and len(names) == 1:
         return {names[0]: output}
     output = output or Path(f"{stem}.tif")
@@ -257,9 +260,11 @@ def about(udf: Any, name: str, parameters: Parameters, **made: Any) -> About:
         What else to say.
     """
     from ..files import About
-    from ..images import IMAGES
+    from ..images import STACK_IMAGES
 
     plan = udf.params.geometry.plan
+    words, unit = _named(name)
+    size = udf.params.geometry.scan_sampling if name in STACK_IMAGES else image_pixel_size(udf)
     values = {**parameters, **parameters.settings, "image": name}
     values |= {key: str(file) for key, file in parameters.files.items()}
     made = {
@@ -270,7 +275,14 @@ def about(udf: Any, name: str, parameters: Parameters, **made: Any) -> About:
         "bright_field_pixels": len(plan.pixels),
         "parameters": values,
     }
-    return About(image_pixel_size(udf), IMAGES[name].unit, IMAGES[name].words, made)
+    return About(size, unit, words, made)
+
+
+def _named(name: str) -> tuple[str, str]:
+    """Tell what an image is called in texts, and the unit of its values."""
+    from ..images import IMAGES, STACK_IMAGES
+
+    return STACK_IMAGES[name] if name in STACK_IMAGES else (IMAGES[name].words, IMAGES[name].unit)
 
 
 def save(output: Path, image: NDArray[Any], about: About, problems: list[str]) -> Path:
@@ -318,13 +330,14 @@ def crop(image: NDArray[Any], udf: Any, region: tuple[slice, slice] | None) -> N
 
 
 def described(
-    udf: Any, dtype: Any, region: tuple[slice, slice] | None = None
+    udf: Any,
+    dtype: Any,
+    region: tuple[slice, slice] | None = None,
+    names: Sequence[str] = (),
 ) -> list[tuple[str, str]]:
-    """Tell what was reconstructed, in rows for `report`."""
-    from ..images import IMAGES
-
+    """Tell what was reconstructed, these images or the UDF's, in rows for `report`."""
     plan = udf.params.geometry.plan
-    kind = " and ".join(IMAGES[name].words for name in udf.params.image)
+    kind = " and ".join(_named(name)[0] for name in names or udf.params.image)
     pixel_size = by(f"{size / 10:.4g}" for size in image_pixel_size(udf))
     shape, part = plan.image_shape, []
     if region is not None:

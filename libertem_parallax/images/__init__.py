@@ -7,7 +7,7 @@ from .phase import PHASE
 from .phase_flip import PHASE_FLIP
 from .sums import Image, Imaging, Sums
 
-__all__ = ["IMAGES", "Image", "Imaging", "Sums", "check_images"]
+__all__ = ["IMAGES", "STACK_IMAGES", "Image", "Imaging", "Sums", "check_images"]
 
 #: All images by name.
 IMAGES: Mapping[str, Image] = {
@@ -16,9 +16,19 @@ IMAGES: Mapping[str, Image] = {
     "phase": PHASE,
 }
 
+#: Images that are made of a stack, not of sums, by name; and their words and unit.
+STACK_IMAGES: Mapping[str, tuple[str, str]] = {"direct": ("direct ptychography", "rad")}
 
-def check_images(image: str | Iterable[str]) -> tuple[str, ...]:
+
+def check_images(image: str | Iterable[str], *, stacks: bool = False) -> tuple[str, ...]:
     """Return the names of images, each once.
+
+    Parameters
+    ----------
+    image
+        A name, or several.
+    stacks
+        Whether those that are made of a stack will do.
 
     Raises
     ------
@@ -27,6 +37,13 @@ def check_images(image: str | Iterable[str]) -> tuple[str, ...]:
     """
     names = [image] if isinstance(image, str) or not isinstance(image, Iterable) else [*image]
     known = list(IMAGES)  # compares, where a mapping would hash what is given
+    for name in STACK_IMAGES:
+        if not stacks and name in names:
+            raise ValueError(
+                f"image = {image!r}: {name} is made of all frames at once, when they are there: "
+                f"by libertem-parallax reconstruct, or {name}_phase in Python."
+            )
+    known += STACK_IMAGES if stacks else ()
     if not names or any(name not in known for name in names):
         raise ValueError(f"image = {image!r}: expected one or several of {', '.join(known)}.")
     return tuple(dict.fromkeys(names))

@@ -120,7 +120,7 @@ class CudaStack(Stack):
             See `Stack.add`.
         """
         self._check(plan)
-        columns = self._columns(plan.pixels)
+        columns = self.columns(plan.pixels)
         if self._resident.can_add(columns):
             sums = self._on_gpu(lambda: self._resident.add_to_host(plan, columns))
             if sums is not None and (sums[1].dtype.kind != "f" or is_small(sums[1]).all()):
@@ -149,7 +149,7 @@ class CudaStack(Stack):
             See `Stack.add`; sums are not looked at.
         """
         self._check(plan)
-        columns = self._columns(plan.pixels)
+        columns = self.columns(plan.pixels)
         if not self._resident.can_add(columns):
             super().add(plan)
         A, S = self._resident.add(plan, columns)
@@ -180,7 +180,7 @@ class CudaStack(Stack):
             See `Stack.add`.
         """
         self._check(plan)
-        columns = self._columns(plan.pixels)
+        columns = self.columns(plan.pixels)
         if self._resident.can_add(columns):
             made = self._on_gpu(lambda: self._resident.make(plan, columns, function))
             if made is not None:

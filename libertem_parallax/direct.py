@@ -1,0 +1,226 @@
+"""Direct ptychography: the phase of a weak object from all pixels, each by its own transfer.
+
+With γ, the transfer over i a, and images G = I / a of pixels, whose noise is all alike,
+
+    φ = -i Σ_m γ_m* G_m / (I0 (Σ_m |γ_m|² + N / S))
+
+where I0 are the counts of a pixel inside the aperture, N and S the powers of noise and signal. That
+is what parallax would be if images were not added before their transfer is undone: nothing is lost
+to the rounding of shifts, where pixels disagree, or beyond the semiangle. It needs the images of
+all pixels in memory, so it is for the end of a scan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import numpy as np
+import scipy.fft
+from numpy.typing import NDArray
+
+from . import checks
+from .accumulate import Stack
+from .contrast import soft_edge
+from .geometry import Geometry
+from .images.fourier import irfft2
+from .images.wiener import Spectrum
+from .interference import beams, polynomial
+from .likelihood import ENGINES, Engine, Interference
+from .transfer import aperture, frequencies
+
+__all__ = ["Direct", "direct_phase"]
+
+#: Images that are transformed at a time.
+_BLOCK = 32
+
+#: Instead of dividing by zero.
+_LEAST = 1e-30
+
+
+def direct_phase(
+    stack: Stack,
+    parameters: Mapping[str, Any],
+    *,
+    regularization: float | str = "auto",
+    amplitude: bool = False,
+) -> NDArray[Any]:
+    """Make the phase image of a stack by direct ptychography.
+
+    Parameters
+    ----------
+    stack
+        With all pixels of the bright field, as `StackUDF` fills it.
+    parameters
+        Of the acquisition: `Parameters`, or arguments of ``ParallaxUDF.from_parameters``. The image
+        is on the grid of the scan, whatever the upsampling_factor is.
+    regularization
+        ``"auto"``, which finds signal and noise in the data; or the power of the signal over that
+        of the noise where contrast is best.
+    amplitude
+        Whether the object may absorb, and amplitude is wanted as well.
+
+    Returns
+    -------
+    (Ny, Nx) float32, or complex64 with `amplitude`
+        Phase in rad, zero on average; or the wave behind the object over that before it. The phase
+        is its angle.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is missing or out of its range, or pixels of the bright field are not in the
+        stack.
+    """
+    checks.regularization("regularization", regularization)
+    names = [name for name in parameters if name != "shape"]
+    given = {**{name: parameters[name] for name in names}, "upsampling_factor": 1}
+    geometry = Geometry.from_parameters(stack.scan_shape + stack.detector_shape, **given)
+    direct = Direct.of(stack, geometry)
+    beam = direct.interference(geometry)
+    N, D = direct.sums(beam)
+    ratio = direct.ratio(N, D, regularization)
+    if not amplitude:
+        return direct.image(-1j * N / np.maximum(D + ratio, _LEAST))
+    # Where the object absorbs, G is -γ' times that: both beams with the same sign. γ and γ' are no
+    # more orthogonal than pixels are symmetric, so phase and absorption are solved for together.
+    N2, D2 = direct.sums(_turned(beam, 0.5))
+    # Σ γ* γ' = Σ (a² - b²) + 2i Im Σ of one beam's conjugate times the other
+    cross = direct.asymmetry(beam) + 1j * (direct.sums(_turned(beam, 0.25))[1] - (D + D2) / 2)
+    D, D2 = (
+        np.maximum(d + direct.ratio(n, d, regularization), _LEAST) for n, d in ((N, D), (N2, D2))
+    )
+    determinant = np.maximum(D * D2 - np.abs(cross) ** 2, _LEAST)
+    phase = direct.image((-1j * N * D2 + 1j * cross * N2) / determinant)
+    absorption = direct.image((-N2 * D + cross.conj() * N) / determinant)
+    wave: NDArray[np.complex64] = np.exp(1j * phase - absorption).astype(np.complex64)
+    return wave
+
+
+def _turned(beams: Interference, turns: float) -> Interference:
+    """Turn the phase of the second beam."""
+    plus = beams.plus.copy()
+    plus[:, 0] += turns
+    return beams._replace(plus=plus)
+
+
+class Direct:
+    """Transforms of all images, for as many aberrations as are wanted; construct it by `of`.
+
+    Parameters
+    ----------
+    engine
+        With the images G, as half-spectra.
+    geometry
+        From which directions of pixels and frequencies follow.
+    frames
+        That were scanned.
+    inside
+        Counts of a pixel inside the aperture in all frames, over their number: I0.
+    """
+
+    def __init__(self, engine: Engine, geometry: Geometry, frames: int, inside: float) -> None:
+        self._engine, self._frames, self._inside = engine, frames, inside
+        self._shape = geometry.plan.scan_shape
+        self._q = frequencies(self._shape, geometry.scan_sampling)
+        # The mean, and frequencies with two signs, tell nothing.
+        tells = np.ones(self._q.shape[:2], np.float32)
+        tells[0, 0] = 0
+        if self._shape[0] % 2 == 0:
+            tells[self._shape[0] // 2] = 0
+        if self._shape[1] % 2 == 0:
+            tells[:, -1] = 0
+        self._tells = tells.ravel()
+
+    @classmethod
+    def of(cls, stack: Stack, geometry: Geometry) -> Self:
+        """Transform the images of a geometry's pixels.
+
+        Parameters
+        ----------
+        stack
+            That has them.
+        geometry
+            With an upsampling factor of 1.
+
+        Raises
+        ------
+        ValueError
+            If the stack does not have them.
+        """
+        ny, nx = stack.scan_shape
+        semiangle = geometry.parameters["semiangle_cutoff"] * 1e-3
+        edge, xi = soft_edge(geometry) / semiangle, geometry.angles / semiangle
+        a = aperture(xi, 1.0, edge)
+        columns = stack.columns(geometry.plan.pixels)
+        images = np.empty((ny, nx // 2 + 1, len(columns)), np.complex64)
+        scanned, counts = stack.scanned.ravel(), 0.0
+        for start in range(0, len(columns), _BLOCK):
+            part = slice(start, start + _BLOCK)
+            block = stack.frames[:, columns[part]].astype(np.float32)
+            means = block[scanned].sum(axis=0, dtype=np.float64) / max(1, scanned.sum())
+            counts += float(means.sum())
+            # What is not scanned yet is as the mean, and says nothing.
+            block -= means.astype(np.float32)
+            block[~scanned] = 0
+            block /= a[part].astype(np.float32)
+            grid = block.reshape(ny, nx, -1)
+            images[..., part] = scipy.fft.rfft2(grid, axes=(0, 1), overwrite_x=True)
+        engine = ENGINES["numba"](images.reshape(-1, len(columns)), xi, edge)
+        return cls(engine, geometry, int(scanned.sum()), counts / float((a**2).sum()))
+
+    def interference(self, geometry: Geometry) -> Interference:
+        """Phases of the beams, for other aberrations of the same pixels as well."""
+        semiangle = geometry.parameters["semiangle_cutoff"] * 1e-3
+        turns = polynomial(geometry.aberration_coefs, semiangle, geometry.wavelength)
+        return beams(turns, self._q.reshape(-1, 2) * (geometry.wavelength / semiangle))
+
+    def agreement(self, interference: Interference) -> float:
+        """Tell how well the images agree with a weak object.
+
+        Returns
+        -------
+        float
+            Power that it explains over that of noise, as a mean over frequencies within half a
+            semiangle: 1 if there is nothing but noise.
+        """
+        within = np.hypot(*interference.center.T) < 0.5
+        use = within & (self._tells > 0)
+        if not use.any() or not self._inside > 0:
+            return 1.0
+        explained = self._engine.sums(interference).explained[use]
+        return float(explained.mean() / (self._inside * self._frames))
+
+    def sums(self, interference: Interference) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Sum γ* G / I0 and |γ|² over all pixels, for every frequency; 0 where nothing is told."""
+        N, D = self._engine.sums(interference)
+        return N * self._tells / max(self._inside, _LEAST), D * self._tells
+
+    def asymmetry(self, interference: Interference) -> NDArray[Any]:
+        """Sum a² - b² of both beams over all pixels, for every frequency."""
+        return np.array([self._difference(center) for center in interference.center]) * self._tells
+
+    def _difference(self, center: NDArray[Any]) -> float:
+        at, edge = self._engine.positions, self._engine.edge
+        return float(
+            (aperture(at - center, 1.0, edge) ** 2 - aperture(at + center, 1.0, edge) ** 2).sum()
+        )
+
+    def ratio(
+        self, N: NDArray[Any], D: NDArray[Any], regularization: float | str
+    ) -> NDArray[np.float32] | float:
+        """Find the power of the noise over that of the signal."""
+        if not self._inside > 0 or not D.any():
+            return 1.0
+        if not isinstance(regularization, str):
+            return float(D.max()) / regularization
+        power = np.abs(N) ** 2 / np.maximum(D, _LEAST)
+        D = D.astype(np.float32)
+        frequency, none = np.hypot(*self._q.reshape(-1, 2).T), np.zeros(len(D), bool)
+        spectrum = Spectrum(D, self._tells, frequency, none)
+        return spectrum.ratio(spectrum.fit(power, self._frames / self._inside))
+
+    def image(self, spectrum: NDArray[Any]) -> NDArray[np.float32]:
+        """Make an image (Ny, Nx) of its half-spectrum."""
+        half = spectrum.astype(np.complex64).reshape(self._q.shape[:2])
+        return irfft2(half, self._shape[1])

@@ -1,0 +1,114 @@
+"""Direct ptychography of a stack: known objects, formulas, the command line."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tifffile
+import weak
+from click.testing import CliRunner
+from helpers import PARAMETERS, make_scan
+
+import libertem_parallax as prlx
+from libertem_parallax.accumulate import Stack
+from libertem_parallax.cli import main
+from libertem_parallax.geometry import Geometry
+from libertem_parallax.transfer import transfer
+
+
+@pytest.mark.parametrize("steps", [(3, 3), (2, 5)], ids=["square", "oblong"])
+@pytest.mark.parametrize("detector", ["0", "36.9"])
+def test_without_noise_it_is_the_phase(detector, steps):
+    counts, true, parameters = weak.scan_of_object(detector, steps)
+    stack = Stack.from_array(counts * 1e12)
+    image = prlx.direct_phase(stack, parameters)
+    assert image.dtype == np.float32
+    np.testing.assert_allclose(image, true, atol=0.02 * true.std())
+
+
+def test_absorption_and_phase_are_told_apart():
+    """An object that absorbs where another one shifts the phase."""
+    phase, absorption = (
+        weak.scan_of_object("0", (3, 3), seed=seed, absorbs=seed == 2) for seed in (1, 2)
+    )
+    counts = phase[0] + absorption[0] - phase[0].mean(axis=(0, 1))
+    wave = prlx.direct_phase(Stack.from_array(counts * 1e12), phase[2], amplitude=True)
+    assert wave.dtype == np.complex64
+    np.testing.assert_allclose(np.angle(wave), phase[1], atol=0.03 * phase[1].std())
+    np.testing.assert_allclose(-np.log(abs(wave)), absorption[1], atol=0.03 * absorption[1].std())
+
+
+def test_equals_the_formula():
+    """All pixels' images times their transfer, over the power of that, written out."""
+    frames = make_scan(PARAMETERS["shape"], "uint8").astype("uint16")
+    mask = np.random.default_rng(1).random(frames.shape[2:]) < 0.7
+    parameters = {**PARAMETERS, "bf_mask": mask, "upsampling_factor": 1}
+    geometry = Geometry.from_parameters(**parameters)
+    snr = 25.0
+    image = prlx.direct_phase(Stack.from_array(frames), parameters, regularization=snr)
+    semiangle, edge = 4e-3, np.sqrt(0.41 * 0.37) * 1e-3
+    a = np.clip((semiangle - np.hypot(*geometry.angles.T)) / edge + 0.5, 0, 1)
+    images = np.fft.fft2(frames[:, :, *geometry.plan.pixels.T], axes=(0, 1))
+    q = np.stack(np.meshgrid(np.fft.fftfreq(8, 4.1), np.fft.fftfreq(9, 3.9), indexing="ij"), -1)
+    T = transfer(
+        geometry.angles,
+        q.reshape(-1, 2),
+        geometry.aberration_coefs,
+        geometry.wavelength,
+        semiangle,
+        edge,
+    ).reshape(images.shape)
+    inside = images[0, 0].real.sum() / 72 / (a**2).sum()
+    # Each pixel counts by its noise, a².
+    D = (abs(T) ** 2 / a**2).sum(axis=-1)
+    D[4] = D[0, 0] = 0
+    N = (T.conj() * images / a**2).sum(axis=-1) / inside
+    N[4] = N[0, 0] = 0
+    expected = np.fft.ifft2(N / (D + D.max() / snr)).real
+    np.testing.assert_allclose(image, expected, rtol=0, atol=1e-4 * abs(expected).max())
+
+
+def test_a_part_of_a_scan_shows_a_part_of_the_object():
+    counts, true, parameters = weak.scan_of_object("0", (3, 3))
+    stack = Stack.from_array(counts * 1e12)
+    stack.scanned[12:] = False
+    stack.frames.reshape(20, 20, -1)[12:] = 0
+    image = prlx.direct_phase(stack, parameters)
+    assert np.corrcoef(image[2:10].ravel(), true[2:10].ravel())[0, 1] > 0.7
+    empty = Stack(stack.frames * 0, stack.pixels, (20, 20), (9, 9), stack.scanned & False)
+    assert not prlx.direct_phase(empty, parameters).any()
+
+
+def test_refused():
+    counts, _, parameters = weak.scan_of_object("0", (3, 3))
+    stack = Stack.from_array(counts)
+    with pytest.raises(ValueError, match="energy is missing"):
+        prlx.direct_phase(stack, {k: v for k, v in parameters.items() if k != "energy"})
+    with pytest.raises(ValueError, match="regularization = 0: expected auto"):
+        prlx.direct_phase(stack, parameters, regularization=0)
+    mask = np.zeros((9, 9), bool)
+    mask[4, 4] = True
+    with pytest.raises(ValueError, match="does not have"):
+        prlx.direct_phase(stack.select(mask), parameters)
+    with pytest.raises(ValueError, match=r"direct is made of all frames .* direct_phase"):
+        prlx.ParallaxUDF.from_parameters(**PARAMETERS, image="direct")
+
+
+def test_on_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    frames = make_scan(PARAMETERS["shape"], "uint8")
+    np.save("scan.npy", frames)
+    given = prlx.Parameters(**{name: v for name, v in PARAMETERS.items() if name != "shape"})
+    given.save(tmp_path / "scan.toml")
+    options = ["--image", "direct", "--image", "phase", "--params", "scan.toml", "-o", "a.tif"]
+    result = CliRunner().invoke(main, ["reconstruct", "scan.npy", *options])
+    assert result.exit_code == 0, result.output
+    assert "direct ptychography" in result.output
+    with tifffile.TiffFile("a_direct.tif") as file:
+        assert (file.imagej_metadata or {})["vunit"] == "rad"
+        image = file.asarray()
+    np.testing.assert_array_equal(image, prlx.direct_phase(Stack.from_array(frames), given))
+    # The others come from the same stack, and are no different.
+    result = CliRunner().invoke(main, ["reconstruct", "scan.npy", *options[2:-1], "b.tif"])
+    assert result.exit_code == 0, result.output
+    np.testing.assert_array_equal(tifffile.imread("a_phase.tif"), tifffile.imread("b.tif"))
