@@ -26,7 +26,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from . import aberrations
-from .accumulate.compiled import keep_on_disk
+from .accumulate.disk import keep_on_disk
 from .accumulate.stack import cores
 from .geometry import Geometry
 from .interference import beams, polynomial, slopes

@@ -46,18 +46,6 @@ def test_the_second_process_does_not_compile(tmp_path):
     assert outputs == [["0", "1"], ["1", "0"]]
 
 
-def test_no_folder_for_the_cache_is_no_error(monkeypatch):
-    """As in containers and on cluster nodes."""
-
-    def refuse(**options):
-        if options.get("cache"):
-            raise RuntimeError("cannot cache function: no locator available")
-        return lambda function: function
-
-    monkeypatch.setattr(compiled, "njit", refuse)
-    assert compiled.keep_on_disk(abs)(-1) == 1
-
-
 def test_engines_leave_with_their_last_reference():
     """Without waiting for the garbage collector: accumulators are large, partitions many."""
     plan = Plan((2, 3), (8, 8), 1, np.array([[4, 4]]), np.array([[0, 0]]))

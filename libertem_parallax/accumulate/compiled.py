@@ -30,10 +30,11 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from .disk import keep_on_disk
 from .engine import Engine, Events, value_range
 from .plan import Plan
 
-__all__ = ["CompiledEngine", "keep_on_disk", "locked"]
+__all__ = ["CompiledEngine", "locked"]
 
 #: Bytes of a vector, and those of a frame's row that are transposed in one go.
 VECTOR, CHUNK = 16, 32
@@ -209,25 +210,6 @@ def _sum(values: Any, n: int, slots: Any, start: int, S: Any) -> None:
         for k in range(n - groups * lanes):
             value = values[uintp(groups), uintp(slots[m]), uintp(k)]
             S[uintp(start + groups * lanes + k)] += S.dtype.type(value)
-
-
-def keep_on_disk(function: Callable[..., Any]) -> Any:
-    """Compile for all processes, or for this one where Numba finds no folder to write to.
-
-    Parameters
-    ----------
-    function
-        That Numba can compile; it gets to run without the GIL.
-
-    Returns
-    -------
-    callable
-        The same, compiled for every combination of types that it is called with.
-    """
-    try:
-        return njit(nogil=True, cache=True)(function)
-    except RuntimeError:
-        return njit(nogil=True)(function)
 
 
 @keep_on_disk

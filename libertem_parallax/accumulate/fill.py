@@ -9,7 +9,8 @@ import numpy as np
 from numba import uintp
 from numpy.typing import NDArray
 
-from .compiled import keep_on_disk, locked
+from .compiled import locked
+from .disk import keep_on_disk
 from .engine import check_tile, native_dtype, read_events, value_range
 
 __all__ = ["Fill"]

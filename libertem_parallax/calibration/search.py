@@ -19,7 +19,7 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
-from ..accumulate.compiled import keep_on_disk
+from ..accumulate.disk import keep_on_disk
 from .model import Optics
 from .spectra import Spectra
 

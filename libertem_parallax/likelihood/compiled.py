@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
-from ..accumulate.compiled import keep_on_disk
+from ..accumulate.disk import keep_on_disk
 from ..accumulate.stack import cores
 from .engine import Engine, Interference, Sums
 
