@@ -39,7 +39,7 @@ def test_is_that_of_the_stack(ctx: Any, frames: np.ndarray) -> None:
     found = prlx.calibrate(ctx, ds, progress=lambda *args: told.append(args), **KNOWN)
     parameters = Parameters(**KNOWN)
     beam = find_beam(frames.mean(axis=(0, 1)), parameters)
-    expected = calibrate_stack(bright_field(frames, beam.mask), beam, parameters)
+    expected = calibrate_stack(bright_field(frames, beam.mask), parameters, beam)
     assert dict(found.parameters) == dict(expected.parameters)
     assert found.uncertainties == expected.uncertainties
     fractions = [fraction for fraction, _ in told]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -28,6 +29,7 @@ from libertem_parallax.calibration import (
     calibrate_stack,
     check_search,
     find_beam,
+    reduce,
     without,
 )
 from libertem_parallax.calibration.fit import (
@@ -55,7 +57,7 @@ def calibrated(
 ) -> Calibration:
     parameters = Parameters(**{**KNOWN, **known})
     beam = find_beam(data.mean(axis=(0, 1)), without(parameters, search))
-    return calibrate_stack(bright_field(data, beam.mask), beam, parameters, search, hints)
+    return calibrate_stack(bright_field(data, beam.mask), parameters, beam, search, hints)
 
 
 @cache
@@ -255,6 +257,39 @@ def test_uncertainties_are_true() -> None:
     ratio = np.std(x, axis=0, ddof=1) / np.sqrt(np.mean(stated, axis=0))
     assert (ratio > 1 / 1.5).all()
     assert (ratio < 1.5).all()
+
+
+def test_a_part_of_the_scan_and_all_pixels() -> None:
+    """As a live run has them: the beam is found in what there is, rows that have begun are left."""
+    data = frames().copy()
+    scanned = np.zeros(SHAPE, bool)
+    scanned[:28] = scanned[28, :20] = True
+    data[~scanned] = 0
+    stack = replace(bright_field(data, np.ones((16, 16), bool)), scanned=scanned)
+    found = calibrate_stack(stack, Parameters(**KNOWN))
+    assert found.stack.scan_shape == (28, 36)
+    expected = calibrated(data[:28])
+    assert dict(found.parameters) == dict(expected.parameters)
+
+
+def test_large_detectors_are_binned(monkeypatch: pytest.MonkeyPatch) -> None:
+    center = (15.8, 16.7)
+    data = scan(specimen(SHAPE), detector=34, sampling=1.5, center=center)
+    fine = calibrated(data)
+    monkeypatch.setattr(reduce, "_PIXELS", 200)
+    stack, optics = reduce.binned(fine.stack, fine.beam.optics)
+    assert stack.detector_shape == (17, 17)
+    rows, cols = stack.pixels[0] * 2
+    expected = data[..., rows : rows + 2, cols : cols + 2].sum(axis=(2, 3)).ravel()
+    np.testing.assert_array_equal(stack.frames[:, 0], expected)
+    # Middles of the larger pixels.
+    middles = fine.beam.optics.positions(2 * stack.pixels) + 0.5 * 1.5 / 20
+    np.testing.assert_allclose(optics.positions(stack.pixels), middles, rtol=0.01, atol=1e-3)
+    coarse = calibrated(data)
+    for found in (fine, coarse):
+        coefs = found.parameters["aberration_coefs"]
+        assert coefs["C10"] == pytest.approx(COEFS["C10"], rel=0.015)
+        np.testing.assert_allclose(found.parameters["center"], center, atol=0.1)
 
 
 def test_names_of_search() -> None:

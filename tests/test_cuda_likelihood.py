@@ -224,15 +224,15 @@ def test_a_calibration_goes_on_without_a_device_that_is_lost(standin):
     parameters = Parameters(**KNOWN)
     beam = find_beam(data.mean(axis=(0, 1)), parameters)
     stack = bright_field(data, beam.mask)
-    expected = calibrate_stack(stack, beam, parameters).parameters
+    expected = calibrate_stack(stack, parameters, beam).parameters
     cupy.faults = Late(cupy, 3, launch=CUDARuntimeError("cudaErrorIllegalAddress: some words"))
     with pytest.warns(RuntimeWarning, match="summed on the CPU from now on") as caught:
-        found = calibrate_stack(stack, beam, parameters, device=0).parameters
+        found = calibrate_stack(stack, parameters, beam, device=0).parameters
     assert cupy.launches == 3
     assert len({str(warning.message) for warning in caught}) == 1
     assert found["rotation_angle"] == pytest.approx(expected["rotation_angle"], abs=1e-4)
     C10 = expected["aberration_coefs"]["C10"]
     assert found["aberration_coefs"]["C10"] == pytest.approx(C10, rel=1e-4)
     launched = cupy.launches
-    calibrate_stack(stack, beam, parameters.replace(engine="numba"), device=0)
+    calibrate_stack(stack, parameters.replace(engine="numba"), beam, device=0)
     assert cupy.launches == launched

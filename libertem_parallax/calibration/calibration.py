@@ -16,12 +16,13 @@ from .. import aberrations
 from ..accumulate import Stack
 from ..likelihood import make_engine
 from ..parameters import Parameters
-from .beam import Beam
+from .beam import Beam, find_beam
 from .doubts import doubts
 from .estimate import Estimate, Hints, Solution, estimate
 from .failure import CalibrationError
 from .fit import twin
 from .model import Model
+from .reduce import binned, mean_pattern, scanned_part
 
 __all__ = ["Alternative", "Calibration", "calibrate_stack", "check_search"]
 
@@ -171,8 +172,8 @@ def check_search(search: Iterable[str]) -> tuple[str, ...]:
 
 def calibrate_stack(
     stack: Stack,
-    beam: Beam,
     parameters: Parameters,
+    beam: Beam | None = None,
     search: Iterable[str] = (),
     hints: Hints | None = None,
     progress: Callable[[float, str], None] = lambda *_: None,
@@ -183,12 +184,12 @@ def calibrate_stack(
     Parameters
     ----------
     stack
-        Pixels of the beam's mask.
-    beam
-        As `find_beam` returns it.
+        Pixels of the bright field, or more. It may be a part of the scan.
     parameters
         What is known: ``energy``, ``scan_sampling``, ``semiangle_cutoff``, and more. What is given
         is kept.
+    beam
+        As `find_beam` returns it. Default: what it finds in the mean of the stack.
     search
         What to find beside that which is not given: see `check_search`. Of given aberrations and
         rotations, these are not kept.
@@ -208,21 +209,29 @@ def calibrate_stack(
     Raises
     ------
     CalibrationError
-        If nothing stands out of the noise, or another semiangle fits clearly better.
+        If there is no beam, nothing stands out of the noise, or another semiangle fits clearly
+        better.
     ValueError
         If `search` has other names.
     """
     search = check_search(search)
     parameters = without(parameters, search)
+    stack = scanned_part(stack)
+    beam = beam or find_beam(mean_pattern(stack), parameters)
+    bright = np.zeros(stack.detector_shape, bool)
+    bright[tuple(stack.pixels.T)] = True
+    if not beam.mask[bright].all():
+        stack = stack.select(beam.mask)
     given = dict(parameters.get("aberration_coefs", {}))
     orders = _orders([*given, *search])
     fixed = {name: value for name, value in given.items() if f"C{name[-2:]}" not in search}
     if "rotation_angle" in parameters and "rotation_angle" not in search:
         fixed["rotation_angle"] = parameters["rotation_angle"]
+    coarse, optics = binned(stack, beam.optics)
     estimated = estimate(
-        stack,
+        coarse,
         parameters["scan_sampling"],
-        beam.optics,
+        optics,
         _layouts(parameters, search),
         orders,
         fixed,

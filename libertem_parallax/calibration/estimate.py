@@ -36,11 +36,14 @@ _VALUES = 1 << 23
 _STARTS, _COMMON = 4, 0.5
 
 #: Of those, how many are followed to all frequencies: such as come close to the best.
-_FINALISTS, _CLOSE = 3, 0.8
+_FINALISTS, _CLOSE = 3, 0.7
 
 #: A maximum needs no others to be looked for if it stands out so far, in standard deviations, and
 #: explains so much of the frequencies in which there is much.
 _CLEAR_PEAK, _ENOUGH = 25.0, 0.3
+
+#: Standard deviations by which a likelihood may be lower by chance.
+_AS_LIKELY = 4.0
 
 #: Rotations and defoci, in turns at the semiangle, that are tried where the search sees nothing.
 _ROTATIONS, _TURNS = 24, (0.0, 0.1, 0.3, 0.6, 1.0)
@@ -263,6 +266,7 @@ class _Finder:
             refined.append(self._refined(s))
             progress(0.7 + 0.3 * len(refined) / len(finalists[:_FINALISTS]))
         refined.sort(key=lambda s: -s.value)
+        refined = _plausible_first(refined)
         distinct: list[Solution] = []
         for s in [*refined, *climbed]:
             if not any(_same(d, s.mirrored, s.x, self.fixed) for d in distinct):
@@ -342,6 +346,29 @@ class _Finder:
         x = x.copy()
         x[0] = math.remainder(x[0], 2 * math.pi)
         return s._replace(model=model, x=x, value=float(model.explained(x).mean()))
+
+
+def _plausible_first(solutions: list[Solution]) -> list[Solution]:
+    """Put first what is about as likely as the first, but has less astigmatism than defocus.
+
+    The shifts of a mirrored detector with much astigmatism are those of one that is not, with
+    little: only contrast tells them apart.
+    """
+    if not solutions or not _astigmatic(solutions[0]):
+        return solutions
+    first = solutions[0]
+    for s in solutions[1:]:
+        if not _astigmatic(s):
+            w = (first.model.weights + s.model.weights) / 2
+            difference = w * (first.model.explained(first.x) - s.model.explained(s.x))
+            if difference.sum() < _AS_LIKELY * math.sqrt(float((difference**2).sum())):
+                return [s, *(other for other in solutions if other is not s)]
+    return solutions
+
+
+def _astigmatic(s: Solution) -> bool:
+    coefs = s.model.coefs(s.x)
+    return coefs["C12"] > abs(coefs["C10"])
 
 
 def _clear(s: Solution) -> bool:

@@ -92,16 +92,17 @@ def calibrate(
         pattern = np.asarray(sums["intensity"].data, np.float64)
         beam = find_beam(pattern / np.count_nonzero(used), without(known, search))
         tell(0.1, "reading")
-        frame = int(beam.mask.sum()) * 2
-        region, used = _region(shape[:2], roi, min(_FRAMES, max(1, _BYTES // frame)))
-        udf = StackUDF.for_dataset(dataset, beam.mask, limit=1 << 62)
-        udf = StackUDF(shape, udf.params.dtype, udf.params.pixels, region)
+        whole = StackUDF.for_dataset(dataset, beam.mask, limit=1 << 62)
+        dtype, pixels = whole.params.dtype, whole.params.pixels
+        most = max(1, _BYTES // (len(pixels) * dtype.itemsize))
+        region, used = _region(shape[:2], roi, min(_FRAMES, most))
+        udf = StackUDF(shape, dtype, pixels, region)
         ctx.run_udf(dataset, udf, roi=used)
         tell(0.25, "reading")
         return calibrate_stack(
             udf.stack,
-            beam,
             known,
+            beam,
             search,
             hints,
             lambda f, text: tell(0.25 + 0.75 * f, text),
