@@ -486,3 +486,38 @@ def test_a_thousand_moves_leave_nothing_behind(open_window, tuning, server):
     after = move(1000)
     assert after[:2] == before[:2]
     assert after[2] <= before[2] + 3
+
+
+def test_what_is_calibrated_is_shown_and_then_taken(open_window, tuning):
+    window = open_window()
+    tuning.change(center=(31.0, 33.0), rotation_angle=0.0)
+    tuning.aberrate(C10=-1.2e4)
+    assert_follows(window, tuning, defocused(1200))
+    before = tuning.parameters
+    window.press("Calibrate")
+    window.page.get_by_text("calibrated", exact=True).wait_for(timeout=60_000)
+    assert tuning.parameters is before
+    # Phase objects do not tell from which side: one of the two it is.
+    underfocus = "Defocus in nm<td>1200<td>1" in window.model("m => m.text", "found")
+    window.press("Take" if underfocus else "Take the twin")
+    assert_follows(window, tuning, lambda p: p["center"] != (31.0, 33.0))
+    found = tuning.parameters
+    assert found["center"] == pytest.approx((32, 32), abs=0.05)
+    assert found["aberration_coefs"]["C10"] == pytest.approx(-1.5e4, rel=0.03)
+    assert found["rotation_angle"] == pytest.approx(np.radians(-15), abs=0.03)
+    window.press("Undo")
+    assert_follows(window, tuning, defocused(1200))
+    assert dict(tuning.parameters) == dict(before)
+
+
+def test_what_cannot_be_calibrated_is_told(browser, data, tmp_path):
+    noise = np.random.default_rng(0).poisson(0.1, (8, 9, 64, 64)).astype(np.uint8)
+    tuning = Tuning(Stack.from_array(noise), data[1])
+    with served(tuning, tmp_path) as server:
+        window = Window(browser, f"http://127.0.0.1:{server.port}/")
+        window.press("Calibrate")
+        window.page.get_by_text("Nothing was found").wait_for(timeout=60_000)
+        window.press("Leave")
+        window.wait("m => m.text == ''", "found")
+        window.close()
+    tuning.close()

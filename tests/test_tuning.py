@@ -11,10 +11,18 @@ from libertem.api import Context
 
 from libertem_parallax import ParallaxUDF, Parameters
 from libertem_parallax.accumulate import Stack
+from libertem_parallax.calibration import CalibrationError
 from libertem_parallax.geometry import Geometry
 from libertem_parallax.images import IMAGES
 from libertem_parallax.show import maker
-from libertem_parallax.show.maker import mean_pattern, reconstruct, sharpness, thinned
+from libertem_parallax.show.calibrating import recorded
+from libertem_parallax.show.maker import (
+    mean_pattern,
+    odd_pixels,
+    reconstruct,
+    sharpness,
+    thinned,
+)
 from libertem_parallax.show.tuning import Tuning
 from libertem_parallax.simulate import simulate
 
@@ -313,3 +321,29 @@ def test_the_mean_pattern_is_that_of_scanned_frames(stack):
     assert np.isnan(pattern[~disk]).all()
     stack.scanned[:] = False
     assert np.isnan(mean_pattern(stack)).all()
+
+
+def test_dead_and_hot_pixels_are_found_also_next_to_the_disk():
+    rng = np.random.default_rng(5)
+    disk = np.hypot(*np.indices((32, 32)) - 15.3) < 9
+    pattern = rng.poisson(np.where(disk, 200, 2)).astype(float)
+    assert not len(odd_pixels(pattern))
+    wrong = [(3, 4), (15, 14), (15, 15), (0, 31), (16, 22)]
+    for row, col in wrong:
+        pattern[row, col] = 0 if disk[row, col] else 900
+    found = {tuple(pixel) for pixel in odd_pixels(pattern)}
+    assert found == set(wrong)
+    pattern[:, 20:] = np.nan
+    assert {tuple(pixel) for pixel in odd_pixels(pattern)} == {(3, 4), (15, 14), (15, 15)}
+
+
+def test_calibration_takes_the_rows_that_are_complete():
+    stack = Stack.from_array(FRAMES)
+    stack.scanned[[0, 4], [5, 1]] = False
+    part = recorded(stack)
+    np.testing.assert_array_equal(part.frames.reshape(4, 12, 14, 15), FRAMES[5:])
+    part = recorded(stack, most=12)
+    np.testing.assert_array_equal(part.frames.reshape(2, 6, 14, 15), FRAMES[6:8, 3:9])
+    stack.scanned[:, 3] = False
+    with pytest.raises(CalibrationError, match="no row"):
+        recorded(stack)

@@ -171,13 +171,15 @@ def thinned(stack: Stack, step: int) -> Stack:
     )
 
 
-def mean_pattern(stack: Stack) -> NDArray[np.float64]:
-    """Average frames of a stack, evenly spread over what is scanned, to see the disk.
+def mean_pattern(stack: Stack, most: int = _PATTERN_FRAMES) -> NDArray[np.float64]:
+    """Average frames of a stack, evenly spread over what is scanned.
 
     Parameters
     ----------
     stack
         Of frames.
+    most
+        Frames to take at most. Default: enough to see the disk.
 
     Returns
     -------
@@ -187,8 +189,10 @@ def mean_pattern(stack: Stack) -> NDArray[np.float64]:
     pattern = np.full(stack.detector_shape, np.nan)
     there = np.flatnonzero(stack.scanned)
     if len(there):
-        some = there[:: math.ceil(len(there) / _PATTERN_FRAMES)]
-        pattern[tuple(stack.pixels.T)] = stack.frames[some].mean(axis=0)
+        some = there[:: math.ceil(len(there) / most)]
+        parts = np.array_split(some, math.ceil(len(some) / _PATTERN_FRAMES))
+        sums = sum(stack.frames[part].sum(axis=0, dtype=np.float64) for part in parts)
+        pattern[tuple(stack.pixels.T)] = sums / len(some)
     return pattern
 
 

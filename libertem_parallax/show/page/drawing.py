@@ -33,7 +33,7 @@ BACK, LINE, TEXT, MARK, WARM, RED = (
 _GRAYS = ["#262b33", *(f"#{g:02x}{g:02x}{g:02x}" for g in np.linspace(0, 255, 255).astype(int))]
 
 #: Pixels of an image from which its contrast is chosen.
-_SAMPLE = 1 << 17
+_SAMPLE = 1 << 15
 
 
 def gray(
@@ -45,8 +45,7 @@ def gray(
     index = np.clip(scaled + np.float32(1.5), 1, 255)
     if shown is not None:
         index[~shown] = 0
-    # What is no number is none.
-    whole: NDArray[np.uint8] = np.nan_to_num(index, copy=False, nan=0.0).astype(np.uint8)
+    whole: NDArray[np.uint8] = index.astype(np.uint8)
     return whole
 
 

@@ -210,7 +210,7 @@ def rings(geometry: Geometry, edge: float) -> dict[str, list[Any]]:
         Lines as lists of coordinates in 1/nm, ``xs`` along columns and ``ys`` along rows, and how
         strongly to draw them, ``alpha``.
     """
-    q = np.linspace(-edge, edge, 201)
+    q = np.linspace(-edge, edge, 151)
     y, x = np.meshgrid(q, q, indexing="ij")
     angles = np.stack([y, x], axis=-1) * (geometry.wavelength / 10)
     chi = aberrations.surface(

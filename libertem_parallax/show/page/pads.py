@@ -64,11 +64,11 @@ class Diffraction:
         """Draw a pattern, and mark pixels (rows and columns) that may be dead or hot."""
         rows, cols = pattern.shape
         level = np.sqrt(np.maximum(pattern, 0)).astype(np.float32)
-        known = level[np.isfinite(level)]
-        between = limits(known, (0.5, 99.8)) if known.size else (0.0, 1.0)
+        known = np.isfinite(level)
+        between = limits(level[known], (0.5, 99.8)) if known.any() else (0.0, 1.0)
         self.source.data = {
             **field(rows, cols),
-            "image": [gray(level, (min(between[0], 0.0), between[1]))],
+            "image": [gray(np.nan_to_num(level), (min(between[0], 0.0), between[1]), known)],
             "x": [-0.5],
             "y": [-0.5],
         }

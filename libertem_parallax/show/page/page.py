@@ -30,6 +30,7 @@ from bokeh.models import (
 
 from ..maker import Picture, mean_pattern, odd_pixels, sharpness
 from ..tuning import Tuning
+from .calibrator import Calibrator
 from .drawing import MARK, on_change
 from .figures import ImageView, Spectrum
 from .knobs import Knobs, drawer
@@ -150,6 +151,7 @@ class Page:
         on_change(self.hold, "active", lambda on: self._hold(on=on))
         for widget in (self.contrast, self.blur):
             on_change(widget, "value", lambda _: self._look())
+        self.calibrator = Calibrator(self._tuning, self._schedule)
         self.undo = Button(label="Undo", name="undo")
         self.undo.on_click(self._tuning.undo)
         self.save = Button(label="Save", name="save", button_type="primary")
@@ -167,7 +169,7 @@ class Page:
         )
         head = Row(
             Div(text=html.escape(self._title), css_classes=["name"]),
-            self._told, self._pointed, self.undo, self.copy, self.save,
+            self._told, self._pointed, self.calibrator.button, self.undo, self.copy, self.save,
             css_classes=["head"], sizing_mode="stretch_width",
         )  # fmt: skip
         looks = Row(
@@ -189,8 +191,8 @@ class Page:
             sizing_mode="stretch_width",
         )
         side = Column(
-            self.script, looks, picture, self.knobs.focus_card, self.knobs.optics_card,
-            self.knobs.detector_card, drawers,
+            self.script, self.calibrator.card, looks, picture, self.knobs.focus_card,
+            self.knobs.optics_card, self.knobs.detector_card, drawers,
             css_classes=["side"], sizing_mode="stretch_both",
         )  # fmt: skip
         page = Column(
@@ -244,6 +246,7 @@ class Page:
         self.knobs.show(parameters)
         _set(self.undo, "disabled", not tuning.can_undo)
         self._tell(picture)
+        self.calibrator.show()
         self._follow_curve()
         if picture is None:
             return
