@@ -208,7 +208,7 @@ PARAMETERS: Mapping[str, Parameter] = MappingProxyType(
                 more="That is the GPU (cuda), compiled code on the CPU (numba), or slow code for "
                 "comparison (numpy). All give the same.",
                 default="auto",
-                otherwise="auto: the GPU where one works, else the CPU",
+                otherwise="auto: a GPU where LiberTEM assigned one, else the CPU",
                 choices=("auto", "cuda", "numba", "numpy"),
                 of="udf",
             ),

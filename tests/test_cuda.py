@@ -72,11 +72,11 @@ def test_batches_overlap(standin, monkeypatch):
 def test_only_the_box_around_the_bright_field_crosses_the_bus(standin):
     cupy = standin()
     pixels = np.argwhere(np.ones((3, 4), bool)) + np.array([20, 30])
-    plan = Plan((8, 9), (64, 64), 1, pixels, np.zeros_like(pixels))
-    run_engine(CUDA, plan, np.ones((72, 64, 64), np.uint16))
+    plan = Plan((8, 9), (64, 128), 1, pixels, np.zeros_like(pixels))
+    run_engine(CUDA, plan, np.ones((72, 64, 128), np.uint16))
     constants = len(pixels) * (4 + 8) + 72 * 8
     assert cupy.uploaded == 72 * 3 * 4 * 2 + constants
-    run_engine(CUDA, plan, np.ones((72, 64, 64), np.uint16))
+    run_engine(CUDA, plan, np.ones((72, 64, 128), np.uint16))
     assert cupy.uploaded == 2 * 72 * 3 * 4 * 2 + constants + 72 * 8
 
 

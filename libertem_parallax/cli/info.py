@@ -26,14 +26,18 @@ def info() -> None:
 
     Takes seconds the first time, when code is compiled.
     """
+    from libertem.common.backend import get_use_cuda
+
     from ..accumulate.cuda import describe, memory
 
     with messages_only():
         default, gpus = default_gpu(), count_gpus()
+    alone = default is None or default == get_use_cuda()
     rows = [("Versions", ", ".join(_versions())), ("", ""), ("Engine", "Status")]
     for device in sorted({*range(gpus), default or 0}):
         problem = _gpu_problem(device)
-        text = _status(problem, used=device == default)
+        used = "" if device != default else "all" if alone else "stacks and calibration"
+        text = _status(problem, used)
         name = f"cuda, GPU {device}" if gpus else "cuda"
         rows.append((name, text if problem else f"{text}: {describe(device)}"))
         if not problem:
@@ -45,8 +49,9 @@ def info() -> None:
                     f" {free // _PIXELS:,} frames with {_PIXELS} bright-field pixels of 8 bits",
                 )
             )
+    on_cpu = "all" if default is None else "" if alone else "frames from files and detectors"
     rows += [
-        ("numba", _status(_problem("numba"), used=default is None)),
+        ("numba", _status(_problem("numba"), on_cpu)),
         ("numpy", f"{_status(_problem('numpy'))}; slow, for comparison"),
         ("", ""),
         ("In Python", 'use the GPU with engine="cuda", or let LiberTEM assign it:'),
@@ -113,7 +118,9 @@ def _problem(engine: str) -> str | None:
         return str(error) or repr(error)
 
 
-def _status(problem: str | None, *, used: bool = False) -> str:
+def _status(problem: str | None, used: str = "") -> str:
+    """Say whether something works, and what it would be used for: "all", some or nothing."""
     if problem:
         return f"{'would be tried first, but fails' if used else 'not available'}: {problem}"
-    return f"works{'; would be used' if used else ''}"
+    purpose = "" if used == "all" else f" for {used}"
+    return f"works; would be used{purpose}" if used else "works"

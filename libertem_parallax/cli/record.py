@@ -16,8 +16,6 @@ import click
 from .run import (
     COMPILES,
     about,
-    assigned,
-    default_gpu,
     described,
     image_pixel_size,
     messages_only,
@@ -91,8 +89,6 @@ def record(
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stderr(cast(IO[str], _Unbreakable(sys.stderr))))
         stack.enter_context(messages_only())
-        gpu = default_gpu() if parameters.get("engine", "auto") == "auto" else None
-        stack.enter_context(assigned(gpu))
         # The one executor that keeps what it has when a detector fails.
         ctx = LiveContext.make_with("inline")
         stack.enter_context(_closed("LiberTEM", ctx, problems))
@@ -157,7 +153,7 @@ def record(
         problems.insert(0, f"{added.problem}.")
     rows = [
         *described(udf, dtype),
-        ("Recorded", speed_text(count, added.seconds) + where(udf, gpu)),
+        ("Recorded", speed_text(count, added.seconds) + where(udf)),
         ("Written to", str(written)),
         *(("Snapshot", name) for name in shows if window is None),
     ]

@@ -92,47 +92,37 @@ def run(
     """
     import numpy as np
 
-    engine, roi = udf.params.engine, None
+    roi = None
     if region is not None:
         roi = np.zeros(udf.params.geometry.plan.scan_shape, dtype=bool)
         roi[region] = True
     frames = math.prod(udf.params.geometry.plan.scan_shape) if roi is None else int(roi.sum())
-    gpu = default_gpu() if engine == "auto" else None
-    with assigned(gpu):
-        start = time.perf_counter()
-        results = ctx.run_udf(dataset, udf, roi=roi, progress=True)
-        seconds = time.perf_counter() - start
-    speed = speed_text(frames, seconds)
-    return {name: buffer.data for name, buffer in results.items()}, speed + where(udf, gpu)
+    start = time.perf_counter()
+    results = ctx.run_udf(dataset, udf, roi=roi, progress=True)
+    speed = speed_text(frames, time.perf_counter() - start)
+    return {name: buffer.data for name, buffer in results.items()}, speed + where(udf)
 
 
-def where(udf: Any, gpu: int | None) -> str:
-    """Tell where frames were added, with the GPU that was assigned if any."""
+def where(udf: Any) -> str:
+    """Tell where frames were added: on the GPU that was assigned, if any."""
+    from libertem.common.backend import get_use_cuda
+
     from ..accumulate import fallen_back
 
     # Where the GPU failed, a part of the frames may have been added there.
     if udf.params.geometry.plan in fallen_back:
         return ""
-    return f", on the {'CPU' if gpu is None and udf.params.engine != 'cuda' else 'GPU'}"
-
-
-@contextlib.contextmanager
-def assigned(gpu: int | None) -> Iterator[None]:
-    """Assign a GPU, if any, to this process's workers as LiberTEM does to those of its own."""
-    from libertem.common.backend import get_use_cuda, set_use_cuda
-
-    if gpu is None or gpu == get_use_cuda():
-        yield
-        return
-    set_use_cuda(gpu)
-    try:
-        yield
-    finally:
-        del os.environ["LIBERTEM_USE_CUDA"]
+    engine = udf.params.engine
+    on_gpu = engine == "cuda" or (engine == "auto" and get_use_cuda() is not None)
+    return f", on the {'GPU' if on_gpu else 'CPU'}"
 
 
 def default_gpu() -> int | None:
-    """Find out which GPU is used unless told otherwise; None for the CPU."""
+    """Find out which GPU is used unless told otherwise; None for the CPU.
+
+    For what stays there: frames from files or detectors go to a GPU only if LiberTEM has assigned
+    it, as the CPU adds them in the time that it takes to get them ready for a GPU.
+    """
     from libertem.common.backend import get_use_cuda
 
     if "LIBERTEM_USE_CUDA" in os.environ or "LIBERTEM_USE_CPU" in os.environ:

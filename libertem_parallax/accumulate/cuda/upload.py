@@ -37,9 +37,9 @@ SLOTS = 3
 SLOT_BYTES = 1 << 22
 SLOT_LIMIT = 1 << 26
 
-#: Rows of the detector that are no longer than a cache line are not cut: they are read as a whole
-#: anyway, and copied in one piece.
-ROW_BYTES = 64
+#: Rows of the detector that are no longer than two cache lines are not cut: they are read as a
+#: whole anyway, and copied in one piece.
+ROW_BYTES = 128
 
 #: Frames of a launch.
 MOST_FRAMES = 65535 * FRAMES
