@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .calibration import CalibrationError
+    from .curves import Transfer, transfer
     from .direct import direct_phase
     from .parameters import Parameters, load_parameters
     from .udf import ParallaxPhaseFlipUDF, ParallaxPhaseUDF, ParallaxUDF, StackUDF, calibrate
@@ -16,9 +17,11 @@ __all__ = [
     "ParallaxUDF",
     "Parameters",
     "StackUDF",
+    "Transfer",
     "calibrate",
     "direct_phase",
     "load_parameters",
+    "transfer",
 ]
 
 
@@ -26,7 +29,9 @@ __all__ = [
 _MODULES = {
     "CalibrationError": "calibration",
     "Parameters": "parameters",
+    "Transfer": "curves",
     "direct_phase": "direct",
+    "transfer": "curves",
     "load_parameters": "parameters",
 }
 

@@ -1,7 +1,7 @@
 """Contrast transfer of the parallax image: what the sum over pixels makes of a weak phase object.
 
-With T as in `transfer`, and shifts s as rounded to pixels of the image, a weak phase object φ gives
-the parallax image, over the counts of a pixel inside the aperture,
+With T as in `weak_object`, and shifts s as rounded to pixels of the image, a weak phase object φ
+gives the parallax image, over the counts of a pixel inside the aperture,
 
     R(q) = P(q) φ(q),    P(q) = Σ_m T_m(q) (exp(-2πi q·s_m) - h(q))
 
@@ -32,7 +32,7 @@ from .geometry import Geometry
 from .interference import beams, polynomial, slopes
 from .likelihood import monomials
 from .likelihood.compiled import phase, wave
-from .transfer import aperture
+from .weak_object import aperture
 
 __all__ = ["Contrast", "contrast", "soft_edge"]
 

@@ -27,7 +27,7 @@ from .images.fourier import irfft2
 from .images.wiener import Spectrum
 from .interference import beams, polynomial
 from .likelihood import ENGINES, Engine, Interference
-from .transfer import aperture, frequencies
+from .weak_object import aperture, frequencies
 
 __all__ = ["Direct", "direct_phase"]
 

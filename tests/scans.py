@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from libertem_parallax.aberrations import canonical, wavelength
 from libertem_parallax.accumulate import Stack
-from libertem_parallax.transfer import aperture, frequencies, transfer
+from libertem_parallax.weak_object import aperture, frequencies, transfer
 
 #: What is known of the scans below, as arguments of `calibrate`.
 KNOWN: dict[str, Any] = {"energy": 300e3, "scan_sampling": (0.9, 0.9), "semiangle_cutoff": 20.0}

@@ -13,7 +13,7 @@ import libertem_parallax as prlx
 from libertem_parallax.accumulate import Stack
 from libertem_parallax.cli import main
 from libertem_parallax.geometry import Geometry
-from libertem_parallax.transfer import transfer
+from libertem_parallax.weak_object import transfer
 
 
 @pytest.mark.parametrize("steps", [(3, 3), (2, 5)], ids=["square", "oblong"])

@@ -8,7 +8,7 @@ import pytest
 from libertem_parallax import aberrations
 from libertem_parallax.interference import beams, beams_gradient, polynomial
 from libertem_parallax.likelihood import ENGINES, Interference, Sums, monomials
-from libertem_parallax.transfer import aperture, transfer
+from libertem_parallax.weak_object import aperture, transfer
 
 WAVELENGTH, SEMIANGLE = 0.02, 0.011
 COEFS = {

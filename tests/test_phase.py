@@ -234,7 +234,7 @@ def test_spots_of_a_crystal_have_a_signal_of_their_own():
     )
 
 
-def test_transfer_is_summed_once_and_before_the_first_frame(inline, monkeypatch):
+def test_weak_object_is_summed_once_and_before_the_first_frame(inline, monkeypatch):
     udf = ParallaxPhaseUDF.from_parameters(**PARAMETERS)
     calls = []
 

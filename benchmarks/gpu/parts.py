@@ -32,7 +32,7 @@ from libertem_parallax.interference import beams, polynomial
 from libertem_parallax.likelihood import ENGINES as LIKELIHOODS
 from libertem_parallax.likelihood import Interference
 from libertem_parallax.likelihood.cuda import check as check_likelihood
-from libertem_parallax.transfer import frequencies
+from libertem_parallax.weak_object import frequencies
 
 from ..worker import make_context, make_run, make_udf
 from ..workloads import Workload, write

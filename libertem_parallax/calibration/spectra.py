@@ -10,7 +10,7 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
-from .. import transfer
+from .. import weak_object
 from ..accumulate import Stack
 from .failure import CalibrationError
 
@@ -99,7 +99,7 @@ def independent(
         that are opposite, and Nyquist frequencies.
     """
     ny, nx = scan_shape
-    q = transfer.frequencies(scan_shape, scan_sampling)
+    q = weak_object.frequencies(scan_shape, scan_sampling)
     radius = np.hypot(q[..., 0], q[..., 1])
     rows, cols = np.indices(radius.shape)
     signed = np.where(rows > ny // 2, rows - ny, rows)
@@ -172,7 +172,7 @@ def transform(
     # Where there is more than noise, little of it is the specimen: it is noise to all models alike.
     power = (images.real**2 + images.imag**2).mean(axis=1)
     images /= np.sqrt(np.maximum(power, 1))[:, None]
-    q = transfer.frequencies(stack.scan_shape, scan_sampling)[tuple(index.T)]
+    q = weak_object.frequencies(stack.scan_shape, scan_sampling)[tuple(index.T)]
     return Spectra(images, index, q, power, stack.pixels[used], stack.scan_shape, noise)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ..parameters import PARAMETERS
-from . import calibrate, demo, info, live, reconstruct, tune
+from . import calibrate, demo, info, live, reconstruct, transfer, tune
 from .parameters import option_name
 
 __all__ = ["main"]
@@ -39,4 +39,5 @@ main.add_command(calibrate.calibrate)
 main.add_command(reconstruct.reconstruct)
 main.add_command(live.live)
 main.add_command(tune.tune)
+main.add_command(transfer.transfer)
 main.add_command(info.info)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from libertem_parallax import aberrations
-from libertem_parallax.transfer import aperture, blocks, frequencies, transfer
+from libertem_parallax.weak_object import aperture, blocks, frequencies, transfer
 
 N = 60  # Å and pixels of the periodic field, so that samples of the pattern are 1/N apart
 WAVELENGTH = 0.025
