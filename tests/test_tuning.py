@@ -11,11 +11,9 @@ from libertem.api import Context
 
 from libertem_parallax import ParallaxUDF, Parameters
 from libertem_parallax.accumulate import Stack
-from libertem_parallax.calibration import CalibrationError
 from libertem_parallax.geometry import Geometry
 from libertem_parallax.images import IMAGES
 from libertem_parallax.show import maker
-from libertem_parallax.show.calibrating import recorded
 from libertem_parallax.show.maker import (
     mean_pattern,
     odd_pixels,
@@ -335,15 +333,3 @@ def test_dead_and_hot_pixels_are_found_also_next_to_the_disk():
     assert found == set(wrong)
     pattern[:, 20:] = np.nan
     assert {tuple(pixel) for pixel in odd_pixels(pattern)} == {(3, 4), (15, 14), (15, 15)}
-
-
-def test_calibration_takes_the_rows_that_are_complete():
-    stack = Stack.from_array(FRAMES)
-    stack.scanned[[0, 4], [5, 1]] = False
-    part = recorded(stack)
-    np.testing.assert_array_equal(part.frames.reshape(4, 12, 14, 15), FRAMES[5:])
-    part = recorded(stack, most=12)
-    np.testing.assert_array_equal(part.frames.reshape(2, 6, 14, 15), FRAMES[6:8, 3:9])
-    stack.scanned[:, 3] = False
-    with pytest.raises(CalibrationError, match="no row"):
-        recorded(stack)
