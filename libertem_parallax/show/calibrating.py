@@ -13,7 +13,7 @@ from ..parameters import Parameters
 
 __all__ = ["calibrate_tuned", "changes"]
 
-_SEARCH = ("center", "rotation_angle", "detector_flip_cols", "C10", "C12")
+_SEARCH: tuple[str, ...] = ("center", "rotation_angle", "detector_flip_cols", "C10", "C12")
 
 
 def calibrate_tuned(
