@@ -224,25 +224,28 @@ class Geometry:
         """
         ny, nx = self.plan.image_shape
         u = self.plan.upsampling_factor
-        q = np.stack(
-            np.meshgrid(
-                np.fft.fftfreq(ny, self.scan_sampling[0] / u),
-                np.fft.fftfreq(nx, self.scan_sampling[1] / u),
-                indexing="ij",
-            ),
-            axis=-1,
+        y, x = (
+            np.fft.fftfreq(n, step / u) * self.wavelength
+            for n, step in zip((ny, nx), self.scan_sampling, strict=True)
         )
-        chi = aberrations.surface(
-            self.aberration_coefs, q * self.wavelength, self.wavelength, even_only=True
-        )
-        K = np.sign(np.sin(chi)).astype(np.float32)
+        K = np.empty((ny, nx // 2 + 1), np.float32)
+        cols = np.arange(nx // 2 + 1)
+        # Some rows at a time: the temporaries of all would be the largest arrays of a run.
+        for rows in np.array_split(np.arange(ny), max(1, K.size >> 18)):
+            there, opposite = (
+                np.sign(np.sin(self._even(y[sign * rows], x[sign * cols]))) for sign in (1, -1)
+            )
+            K[rows] = (there + opposite) / 2
         if suppress_Nyquist_noise:
-            for axis, n in enumerate(K.shape):
+            for axis, n in enumerate((ny, nx)):
                 if n % 2 == 0:
                     np.moveaxis(K, axis, 0)[n // 2] = 0
-        opposite = np.ix_(-np.arange(ny) % ny, -np.arange(nx) % nx)
-        symmetric: NDArray[np.float32] = (K + K[opposite])[:, : nx // 2 + 1] / np.float32(2)
-        return symmetric
+        return K
+
+    def _even(self, y: NDArray[Any], x: NDArray[Any]) -> NDArray[np.float64]:
+        """Even aberrations in rad at directions `y` along rows and `x` along columns, in rad."""
+        angles = np.stack(np.meshgrid(y, x, indexing="ij"), axis=-1)
+        return aberrations.surface(self.aberration_coefs, angles, self.wavelength, even_only=True)
 
 
 def _sampling(parameters: Parameters) -> tuple[float, float]:

@@ -8,10 +8,11 @@ import psutil
 
 from .accumulate import Plan
 
-__all__ = ["check_detector", "check_image"]
+__all__ = ["check_detector", "check_image", "image_memory"]
 
-#: Temporary memory for directions and aberrations at every pixel of a detector or an image.
-_BYTES_PER_PIXEL = 96
+#: Measured: for directions and aberrations at every pixel of a detector; for what there is of each
+#: frame, beside images.
+_BYTES_PER_PIXEL, _BYTES_PER_FRAME = 96, 16
 
 
 def check_detector(shape: tuple[int, int, int, int]) -> None:
@@ -31,13 +32,34 @@ def check_detector(shape: tuple[int, int, int, int]) -> None:
     _check(f"shape = {shape}: a detector of {rows} x {cols} pixels", _BYTES_PER_PIXEL * rows * cols)
 
 
-def check_image(plan: Plan) -> None:
-    """Refuse an image that could not be made.
+def image_memory(plan: Plan, per_pixel: int) -> int:
+    """Estimate the memory that an image takes at most, to a factor of 1.5.
 
     Parameters
     ----------
     plan
         Of the image.
+    per_pixel
+        `libertem_parallax.images.Image.memory`; the largest of several.
+
+    Returns
+    -------
+    int
+        Bytes, without the frames that are read.
+    """
+    pixels, frames = math.prod(plan.image_shape), math.prod(plan.scan_shape)
+    # Of 64 bits: a worker's accumulator, what is sent of it, and the sum. All before the image.
+    sums = 8 * (math.prod(plan.accumulator_shape) + 2 * pixels)
+    return max(sums, per_pixel * pixels) + _BYTES_PER_FRAME * frames
+
+
+def check_image(plan: Plan, per_pixel: int) -> None:
+    """Refuse an image that could not be made.
+
+    Parameters
+    ----------
+    plan, per_pixel
+        See `image_memory`.
 
     Raises
     ------
@@ -47,8 +69,7 @@ def check_image(plan: Plan) -> None:
     rows, cols = plan.image_shape
     _check(
         f"upsampling_factor = {plan.upsampling_factor}: an image of {rows} x {cols} pixels",
-        # Two 64-bit accumulators: a worker's, and the sum.
-        2 * 8 * math.prod(plan.accumulator_shape) + _BYTES_PER_PIXEL * rows * cols,
+        image_memory(plan, per_pixel),
     )
 
 

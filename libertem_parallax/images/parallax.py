@@ -75,4 +75,4 @@ def _problem(geometry: Geometry) -> str | None:
     return None if reason is None else f"the parallax image will be zero: {reason}"
 
 
-PARALLAX = Image(parallax, "parallax", problem=_problem)
+PARALLAX = Image(parallax, "parallax", problem=_problem, memory=26)

@@ -46,4 +46,4 @@ def _problem(geometry: Geometry) -> str | None:
     return None if reason is None else f"the phase-flipped image will be zero: {reason}"
 
 
-PHASE_FLIP = Image(phase_flip, "phase-flipped parallax", problem=_problem)
+PHASE_FLIP = Image(phase_flip, "phase-flipped parallax", problem=_problem, memory=32)

@@ -151,6 +151,8 @@ class Image:
         Says why a geometry gives no image worth having, or None.
     prepare
         Computes what takes long and does not depend on counts.
+    memory
+        Bytes for each of its pixels while it is made, with the sums of which it is made.
     """
 
     make: Callable[[Sums], NDArray[np.float32]]
@@ -158,3 +160,4 @@ class Image:
     unit: str = "counts"
     problem: Callable[[Geometry], str | None] = _none
     prepare: Callable[[Imaging], Any] = _none
+    memory: int = 66

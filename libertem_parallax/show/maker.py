@@ -121,7 +121,7 @@ def make_imaging(stack: Stack, parameters: Parameters) -> Imaging:
     """
     shape = (*stack.scan_shape, *stack.detector_shape)
     geometry = Geometry.from_parameters(shape, **parameters)
-    check_image(geometry.plan)
+    check_image(geometry.plan, max(image.memory for image in IMAGES.values()))
     name = "suppress_Nyquist_noise"
     return Imaging(geometry, parameters.get(name, DEFAULTS[name]))
 

@@ -192,8 +192,9 @@ class ParallaxUDF(SumsUDF):
             detector_flip_rows=detector_flip_rows,
             detector_transpose=detector_transpose,
         )
-        check_image(geometry.plan)
-        return cls(geometry, suppress_Nyquist_noise, engine, image, regularization)
+        udf = cls(geometry, suppress_Nyquist_noise, engine, image, regularization)
+        check_image(geometry.plan, max(IMAGES[name].memory for name in udf._names.values()))
+        return udf
 
     @property
     def _names(self) -> Mapping[str, str]:

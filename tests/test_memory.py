@@ -1,0 +1,40 @@
+"""Estimates of memory are near what is taken."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from libertem_parallax import ParallaxUDF
+from libertem_parallax.images import IMAGES
+from libertem_parallax.memory import image_memory
+
+PARAMETERS = {
+    "scan_sampling": (1.0, 1.0),
+    "energy": 300e3,
+    "semiangle_cutoff": 3.0,
+    "angular_sampling": (1.0, 1.0),
+}
+
+
+@pytest.mark.parametrize("image", IMAGES)
+@pytest.mark.parametrize(
+    ("scan", "u", "defocus", "parts"), [(128, 8, 1e3, 1), (384, 1, 2e3, 20), (200, 3, 4e4, 1)]
+)
+@pytest.mark.filterwarnings("ignore:the frames show", "ignore:shifts")
+def test_estimates_are_within_half_of_what_is_taken(inline, image, scan, u, defocus, parts):
+    """The last has a halo as large as the scan."""
+    frames = np.broadcast_to(np.ones((1, 1, 1, 1), np.uint8), (scan, scan, 7, 7))
+    ds = inline.load("memory", data=frames, sig_dims=2, num_partitions=parts)
+    udf = ParallaxUDF.from_parameters(
+        ds.shape, **PARAMETERS, upsampling_factor=u, aberration_coefs={"C10": -defocus}, image=image
+    )
+    tracemalloc.start()
+    try:
+        inline.run_udf(ds, udf)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    copied = frames.size // parts  # by LiberTEM, for the partition
+    estimate = image_memory(udf.params.geometry.plan, IMAGES[image].memory)
+    assert estimate / 1.5 < peak - copied < estimate * 1.5 + 5e6
