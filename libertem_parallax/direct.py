@@ -26,7 +26,7 @@ from .geometry import Geometry
 from .images.fourier import irfft2
 from .images.wiener import Spectrum
 from .interference import beams, polynomial
-from .likelihood import ENGINES, Engine, Interference
+from .likelihood import Engine, Interference, make_engine
 from .weak_object import aperture, frequencies
 
 __all__ = ["Direct", "direct_phase"]
@@ -166,7 +166,8 @@ class Direct:
             block /= a[part].astype(np.float32)
             grid = block.reshape(ny, nx, -1)
             images[..., part] = scipy.fft.rfft2(grid, axes=(0, 1), overwrite_x=True)
-        engine = ENGINES["numba"](images.reshape(-1, len(columns)), xi, edge)
+        device = getattr(stack, "device", None)  # where the stack is
+        engine = make_engine("auto", images.reshape(-1, len(columns)), xi, edge, device)
         return cls(engine, geometry, int(scanned.sum()), counts / float((a**2).sum()))
 
     def interference(self, geometry: Geometry) -> Interference:

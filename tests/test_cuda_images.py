@@ -13,6 +13,7 @@ from standin.cupy import CUDARuntimeError, OutOfMemoryError
 
 from libertem_parallax import Parameters
 from libertem_parallax.accumulate import CudaError, Stack, place_stack
+from libertem_parallax.direct import direct_phase
 from libertem_parallax.geometry import Geometry
 from libertem_parallax.images import IMAGES, Imaging, Sums
 from libertem_parallax.show import maker
@@ -182,6 +183,32 @@ def test_tuning_uploads_frames_once(standin, monkeypatch):
         tuning.change(engine="numba")
         assert_shown(tuning)
         assert cupy.launches == launches
+
+
+def test_tuning_a_stack_that_is_on_a_gpu(standin):
+    """As `fill_stack` places it."""
+    cupy = standin()
+    frames = make_scan(PARAMETERS["shape"], "uint8")
+    with contextlib.closing(tune(None)) as tuning:
+        tuning.grow(place_stack(Stack.from_array(frames), "auto", 0))
+        assert_shown(tuning)
+        down = cupy.downloaded
+        tuning.change(rotation_angle=0.1)
+        assert tuning.wait(60)
+        assert cupy.downloaded - down == tuning.picture.image.nbytes
+        assert_shown(tuning)
+
+
+def test_direct_ptychography_of_a_stack_that_is_on_a_gpu(standin):
+    cupy = standin(order="forward")
+    stack, imaging = make(upsampling_factor=1)
+    parameters = imaging.geometry.parameters
+    expected = direct_phase(stack, parameters)
+    assert cupy.launches == 0
+    placed = place_stack(stack, "cuda")
+    before = cupy.launches
+    assert_equal(direct_phase(placed, parameters), expected)
+    assert cupy.launches > before
 
 
 def test_tuning_a_stack_that_grows(standin):

@@ -266,7 +266,7 @@ class Maker:
     Parameters
     ----------
     device
-        Number of the GPU that may be used; None where there is none.
+        Number of the GPU that stacks go to which are not on one; None where there is none.
     """
 
     def __init__(self, device: int | None = None) -> None:
@@ -317,6 +317,8 @@ class Maker:
     def _placed(self, wanted: Wanted) -> CudaStack | None:
         """Take the stack with its frames so far on the GPU; None where the CPU adds."""
         stack, engine = wanted.stack, wanted.parameters.get("engine", "auto")
+        if isinstance(stack, CudaStack):
+            return stack if stack.works else None
         if not (engine == "cuda" or (engine == "auto" and self._device is not None)):
             return None
         placed = self._resident
