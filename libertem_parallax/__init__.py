@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from .curves import Transfer, transfer
     from .direct import direct_phase
     from .parameters import Parameters, load_parameters
+    from .series import defocus_series
     from .udf import ParallaxPhaseFlipUDF, ParallaxPhaseUDF, ParallaxUDF, StackUDF, calibrate
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "StackUDF",
     "Transfer",
     "calibrate",
+    "defocus_series",
     "direct_phase",
     "load_parameters",
     "transfer",
@@ -30,6 +32,7 @@ _MODULES = {
     "CalibrationError": "calibration",
     "Parameters": "parameters",
     "Transfer": "curves",
+    "defocus_series": "series",
     "direct_phase": "direct",
     "transfer": "curves",
     "load_parameters": "parameters",

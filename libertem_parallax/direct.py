@@ -78,10 +78,9 @@ def direct_phase(
     geometry = Geometry.from_parameters(stack.scan_shape + stack.detector_shape, **given)
     direct = Direct.of(stack, geometry)
     beam = direct.interference(geometry)
-    N, D = direct.sums(beam)
-    ratio = direct.ratio(N, D, regularization)
     if not amplitude:
-        return direct.image(-1j * N / np.maximum(D + ratio, _LEAST))
+        return direct.phase(beam, regularization)
+    N, D = direct.sums(beam)
     # Where the object absorbs, G is -γ' times that: both beams with the same sign. γ and γ' are no
     # more orthogonal than pixels are symmetric, so phase and absorption are solved for together.
     N2, D2 = direct.sums(_turned(beam, 0.5))
@@ -190,7 +189,13 @@ class Direct:
         if not use.any() or not self._inside > 0:
             return 1.0
         explained = self._engine.sums(interference).explained[use]
+        # The noise of G has the same power at all pixels: the counts of one inside.
         return float(explained.mean() / (self._inside * self._frames))
+
+    def phase(self, interference: Interference, regularization: float | str) -> NDArray[np.float32]:
+        """Make the phase image in rad, (Ny, Nx)."""
+        N, D = self.sums(interference)
+        return self.image(-1j * N / np.maximum(D + self.ratio(N, D, regularization), _LEAST))
 
     def sums(self, interference: Interference) -> tuple[NDArray[Any], NDArray[Any]]:
         """Sum γ* G / I0 and |γ|² over all pixels, for every frequency; 0 where nothing is told."""

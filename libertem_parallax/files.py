@@ -32,6 +32,7 @@ __all__ = [
     "is_ours",
     "replacing",
     "save",
+    "save_series",
     "save_somewhere",
     "try_to_write",
     "write_events",
@@ -210,6 +211,12 @@ def replacing(path: Path) -> Iterator[Any]:
 
 
 def _save_tiff(file: Any, image: NDArray[Any], about: About) -> None:
+    _write_tiff(file, image, about, "YX", {})
+
+
+def _write_tiff(
+    file: Any, image: NDArray[Any], about: About, axes: str, axis: Mapping[str, Any]
+) -> None:
     """float32, with pixel size and unit as ImageJ reads them: pixels per nm, values as they are."""
     import tifffile
 
@@ -227,9 +234,33 @@ def _save_tiff(file: Any, image: NDArray[Any], about: About) -> None:
             resolution=(10 / width, 10 / height),  # pixels per nm, x first
             # Info is what ImageJ shows, the other one what is in the TIFF's description.
             metadata={
-                "axes": "YX", "unit": "nm", **values, **about.texts(), "Info": about.text()
+                "axes": axes, "unit": "nm", **axis, **values, **about.texts(), "Info": about.text()
             },
         )  # fmt: skip
+
+
+def save_series(path: Path, images: NDArray[Any], about: About, depth: NDArray[np.float64]) -> None:
+    """Write images of several depths as a stack for ImageJ.
+
+    Parameters
+    ----------
+    path
+        Of a .tif file.
+    images
+        Depths, rows and columns of real numbers.
+    about
+        What to say of them.
+    depth
+        Of each, in Å and at equal distances: ImageJ's third axis, in nm.
+    """
+    spacing = float(depth[1] - depth[0]) / 10 if len(depth) > 1 else 1.0
+    axis = {
+        "spacing": spacing,
+        "zorigin": -float(depth[0]) / 10 / spacing,
+        "Labels": [f"{value / 10:g} nm" for value in depth],
+    }
+    with replacing(path) as file:
+        _write_tiff(file, images, about, "ZYX", axis)
 
 
 def _save_npy(file: Any, image: NDArray[Any], about: About) -> None:  # noqa: ARG001

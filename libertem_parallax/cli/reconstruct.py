@@ -35,7 +35,7 @@ from .run import (
     save,
 )
 from .series import only_named
-from .stacked import fill_stack, make_images
+from .stacked import check_series, fill_stack, focused, make_images, write_series
 
 _EXAMPLES = """\b
 Examples:
@@ -61,6 +61,14 @@ Examples:
     help="Reconstruct this part of the scan only, and write this part of the image: rows from TOP "
     "up to BOTTOM and columns from LEFT up to RIGHT, which are not in it. They count from 0.",
 )
+@click.option(
+    "--defocus-series",
+    "series",
+    type=(float, float, int),
+    metavar="FROM TO N",
+    help="Make N images, from one pass over the data, at defoci (= -C10) between these two in Å. "
+    "They go to a .tif with its third axis in nm, and a curve of their sharpness to a .png.",
+)
 @overwrite_option
 @click.option(
     "--strict",
@@ -74,6 +82,7 @@ def reconstruct(
     blur: float | None,
     *,
     roi: tuple[int, int, int, int] | None,
+    series: tuple[float, float, int] | None,
     overwrite: bool,
     strict: bool,
     **options: Any,
@@ -86,10 +95,10 @@ def reconstruct(
     check_required(parameters)
     inputs = [data, *([params] if params else []), *parameters.files.values()]
     outputs = image_paths(output, data.stem, parameters["image"])
-    if roi and "direct" in outputs:
-        raise click.UsageError(
-            "--roi: without meaning for the image direct. Leave one of them out."
-        )
+    if roi and (series or "direct" in outputs):
+        of = "a --defocus-series" if series else "the image direct"
+        raise click.UsageError(f"--roi: without meaning for {of}. Leave one of them out.")
+    curve = check_series(series, outputs, overwrite=overwrite) if series else None
     for path in outputs.values():
         check_output(path, inputs, overwrite)
         if blur and path.suffix.lower() != ".png":
@@ -104,8 +113,14 @@ def reconstruct(
     with messages_only(strict), Context.make_with("threads") as ctx:
         dataset = open_dataset(ctx, data, parameters.settings.get("load", {}))
         region = _region(roi, tuple(dataset.shape.nav))
-        udf = make_udf(dataset.shape, parameters)
+        udf = make_udf(dataset.shape, focused(parameters, series[1]) if series else parameters)
         click.echo(f"Reconstructing{COMPILES}", err=True)
+        if series and curve:
+            stack, speed = fill_stack(ctx, dataset, udf.params.geometry)
+            [path] = outputs.values()
+            rows = write_series(stack, udf, parameters, series, path, curve, data=str(data))
+            report(*described(udf, dataset.dtype, None, tuple(outputs)), ("Time", speed), *rows)
+            return
         if "direct" in outputs:
             stack, speed = fill_stack(ctx, dataset, udf.params.geometry)
             results = make_images(stack, udf.params.geometry, parameters)

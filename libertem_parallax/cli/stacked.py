@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import time
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from .run import by, speed_text
+from .run import about, by, check_output, speed_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -65,3 +66,64 @@ def make_images(
         else sums.once(IMAGES[name].make)
         for name in parameters["image"]
     }
+
+
+def check_series(
+    series: tuple[float, float, int], outputs: dict[str, Path], *, overwrite: bool
+) -> Path:
+    """Refuse a series that makes no sense or could not be written; where its curve goes."""
+    first, last, count = series
+    told = f"--defocus-series {first:g} {last:g} {count}"
+    if not (math.isfinite(first) and math.isfinite(last) and first < last and count >= 2):
+        raise click.UsageError(
+            f"{told}: expected two defoci in Å, the smaller one first, and a number of images, 2 "
+            "at least."
+        )
+    if len(outputs) > 1:
+        raise click.UsageError(f"{told}: expected a single --image, got {', '.join(outputs)}.")
+    [path] = outputs.values()
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        raise click.UsageError(f"--output {path}: a series is written as .tif.")
+    curve = path.with_name(f"{path.stem}_sharpness.png")
+    check_output(curve, [], overwrite)
+    return curve
+
+
+def focused(parameters: Parameters, defocus: float) -> Parameters:
+    """Replace C10 by what a defocus in Å says."""
+    coefs = {**parameters.get("aberration_coefs", {}), "C10": -defocus}
+    return parameters.replace(aberration_coefs=coefs)
+
+
+def write_series(
+    stack: Stack,
+    udf: Any,
+    parameters: Parameters,
+    series: tuple[float, float, int],
+    path: Path,
+    curve: Path,
+    **made: Any,
+) -> list[tuple[str, str]]:
+    """Make a defocus series of a stack and write it, with a curve; rows for `report`."""
+    import numpy as np
+
+    from .. import files
+    from ..series import defocus_series
+    from ..show.curves import sharpness_figure
+
+    [name] = parameters["image"]
+    found = defocus_series(stack, parameters, np.linspace(*series), name)
+    said = about(udf, name, parameters, defocus_series=list(series), **made)
+    try:
+        files.save_series(path, found.images, said, found.defocus)
+        with files.replacing(curve) as file:
+            metadata = dict(said.texts())
+            sharpness_figure(found).savefig(file, format="png", dpi=120, metadata=metadata)
+    except (OSError, ValueError) as error:
+        raise click.ClickException(f"cannot write {path}: {error}") from error
+    return [
+        ("Defocus", f"{series[2]} images from {series[0] / 10:g} to {series[1] / 10:g} nm"),
+        ("Sharpest", f"at {found.sharpest / 10:.4g} nm, {found.sharpness.max():.3g} times noise"),
+        ("Written to", str(path)),
+        ("", str(curve)),
+    ]

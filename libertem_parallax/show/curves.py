@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..curves import Transfer
+    from ..series import Series
 
-__all__ = ["transfer_figure"]
+__all__ = ["sharpness_figure", "transfer_figure"]
 
 
 def transfer_figure(curves: Transfer) -> Any:
@@ -44,4 +45,29 @@ def transfer_figure(curves: Transfer) -> Any:
         xlim=(0, q[-1]), ylim=(-1.05, 1.05), xlabel="spatial frequency in 1/nm", ylabel="contrast"
     )
     axes.legend(loc="lower right")
+    return figure
+
+
+def sharpness_figure(series: Series) -> Any:
+    """Draw sharpness against defocus, with its maximum marked.
+
+    Parameters
+    ----------
+    series
+        By `libertem_parallax.defocus_series`.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        To be saved by ``savefig``, or shown by a notebook.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(series.defocus / 10, series.sharpness, marker="o", ms=3)
+    best = series.sharpest / 10
+    axes.axvline(best, color="0.5", ls="--", lw=0.8)
+    axes.text(best, 1.02, f"{best:.4g} nm", ha="center", transform=axes.get_xaxis_transform())
+    axes.set(xlabel="defocus in nm", ylabel="sharpness (noise is 1)")
     return figure
