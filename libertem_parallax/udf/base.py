@@ -245,10 +245,10 @@ class SumsUDF(FramesUDF):
         digest, first = src.part
         if digest != plan.digest:
             return  # of before the change
-        if dest.part[0] != digest:
+        if dest.part[0] not in (digest, 0):
             for name in ("A", "S", "scanned", "pattern"):
                 self.results.get_buffer(name).raw_data[:] = 0
-            dest.part[0] = digest
+        dest.part[0] = digest
         A = src.A
         if A.dtype.kind != dest.A.dtype.kind:
             # In a run with UDFs that take events on a GPU, LiberTEM makes floats of integer frames

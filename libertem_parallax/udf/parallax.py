@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping
 from os import PathLike
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from libertem.common.buffers import BufferWrapper
@@ -247,10 +247,29 @@ class ParallaxUDF(SumsUDF):
         return self._images
 
     def _make_images(self) -> dict[str, NDArray[np.float32]]:
+        sums = [self.results.get_buffer(name).raw_data for name in ("A", "S", "scanned")]
+        if not isinstance(sums[0], np.ndarray):
+            return self._delayed_images(sums)
         if not self._added:
             blank = np.zeros(self._plan.image_shape, np.float32)
             return dict.fromkeys(self._names, blank)
-        A, S, scanned = (self.results.get_buffer(name).raw_data for name in ("A", "S", "scanned"))
+        return self._images_of(*sums)
+
+    def _delayed_images(self, sums: list[Any]) -> dict[str, Any]:
+        """Make images when they are asked for: of sums that are Dask's, with its executor."""
+        from dask import array
+        from dask.delayed import delayed
+
+        dask: Any = array  # has no types
+        made = delayed(self._images_of, pure=False)(*sums)
+        shape = self._plan.image_shape
+        return {
+            channel: dask.from_delayed(made[channel], shape, np.float32) for channel in self._names
+        }
+
+    def _images_of(
+        self, A: NDArray[Any], S: NDArray[Any], scanned: NDArray[np.bool_]
+    ) -> dict[str, NDArray[np.float32]]:
         sums = Sums(self._get_imaging(), A, self._by_position(S), self._by_position(scanned))
         return {channel: sums.once(IMAGES[name].make) for channel, name in self._names.items()}
 
