@@ -17,7 +17,8 @@ import pytest
 import tifffile
 from click.testing import CliRunner
 
-from libertem_parallax import ParallaxPhaseFlipUDF, ParallaxUDF
+import libertem_parallax
+from libertem_parallax import ParallaxPhaseFlipUDF, ParallaxPhaseUDF, ParallaxUDF
 from libertem_parallax.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -205,3 +206,21 @@ def test_tuning_while_it_runs(demo: np.ndarray) -> None:
             udf = ParallaxUDF.from_parameters(ds.shape, **parameters)
             expected = ctx.run_udf(ds, udf, roi=roi)
     np.testing.assert_array_equal(names["image"], expected["reconstruction"].data)
+
+
+def test_the_phase_image(demo: np.ndarray) -> None:
+    """In Python and by command, and what is made of a stack."""
+    first, second = blocks("docs/phase.md", "python")
+    names: dict[str, Any] = {"prlx": libertem_parallax, "parameters": ACQUISITION}
+    with small(), libertem.api.Context.make_with("inline") as ctx:
+        names |= {"ctx": ctx, "ds": ctx.load("memory", data=demo, sig_dims=2)}
+        exec(first + second, names)
+    np.testing.assert_array_equal(names["phase"], reconstructed(demo, ParallaxPhaseUDF)["phase"])
+    np.testing.assert_allclose(np.angle(names["wave"]), names["direct"], atol=0.2)
+    commands = re.findall(r"^libertem-parallax (.*)$", text("docs/phase.md"), flags=re.MULTILINE)
+    assert [command.split()[0] for command in commands] == [*["reconstruct"] * 3, "transfer"]
+    for command in commands:
+        run(command)
+    np.testing.assert_allclose(tifffile.imread("phase.tif"), names["phase"], atol=1e-6)
+    np.testing.assert_allclose(tifffile.imread("direct.tif"), names["direct"], atol=1e-6)
+    assert tifffile.imread("series.tif").shape == (7, 36, 40)
