@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
-__all__ = ["CURVES", "WORKLOADS", "Workload", "events", "write"]
+__all__ = ["CURVES", "PARAMETERS", "WORKLOADS", "Workload", "events", "write"]
 
 #: The acquisition of the README's example.
-_PARAMETERS: dict[str, Any] = {
+PARAMETERS: dict[str, Any] = {
     "scan_sampling": (256 / 72, 256 / 72),
     "angular_sampling": (0.307617, 0.307617),
     "energy": 300e3,
@@ -53,7 +53,7 @@ class Workload:
     name: str
     shape: tuple[int, int, int, int]
     dtype: str = "uint8"
-    parameters: dict[str, Any] = field(default_factory=lambda: _PARAMETERS)
+    parameters: dict[str, Any] = field(default_factory=lambda: PARAMETERS)
     electrons: float = 0.7  # 30 e/Å² in the acquisition above
     lit: int | None = None
     storage: str = "npy"
@@ -148,7 +148,7 @@ def write(workload: Workload, folder: Path) -> Path:
 
 def _radius(pixels: float) -> dict[str, Any]:
     """Parameters with a bright field of that radius; a little more, to include its edge."""
-    return _PARAMETERS | {"semiangle_cutoff": (pixels + 0.1) * 0.307617}
+    return PARAMETERS | {"semiangle_cutoff": (pixels + 0.1) * 0.307617}
 
 
 def events(
@@ -166,7 +166,7 @@ def events(
         See `Workload`.
     """
     name = f"{scan} x {scan} scan, {detector} x {detector} events, {electrons:.1%}, radius 100"
-    parameters = _PARAMETERS | {"angular_sampling": (0.04, 0.04), "semiangle_cutoff": 100.1 * 0.04}
+    parameters = PARAMETERS | {"angular_sampling": (0.04, 0.04), "semiangle_cutoff": 100.1 * 0.04}
     return Workload(
         name,
         (scan, scan, detector, detector),
@@ -211,7 +211,7 @@ CURVES: dict[str, list[tuple[float | str, Workload]]] = {
         (r, Workload("", (128, 128, 64, 64), parameters=_radius(r))) for r in (3, 6, 10, 15, 20, 26)
     ],
     "upsampling factor": [
-        (u, Workload("", (128, 128, 64, 64), parameters=_PARAMETERS | {"upsampling_factor": u}))
+        (u, Workload("", (128, 128, 64, 64), parameters=PARAMETERS | {"upsampling_factor": u}))
         for u in (1, 2, 3, 4)
     ],
     "dtype": [

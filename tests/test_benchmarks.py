@@ -20,7 +20,7 @@ from libertem.udf.raw import PickUDF
 from numpy.typing import NDArray
 
 from benchmarks import __main__ as command
-from benchmarks import events, report, worker
+from benchmarks import events, growth, report, worker
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import floors, parts
 from benchmarks.report import Row
@@ -416,3 +416,16 @@ def test_gpu_paths_run(standin, tmp_path) -> None:
     for path in ("cuda", "cuda, engine alone", "cuda, phase flip"):
         right = images["numba, phase flip" if path.endswith("phase flip") else "numba"]
         np.testing.assert_array_equal(images[path], right)
+
+
+def test_growth_tells_cliffs(monkeypatch) -> None:
+    """Of what is measured here the rates say nothing; those of the rows do."""
+    monkeypatch.setattr(growth, "GROWTH", {"rows": [("18", SMALL), ("again", SMALL)]})
+    result = CliRunner().invoke(growth.main, ["--rounds", "2"])
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    assert lines[0].startswith("| rows | pixels | frames/s ")
+    assert [line.split(" | ")[:2] for line in lines[2:4]] == [["| 18", "529"], ["| again", "529"]]
+    rows = [(str(n), replace(NUMBA, seconds=[n])) for n in (1, 1.5, 4)]
+    last = [line.split(" | ")[-1] for line in growth.table("time", rows)]
+    assert last[2:] == [" |", "1.50 |", "2.67 **cliff** |", ""]

@@ -127,7 +127,8 @@ def test_a_failure_in_mid_scan_is_an_error(standin, monkeypatch, operation, afte
             worker.add(frames[t : t + 1], first=t)
         worker.finish()
 
-    message = "GPU 0, adding frames .the image is not complete.: cudaErrorIllegalAddress"
+    message = r"GPU 0, adding frames \(the image is not complete: run again, with engine = 'numba' "
+    message += r"on the CPU\): cudaErrorIllegalAddress"
     with pytest.raises(CudaError, match=message):
         go_on()
     cupy.faults.clear()

@@ -34,6 +34,8 @@ from .upload import SLOTS, Batch, EventBatch, Slot, Table, drain, make_table, sl
 
 __all__ = ["CudaEngine"]
 
+_INCOMPLETE = "the image is not complete: run again, with engine = 'numba' on the CPU"
+
 # Constants of the plans in use, by device and part of the detector.
 _tables: weakref.WeakKeyDictionary[Plan, dict[tuple[int, ...], Any]] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
@@ -254,9 +256,9 @@ class CudaEngine(Engine):
         """Explain errors; after one, nothing is done any more, as batches are missing."""
         device = self._device.id
         if self._failed:
-            raise CudaError(f"GPU {device} failed before; the image is not complete.")
+            raise CudaError(f"GPU {device} failed before; {_INCOMPLETE}.")
         try:
-            with explained(", adding frames (the image is not complete)", device):
+            with explained(f", adding frames ({_INCOMPLETE})", device):
                 yield
         except CudaError:
             self._failed = True
