@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,9 +33,12 @@ from .specimen import (
     save_parameters,
     write_overview,
 )
+from .tune import memory_option, open_browser, page_options, read_page_options
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from ..show.page.live import LivePage
 
 _EXAMPLES = """\b
 Examples:
@@ -132,6 +135,14 @@ _SIMULATED = [name for name, detector in DETECTORS.items() if detector.simulated
     "live_ with the image's name, as live_parallax.tif; with --simulate image.tif in that folder"
 )
 @overwrite_option
+@click.option(
+    "--page",
+    is_flag=True,
+    help="Show the growing image on a page in the browser, where parameters can be tuned while "
+    "frames come in, and afterwards, until Ctrl-C.",
+)
+@partial(page_options, prefix="page-")
+@memory_option
 @acquisition_options
 def live(
     detector: str | None,
@@ -142,6 +153,9 @@ def live(
     output: Path | None,
     params: Path | None,
     snapshot: Path | None,
+    page: bool,
+    memory: float | None,
+    browser: bool | None,
     **options: Any,
 ) -> None:
     """Reconstruct the parallax image while DETECTOR records, and show it growing.
@@ -163,6 +177,24 @@ def live(
             f"give either a DETECTOR, {_either(DETECTORS)}, or --simulate {_either(_SIMULATED)}."
         )
     recording = Recording(*(options.pop(name) for name in Recording._fields))
+    access = read_page_options(options, page=page)
+
+    def open_page(output: Path, blur: float | None) -> LivePage | None:
+        if access is None:
+            return None
+        from ..show.page.live import LivePage
+
+        shown = LivePage(
+            access,
+            None if memory is None else int(memory * 2**30),
+            title=str(detector or simulate),
+            folder=output.parent,
+            sigma=blur or 0.0,
+        )
+        click.get_current_context().call_on_close(shown.close)
+        shown.on_ready = partial(open_browser, wanted=browser)
+        return shown
+
     if simulate is not None:
         meaningless = [
             name
@@ -184,7 +216,9 @@ def live(
             raise click.UsageError(
                 f"--params {params}: --simulate writes that file anew. Give a copy of it."
             )
-        _live_simulated(DETECTORS[simulate], params, options, output, snapshot, recording)
+        _live_simulated(
+            DETECTORS[simulate], params, options, output, snapshot, recording, open_page
+        )
         return
     assert detector is not None
     kind = DETECTORS[detector]
@@ -205,8 +239,21 @@ def live(
     port = port or kind.port
     data_port = data_port or kind.data_port or port
     address = Address(kind, host or "127.0.0.1", port, data_port)
-    recorded = record(address, parameters, output, snapshot, recording)
+    shown = open_page(output, recording.blur)
+    if shown is not None:
+        snapshot = snapshot or output.parent
+    recorded = record(address, parameters, output, snapshot, recording, page=shown)
     report(*recorded.rows)
+    _end(recorded, shown)
+
+
+def _end(recorded: Any, page: LivePage | None) -> None:
+    """Wait until the user has seen the image; fail where it is not complete."""
+    if page is not None:
+        if recorded.problem is not None:
+            click.echo(f"\n{recorded.problem}", err=True)
+        click.echo(f"\nThe page is still at {page.url} (Ctrl-C ends)")
+        page.wait()
     recorded.end()
 
 
@@ -222,6 +269,7 @@ def _live_simulated(
     output: Path | None,
     snapshot: Path | None,
     recording: Recording,
+    open_page: Callable[[Path, float | None], LivePage | None],
 ) -> None:
     import numpy as np
     from tqdm import tqdm
@@ -256,6 +304,9 @@ def _live_simulated(
         start=kind.starts, interval=min(recording.interval, 0.5), blur=blur
     )
     grown: dict[int, NDArray[Any]] = {}  # image by the number of its frames
+    page = open_page(output, blur)
+    if page is not None:
+        snapshot = snapshot or folder
     with kind.simulate(folder, ny * nx, _DWELL_TIME) as address:
         recorded = record(
             address,
@@ -264,6 +315,7 @@ def _live_simulated(
             snapshot,
             recording,
             {"growth": lambda growing: grown.update({growing.frames: growing.image})},
+            page,
         )
     params = save_parameters(parameters, folder)
     image, udf = recorded.image, recorded.udf
@@ -297,7 +349,7 @@ def _live_simulated(
         command = ["reconstruct", str(data), "--params", str(params)]
         click.echo("\nThe same from the files:")
         click.echo(f"  libertem-parallax {shlex.join(command)} -o image.tif")
-    recorded.end()
+    _end(recorded, page)
 
 
 def _output(output: Path | None, parameters: Parameters) -> Path:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from ..files import About
     from ..parameters import Parameters
+    from ..show.page.live import LivePage
     from ..show.screen import Show
     from ..show.window import Window
 
@@ -77,8 +78,12 @@ def record(
     snapshot: Path | None,
     recording: Recording,
     more: Mapping[str, Show] = MappingProxyType({}),
+    page: LivePage | None = None,
 ) -> _Recorded:
-    """Reconstruct an acquisition and write the image, as far as it came; `more` shows it, too."""
+    """Reconstruct an acquisition and write the image, as far as it came; `more` shows it, too.
+
+    A `page` gets the frames beside.
+    """
     from libertem_live.api import LiveContext
 
     from .. import files, live
@@ -112,12 +117,21 @@ def record(
             anywhere = parameters.replace(center=None, bf_mask=None) if events else parameters
             udf = make_udf((recording.nav_shape or (8, 8)) + detector_shape, anywhere)
             refuse_zero_images(udf, parameters)
+        if page is not None:
+            page.ready(detector_shape, dtype, parameters)
+            click.echo(f"The page is at {page.url}", err=True)
+            more = {**more, "the page": page.show}
         shows, window = _shows(output, snapshot, recording, image_pixel_size(udf))
         if window is not None:
             stack.push(lambda kind, *_: window.close() if kind is not None else None)
         acquisition = _await(ctx, conn, watch, address, recording)
         if events or tuple(acquisition.shape) != (recording.nav_shape or ()) + detector_shape:
             udf = make_udf(tuple(acquisition.shape), parameters)
+
+        udfs = [udf]
+        if page is not None:
+            udfs.append(page.begin(acquisition))
+            live.warm_up(ctx, udfs, dtype, events=events)
 
         def said(frames: int) -> About:
             name = parameters["image"][0]
@@ -126,7 +140,9 @@ def record(
         # Nothing that comes later can take along the image that is written now and then.
         keep = {str(output): lambda made: files.save(output, made.image, said(made.frames))}
         screen = Screen({**keep, **shows, **more}, recording.interval)
-        added = _add(ctx, conn, watch, acquisition, udf, screen, recording)
+        added = _add(ctx, conn, watch, acquisition, udfs, screen, recording, page)
+        if page is not None:
+            page.end(added.problem)
         total = acquisition.shape.nav.size
         if added.results is None:
             raise click.ClickException(
@@ -256,9 +272,10 @@ def _add(
     conn: Any,
     watch: Any,
     acquisition: Any,
-    udf: Any,
+    udfs: list[Any],
     screen: Any,
     recording: Recording,
+    page: LivePage | None,
 ) -> _Added:
     """Add frames as they arrive, with a progress bar and pictures, as long as they do."""
     from tqdm import tqdm
@@ -272,13 +289,15 @@ def _add(
             nonlocal first
             first = first or time.perf_counter()
             bar.update(frames)
+            if page is not None:
+                page.arrived(frames)
 
         try:
             for results in live.stream(
                 ctx,
                 conn,
                 acquisition,
-                udf,
+                udfs,
                 watch,
                 timeout=recording.timeout,
                 silence=recording.silence,

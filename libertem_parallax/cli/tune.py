@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from .options import acquisition_options, blur_option, parameter_option
 from .parameters import check_required, read_parameters
@@ -29,12 +30,13 @@ Examples:
 """
 
 
-def page_options(command: Any) -> Any:
-    """Add the options that say how a page is served."""
+def page_options(command: Any, prefix: str = "") -> Any:
+    """Add the options that say how a page is served; some with a prefix to their names."""
     for option in reversed(
         (
             click.option(
-                "--port",
+                f"--{prefix}port",
+                "page_port",
                 type=click.IntRange(0, 65535),
                 default=8765,
                 show_default=True,
@@ -61,8 +63,8 @@ def page_options(command: Any) -> Any:
                 help="File with certificate and key, to encrypt connections.",
             ),
             click.option(
-                "--host",
-                "hosts",
+                f"--{prefix}host",
+                "page_hosts",
                 multiple=True,
                 metavar="NAME",
                 help="Further name by which browsers call this machine. Repeat it for more.",
@@ -155,6 +157,19 @@ def check_page() -> None:
         )
 
 
+def read_page_options(options: dict[str, Any], *, page: bool) -> Access | None:
+    """Take out the options for a page; None, and none of them, where none is wanted."""
+    if page:
+        check_page()
+        return read_access(options)
+    context = click.get_current_context()
+    for name in ("listen", "password_file", "certificate", "page_port", "page_hosts"):
+        options.pop(name)
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name.replace('_', '-')}: without meaning without --page.")
+    return None
+
+
 def read_access(options: dict[str, Any]) -> Access:
     """Take out the options that say where pages are served, and refuse what cannot be."""
     from ..show.page.server import Access, encryption, free_port
@@ -175,7 +190,9 @@ def read_access(options: dict[str, Any]) -> Access:
         raise click.ClickException(
             f"--certificate {certificate}: expected certificate and key in PEM format: {error}"
         ) from error
-    access = Access(options.pop("port"), listen, options.pop("hosts"), password, encrypted)
+    access = Access(
+        options.pop("page_port"), listen, options.pop("page_hosts"), password, encrypted
+    )
     if not access.protected:
         raise click.UsageError(
             f"--listen {listen}: other machines can connect there. Give a password that the page "
@@ -192,7 +209,7 @@ def read_access(options: dict[str, Any]) -> Access:
 def serve_pages(tuning: Any, access: Access, *, browser: bool | None, **page: Any) -> None:
     """Serve pages until Ctrl-C; `page` is told to each of them."""
     from ..show.page.page import Page
-    from ..show.page.server import is_loopback, serve
+    from ..show.page.server import is_loopback, serve, url
 
     server = serve(lambda: Page(tuning, **page), access)
     if access.port not in (0, server.port):
@@ -202,12 +219,9 @@ def serve_pages(tuning: Any, access: Access, *, browser: bool | None, **page: An
             "connections are not encrypted: who can listen on the network sees password and "
             "images. Give a --certificate, or use an SSH tunnel."
         )
-    host = "127.0.0.1" if access.address in ("0.0.0.0", "::") else access.address
-    host = f"[{host}]" if ":" in host else host
-    url = f"http{'s' if access.encryption else ''}://{host}:{server.port}/"
-    click.echo(f"The page is at {url} (Ctrl-C ends)")
-    if browser or (browser is None and _has_display()):
-        webbrowser.open(url)
+    where = url(access, server.port)
+    click.echo(f"The page is at {where} (Ctrl-C ends)")
+    open_browser(where, wanted=browser)
     try:
         server.io_loop.start()
     except KeyboardInterrupt:
@@ -216,7 +230,11 @@ def serve_pages(tuning: Any, access: Access, *, browser: bool | None, **page: An
         server.stop()
 
 
-def _has_display() -> bool:
+def open_browser(url: str, *, wanted: bool | None) -> None:
+    """Open a page in a browser, if that is wanted; if nothing is said, where there is a display."""
     if os.name == "nt" or sys.platform == "darwin":
-        return "SSH_CONNECTION" not in os.environ
-    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+        display = "SSH_CONNECTION" not in os.environ
+    else:
+        display = any(name in os.environ for name in ("DISPLAY", "WAYLAND_DISPLAY"))
+    if display if wanted is None else wanted:
+        webbrowser.open(url)

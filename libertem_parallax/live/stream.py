@@ -27,7 +27,7 @@ def warm_up(ctx: Any, udf: Any, dtype: np.dtype[Any], *, events: bool = False) -
     ctx
         On whose workers.
     udf
-        To be run later; it is as new afterwards.
+        To be run later, or several of which the first makes images; they are as new afterwards.
     dtype
         Of the frames.
     events
@@ -35,7 +35,7 @@ def warm_up(ctx: Any, udf: Any, dtype: np.dtype[Any], *, events: bool = False) -
     """
     from scipy.sparse import csr_array
 
-    plan = udf.params.geometry.plan
+    plan = (udf[0] if isinstance(udf, list) else udf).params.geometry.plan
     roi = np.zeros(plan.scan_shape, dtype=bool)
     roi[0, 0] = True
     if events:
@@ -114,7 +114,7 @@ def stream(
     acquisition
         See `acquire`.
     udf
-        Made for the acquisition's shape.
+        Made for the acquisition's shape, or several, of whose results the first are shown.
     timeout
         Seconds to wait for the first frame.
     silence

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from bokeh.core.properties import Int
@@ -52,6 +52,9 @@ const again = () => fetch("static/js/bokeh.min.js", {method: "HEAD", cache: "no-
 again()
 """
 
+#: Seconds between two diffraction patterns while frames come in.
+_PATTERN = 2.0
+
 #: Points of the curve of sharpness.
 _CURVE = 61
 
@@ -60,6 +63,21 @@ class Seen(DataModel):
     """What the browser has received: no more is sent before."""
 
     number = Int(default=-1)
+
+
+class Recording(Protocol):
+    """What a page knows of frames that come in."""
+
+    @property
+    def progress(self) -> Any:
+        """How far it is, as a text; ``running`` while it is."""
+
+    @property
+    def note(self) -> str:
+        """What does not fit the memory, if so."""
+
+    def stop(self) -> None:
+        """End it."""
 
 
 class Page:
@@ -77,6 +95,8 @@ class Page:
         What LiberTEM is told about the data, for the script.
     sigma
         Standard deviation in Å of a Gaussian to blur with at first.
+    recording
+        How far it is, if frames are still to come.
     """
 
     def __init__(
@@ -86,9 +106,11 @@ class Page:
         folder: Path = Path(),
         source: Mapping[str, Any] | None = None,
         sigma: float = 0.0,
+        recording: Recording | None = None,
     ) -> None:
         self._tuning, self._title, self._folder = tuning, title, folder
         self._source = source or {"filetype": "auto", "path": "..."}
+        self._recording = recording
         self._document: Any = None
         self._lock = threading.Lock()
         self._scheduled = False
@@ -96,6 +118,7 @@ class Page:
         self._sent_at = self._followed_at = -math.inf
         self._spectrum_of: Picture | None = None
         self._pattern_of: Any = None
+        self._pattern_at = -math.inf
         self._message = ""
         self._curve: dict[str, Any] = {"of": None, "points": []}
         self._playing: Iterator[float] | None = None
@@ -152,6 +175,9 @@ class Page:
         for widget in (self.contrast, self.blur):
             on_change(widget, "value", lambda _: self._look())
         self.calibrator = Calibrator(self._tuning, self._schedule)
+        self.stop = Button(label="Stop", name="stop", visible=False)
+        if self._recording is not None:
+            self.stop.on_click(self._recording.stop)
         self.undo = Button(label="Undo", name="undo")
         self.undo.on_click(self._tuning.undo)
         self.save = Button(label="Save", name="save", button_type="primary")
@@ -169,7 +195,8 @@ class Page:
         )
         head = Row(
             Div(text=html.escape(self._title), css_classes=["name"]),
-            self._told, self._pointed, self.calibrator.button, self.undo, self.copy, self.save,
+            self._told, self._pointed, self.stop,
+            self.calibrator.button, self.undo, self.copy, self.save,
             css_classes=["head"], sizing_mode="stretch_width",
         )  # fmt: skip
         looks = Row(
@@ -270,8 +297,10 @@ class Page:
         self._sent, self._sent_at = picture, time.monotonic()
         if picture.coarse == 1:
             self.knobs.show_geometry(picture.geometry)
-            if self._pattern_of is not self._tuning.stack:
-                self._pattern_of = self._tuning.stack
+            now = time.monotonic()
+            often = self._is_recording and now - self._pattern_at < _PATTERN
+            if self._pattern_of is not self._tuning.stack and not often:
+                self._pattern_of, self._pattern_at = self._tuning.stack, now
                 pattern = mean_pattern(self._tuning.stack)
                 self.knobs.diffraction.show_pattern(pattern, odd_pixels(pattern))
 
@@ -299,19 +328,37 @@ class Page:
         elif picture is None:
             text = "Making the image …"
         else:
-            rows, cols = picture.image.shape
-            plan = picture.geometry.plan
-            text = (
-                f"{rows} x {cols} pixels, {len(plan.pixels)} in the bright field, "
-                f"{1e3 * picture.seconds:.0f} ms"
-            )
-            if not picture.scanned.all():
-                text += f", {picture.scanned.mean():.0%} scanned"
-            if picture.notes:
-                text += f'<br><span class="problem">{html.escape(picture.notes[0])}</span>'
+            text = html.escape(self._state(picture))
+            notes = [
+                *([self._recording.note] if self._recording is not None else []),
+                *picture.notes,
+            ]
+            if any(notes):
+                note = html.escape(next(note for note in notes if note))
+                text += f'<br><span class="problem">{note}</span>'
         if picture is not None and picture is not self._sent:
             self._message = ""
         _set(self._told, "text", text)
+
+    def _state(self, picture: Picture) -> str:
+        """Tell what is shown, or how far a recording is."""
+        _set(self.stop, "visible", self._is_recording)
+        if self._recording is not None and (self._is_recording or not picture.scanned.any()):
+            return str(self._recording.progress)
+        rows, cols = picture.image.shape
+        text = (
+            f"{rows} x {cols} pixels, {len(picture.geometry.plan.pixels)} in the bright field, "
+            f"{1e3 * picture.seconds:.0f} ms"
+        )
+        if not picture.scanned.all():
+            text += f", {picture.scanned.mean():.0%} scanned"
+        if self._recording is not None:
+            text = f"{self._recording.progress}. {text}"
+        return text
+
+    @property
+    def _is_recording(self) -> bool:
+        return self._recording is not None and bool(self._recording.progress.running)
 
     def _save(self) -> None:
         picture = self._tuning.picture
@@ -329,6 +376,8 @@ class Page:
 
     def _follow_curve(self) -> None:
         """Have the curve made anew, when nothing else is to be done, where it is of other knobs."""
+        if self._is_recording:
+            return  # it would take the time of frames
         parameters = self._tuning.parameters
         coefs = {k: v for k, v in parameters.get("aberration_coefs", {}).items() if k != "C10"}
         key = (

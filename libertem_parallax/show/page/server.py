@@ -20,7 +20,7 @@ from tornado.web import RequestHandler
 
 from .page import Page
 
-__all__ = ["LOOPBACK", "PORT", "Access", "encryption", "free_port", "is_loopback", "serve"]
+__all__ = ["LOOPBACK", "PORT", "Access", "encryption", "free_port", "is_loopback", "serve", "url"]
 
 _FOLDER = Path(__file__).parent
 
@@ -109,6 +109,12 @@ def serve(make: Callable[[], Page], access: Access = Access()) -> Any:  # noqa: 
     )
     server.start()
     return server
+
+
+def url(access: Access, port: int) -> str:
+    """Tell where to find pages that are served there."""
+    host = LOOPBACK if access.address in ("0.0.0.0", "::") else access.address
+    return f"http{'s' if access.encryption else ''}://{_bracketed(host)}:{port}/"
 
 
 def free_port(access: Access) -> int:
