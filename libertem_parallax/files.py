@@ -221,6 +221,9 @@ def _write_tiff(
     import tifffile
 
     height, width = about.pixel_size
+    for size in (height, width):
+        if not 2**-32 < 10 / size < 2**32:  # the ratio of two 32-bit integers
+            raise ValueError(f"pixels of {size:g} Å are too small or large for the TIFF format")
     image = image.astype(np.float32, copy=False)
     values = {"cf": 0, "c0": 0.0, "c1": 1.0, "vunit": about.unit} if about.unit else {}
     with warnings.catch_warnings():

@@ -28,9 +28,14 @@ CUDA, NUMBA = ENGINES["cuda"], ENGINES["numba"]
 
 
 @needs_compiler
-@pytest.mark.parametrize("work", ["early", "late", "random"])
-@pytest.mark.parametrize("order", ["forward", "reverse", "shuffled"])
-@pytest.mark.parametrize("dtype", ["uint8", "int32", "float64"])
+@pytest.mark.parametrize(
+    ("work", "order", "dtype"),
+    [
+        (work, order, ["uint8", "int32", "float64"][(i + j) % 3])
+        for i, work in enumerate(["early", "late", "random"])
+        for j, order in enumerate(["forward", "reverse", "shuffled"])
+    ],
+)
 def test_the_device_may_take_its_time(standin, monkeypatch, work, order, dtype):
     """Far more batches than slots, in tiles that do not fit them."""
     monkeypatch.setattr(upload, "SLOT_BYTES", 7 * 99 * np.dtype(dtype).itemsize)
@@ -125,9 +130,14 @@ def test_frames_larger_than_a_slot(standin, monkeypatch):
 
 
 @needs_compiler
-@pytest.mark.parametrize("work", ["early", "late", "random"])
-@pytest.mark.parametrize("size", [64, 333, 1000, 20_000])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("work", "size", "seed"),
+    [
+        (work, size, (i + j) % 3)
+        for i, work in enumerate(["early", "late", "random"])
+        for j, size in enumerate([64, 333, 1000, 20_000])
+    ],
+)
 def test_batches_of_events(standin, monkeypatch, work, size, seed):
     """Frames with none to more than a batch holds, in tiles of any size, in any order."""
     monkeypatch.setattr(upload, "SLOT_BYTES", size)

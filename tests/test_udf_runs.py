@@ -57,19 +57,27 @@ def test_a_region_of_interest_is_the_scan_without_the_rest(ctx, inline, tileshap
     np.testing.assert_array_equal(image, expected)
 
 
-@pytest.mark.parametrize(
-    "form",
-    [
-        sparse.COO,
-        sparse.GCXS,
-        scipy.sparse.csr_matrix,
-        scipy.sparse.csr_array,
-        lambda roi: tuple(map(int, np.argwhere(roi)[0])),
-        lambda roi: [((int(y), int(x)), True) for y, x in np.argwhere(roi)],
-    ],
-    ids=["COO", "GCXS", "csr_matrix", "csr_array", "position", "list"],
-)
-def test_regions_of_interest_of_any_form(ctx, form):
+FORMS = {
+    "COO": sparse.COO,
+    "GCXS": sparse.GCXS,
+    "csr_matrix": scipy.sparse.csr_matrix,
+    "csr_array": scipy.sparse.csr_array,
+    "position": lambda roi: tuple(map(int, np.argwhere(roi)[0])),
+    "list": lambda roi: [((int(y), int(x)), True) for y, x in np.argwhere(roi)],
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_regions_of_interest_of_any_form(inline, form):
+    check_region(inline, FORMS[form])
+
+
+def test_regions_of_interest_reach_all_workers(ctx):
+    """In the form that LiberTEM gives them, whatever they were."""
+    check_region(ctx, sparse.COO)
+
+
+def check_region(ctx, form):
     """That LiberTEM takes."""
     frames = make_scan((8, 9, 24, 25), "uint16")
     roi = np.zeros((8, 9), bool)
@@ -194,7 +202,7 @@ def run(n):
     udf = ParallaxPhaseFlipUDF.from_parameters(
         shape=frames.shape, scan_sampling=(3.5, 3.5), angular_sampling=(1.2, 1.2), energy=300e3,
         semiangle_cutoff=4.0, aberration_coefs={"C10": -1.5e4}, upsampling_factor=2)
-    ds = ctx.load("memory", data=frames, sig_dims=2, num_partitions=n // 4)
+    ds = ctx.load("memory", data=frames, sig_dims=2, num_partitions=n // 16)
     for part in ctx.run_udf_iter(dataset=ds, udf=udf):
         assert part.buffers[0]["reconstruction"].data.shape == (2 * n, 2 * n)
     return frames.nbytes

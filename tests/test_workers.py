@@ -121,8 +121,10 @@ def assert_added_by(told, gpus):
     np.testing.assert_array_equal(told["launches"] > 0, told["gpu"] >= 0)
 
 
-@pytest.mark.parametrize("environment", ENVIRONMENTS, ids=lambda env: "".join(env) or "unset")
-@pytest.mark.parametrize("kind", ["dense", "events"])
+@pytest.mark.parametrize(
+    ("kind", "environment"),
+    [("dense", {}), *(("events", environment) for environment in ENVIRONMENTS)],
+)
 def test_all_workers_add_frames_whatever_the_main_process_has(
     cluster, data, environment, kind, monkeypatch
 ):
