@@ -81,9 +81,8 @@ def inline():
         yield ctx
 
 
-@pytest.fixture(scope="session", params=["inline", "threads", "pipelined", "dask"])
+@pytest.fixture(scope="module", params=["inline", "threads", "pipelined", "dask"])
 def ctx(request):
-    """Every executor; workers take long to start, so the tests of each come together."""
     cpus = {} if request.param == "inline" else {"cpus": 2}
     with libertem.api.Context.make_with(request.param, **cpus) as ctx:
         yield ctx

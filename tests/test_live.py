@@ -27,8 +27,6 @@ from libertem_parallax.live import asi_tpx3, merlin
 from libertem_parallax.simulate import simulate
 
 pytestmark = [
-    # LiberTEM says so of the pipelined executor where processors are busy.
-    pytest.mark.filterwarnings("ignore:Slow worker startup:RuntimeWarning"),
     # DectrisSim forks for its HTTP server, of which Python 3.12 and 3.13 warn.
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
     # The Merlin simulator opens its file for every frame and leaves closing to Python.
