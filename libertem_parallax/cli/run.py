@@ -98,7 +98,13 @@ def run(
         roi[region] = True
     frames = math.prod(udf.params.geometry.plan.scan_shape) if roi is None else int(roi.sum())
     start = time.perf_counter()
-    results = ctx.run_udf(dataset, udf, roi=roi, progress=True)
+    try:
+        results = ctx.run_udf(dataset, udf, roi=roi, progress=True)
+    except AssertionError as error:  # of its readers, such as that of raw Merlin files of 1 bit
+        raise RuntimeError(
+            f"LiberTEM cannot read the frames: {error or 'one of its assertions failed'}. Check "
+            "nav_shape, sig_shape and dtype, or convert the file."
+        ) from error
     speed = speed_text(frames, time.perf_counter() - start)
     return {name: buffer.data for name, buffer in results.items()}, speed + where(udf)
 
