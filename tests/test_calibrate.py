@@ -18,6 +18,7 @@ from libertem_parallax.cli import main
 from libertem_parallax.files import write_events
 from libertem_parallax.parameters import Parameters
 from libertem_parallax.udf import calibration as glue
+from libertem_parallax.udf.learning import Learning
 
 SHAPE = (36, 36)
 
@@ -157,3 +158,35 @@ def test_command_says_what_is_missing(folder: Path) -> None:
     assert "--semiangle-cutoff" in result.stderr
     result = run(f"calibrate scan.npy {OPTIONS} -o scan.npy --overwrite")
     assert "that is an input" in result.stderr
+
+
+def test_while_the_scan_runs(ctx: Any, frames: np.ndarray) -> None:
+    """The image in the end has all frames, also those from which it was calibrated."""
+    ds = ctx.load("memory", data=frames, sig_dims=2, num_partitions=12)
+    learning = Learning(ds, image="phase_flip", upsampling_factor=2, **KNOWN)
+    results = ctx.run_udf_iter(ds, learning.udfs)
+    zero = True
+    for part in results:
+        found = learning.step(results)
+        image = part.buffers[0]["phase_flip"].data
+        if learning.calibration is None:
+            assert not image.any()
+        elif found:
+            zero = False
+    assert not zero
+    assert learning.calibration is not None
+    parameters = learning.calibration.parameters
+    assert parameters["aberration_coefs"]["C10"] == pytest.approx(-420, rel=0.03)
+    udf = prlx.ParallaxUDF.from_parameters(ds.shape, **parameters)
+    expected = ctx.run_udf(ds, udf)["phase_flip"].data
+    np.testing.assert_array_equal(image, expected)
+
+
+def test_while_a_scan_of_nothing_runs(ctx: Any) -> None:
+    ds = ctx.load("memory", data=scan(np.zeros(SHAPE)), sig_dims=2, num_partitions=4)
+    learning = Learning(ds, **KNOWN)
+    results = ctx.run_udf_iter(ds, learning.udfs)
+    for _ in results:
+        assert not learning.step(results)
+    assert learning.calibration is None
+    assert "nothing stands out" in str(learning.problem)

@@ -8,6 +8,7 @@ from .beam import Beam, find_beam
 from .calibration import Alternative, Calibration, calibrate_stack, check_search, without
 from .estimate import Hints
 from .failure import CalibrationError
+from .reduce import scanned_part
 
 __all__ = [
     "Alternative",
@@ -18,5 +19,6 @@ __all__ = [
     "calibrate_stack",
     "check_search",
     "find_beam",
+    "scanned_part",
     "without",
 ]

@@ -12,7 +12,7 @@ from libertem.common.sparse import to_dense
 from libertem.udf import UDF
 from numpy.typing import NDArray
 
-from ..accumulate import ENGINES, Engine, Plan, accumulator_dtype, make_engine
+from ..accumulate import ENGINES, Engine, Plan, Stack, accumulator_dtype, make_engine
 from ..contradictions import contradiction, positions_to_compare
 
 __all__ = ["FramesUDF", "SumsUDF"]
@@ -269,6 +269,24 @@ class SumsUDF(FramesUDF):
             if problem := contradiction(self.params.geometry, dest.pattern):
                 self._told = True
                 warnings.warn(problem, stacklevel=2)
+
+    def add_stack(self, stack: Stack) -> None:
+        """Start anew from the frames of a stack, on the main node, while a run goes on.
+
+        Parameters
+        ----------
+        stack
+            Of the same scan and detector. Its frames must not come again.
+        """
+        plan = self._plan
+        A, S = stack.add(plan)
+        own = {
+            name: self.results.get_buffer(name).raw_data
+            for name in ("A", "S", "scanned", "part", "pattern")
+        }
+        own["A"][:], own["S"][:], own["scanned"][:] = A, S.ravel(), stack.scanned.ravel()
+        own["part"][0] = plan.digest
+        own["pattern"][:] = 0
 
     @property
     def _added(self) -> bool:

@@ -1,0 +1,186 @@
+"""Calibration while a scan runs: from its first rows, in a thread, and then the image."""
+
+from __future__ import annotations
+
+import math
+import threading
+import warnings
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import psutil
+
+from .. import checks
+from ..accumulate import Stack
+from ..calibration import (
+    Calibration,
+    CalibrationError,
+    Hints,
+    calibrate_stack,
+    check_search,
+    scanned_part,
+)
+from ..geometry import Geometry
+from ..parameters import Parameters
+from .calibration import check_known
+from .parallax import ParallaxUDF
+from .stack import StackUDF
+
+__all__ = ["Learning"]
+
+#: Rows and frames with which it is tried first; then after twice as many, and so on.
+_ROWS, _SCAN_FRAMES = 16, 1500
+
+#: Of the memory that is free: what the frames of the beginning may take.
+_SHARE = 1 / 4
+
+
+class _Waiting(ParallaxUDF):
+    """Adds with parameters that are no more than a place for those to come."""
+
+    _known = False
+
+    def preprocess(self) -> None:
+        """Tell of no contradiction between frames and parameters that nobody gave."""
+        super().preprocess()
+        self._told = True
+
+    def add_stack(self, stack: Stack) -> None:
+        """Start anew: parameters are known now."""
+        self._known = True
+        super().add_stack(stack)
+
+    @property
+    def _added(self) -> bool:
+        return self._known and super()._added
+
+
+class Learning:
+    """UDFs that make an image with parameters that they find on the way.
+
+    Run `udfs` with ``run_udf_iter`` and call `step` after every partition. Before parameters are
+    found, the image is zero. Then it starts with the frames so far, and grows.
+
+    Parameters
+    ----------
+    dataset
+        Data set or acquisition of LiberTEM, scanned row by row.
+    search, hints
+        See `calibrate_stack`.
+    **parameters
+        What is known: ``energy``, ``scan_sampling`` and ``semiangle_cutoff`` at least.
+
+    Raises
+    ------
+    ValueError
+        For parameters that are missing or out of their range.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        search: Iterable[str] = (),
+        hints: Hints | None = None,
+        **parameters: Any,
+    ) -> None:
+        self._shape = checks.shape(dataset.shape)
+        self._known, self._hints = check_known(Parameters(**parameters)), hints
+        self._search = check_search(search)
+        with warnings.catch_warnings(action="ignore"):
+            self.image = _Waiting.from_parameters(self._shape, **self._placeholder())
+        whole = StackUDF.for_dataset(dataset, limit=1 << 62)
+        dtype, pixels = whole.params.dtype, whole.params.pixels
+        ny, nx = self._shape[:2]
+        limit = psutil.virtual_memory().available * _SHARE
+        rows = min(ny, max(1, int(limit / (nx * len(pixels) * dtype.itemsize))))
+        self._stack = StackUDF(self._shape, dtype, pixels, (slice(0, rows), slice(0, nx)))
+        self._next = min(rows, max(_ROWS, math.ceil(_SCAN_FRAMES / nx)))
+        self._rows = rows
+        self._thread: threading.Thread | None = None
+        #: What was found, if anything.
+        self.calibration: Calibration | None = None
+        #: Why nothing was found yet, if it was tried.
+        self.problem: str | None = None
+        self._found: Calibration | None = None
+
+    @property
+    def udfs(self) -> list[Any]:
+        """To be run; the first one makes the image."""
+        return [self.image, self._stack]
+
+    def step(self, results: Any) -> bool:
+        """Go on after a partition; with the last one, wait for the calibration.
+
+        Parameters
+        ----------
+        results
+            What ``run_udf_iter`` returned.
+
+        Returns
+        -------
+        bool
+            Whether parameters were found just now: `calibration` has them.
+        """
+        if self.calibration is not None:
+            return False
+        scanned = self._stack.stack.scanned
+        rows = int(scanned.all(axis=1).sum())
+        last = rows == self._rows
+        while True:
+            if self._thread is not None and (last or not self._thread.is_alive()):
+                self._thread.join()
+                self._thread = None
+            if self._found is not None:
+                self._start(self._found, results)
+                return True
+            if self._thread is not None or rows < self._next:
+                return False
+            self._next = rows + 1 if last else min(self._rows, 2 * rows)
+            part = scanned_part(self._stack.stack)
+            self._thread = threading.Thread(
+                target=self._calibrate, args=(part,), name="calibration", daemon=True
+            )
+            self._thread.start()
+
+    def _calibrate(self, stack: Stack) -> None:
+        try:
+            self._found = calibrate_stack(
+                stack, self._known, search=self._search, hints=self._hints
+            )
+        except (CalibrationError, ValueError) as error:
+            self.problem = str(error)
+
+    def _start(self, found: Calibration, results: Any) -> None:
+        """Let the image start with the frames so far."""
+        self.calibration, self.problem = found, None
+        with warnings.catch_warnings(action="ignore"):
+            geometry = Geometry.from_parameters(self._shape, **found.parameters)
+        results.update_parameters_experimental([{"geometry": geometry}, {}])
+        stack = self._stack.stack
+        mask = np.zeros(stack.detector_shape, bool)
+        mask[tuple(geometry.plan.pixels.T)] = True
+        stack = stack.select(mask)
+        ny, nx = self._shape[:2]
+        missing = ny - stack.scan_shape[0]
+        if missing:
+            # Untouched, these take no memory.
+            frames = np.zeros((ny * nx, len(stack.pixels)), stack.frames.dtype)
+            frames[: len(stack.frames)] = stack.frames
+            scanned = np.pad(stack.scanned, ((0, missing), (0, 0)))
+            stack = replace(stack, frames=frames, scanned=scanned, scan_shape=(ny, nx))
+        self.image.add_stack(stack)
+
+    def _placeholder(self) -> dict[str, Any]:
+        """Make parameters of an image, such that there is one."""
+        known = self._known
+        if known.missing("angular_sampling"):
+            # A disk whose diameter is half of the detector.
+            step = known["semiangle_cutoff"] / (min(self._shape[2:]) / 4)
+            known = known.replace(angular_sampling=(step, step))
+        if not known.get("aberration_coefs", {}).get("C10"):
+            reach = 4 * max(known["scan_sampling"]) / (known["semiangle_cutoff"] * 1e-3)
+            coefs = {**known.get("aberration_coefs", {}), "C10": -reach}
+            known = known.replace(aberration_coefs=coefs)
+        return dict(known)
