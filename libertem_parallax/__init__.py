@@ -9,10 +9,18 @@ if TYPE_CHECKING:
     from .direct import direct_phase
     from .parameters import Parameters, load_parameters
     from .series import defocus_series
-    from .udf import ParallaxPhaseFlipUDF, ParallaxPhaseUDF, ParallaxUDF, StackUDF, calibrate
+    from .udf import (
+        Learning,
+        ParallaxPhaseFlipUDF,
+        ParallaxPhaseUDF,
+        ParallaxUDF,
+        StackUDF,
+        calibrate,
+    )
 
 __all__ = [
     "CalibrationError",
+    "Learning",
     "ParallaxPhaseFlipUDF",
     "ParallaxPhaseUDF",
     "ParallaxUDF",

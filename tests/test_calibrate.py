@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,20 @@ def test_while_the_scan_runs(ctx: Any, frames: np.ndarray) -> None:
     udf = prlx.ParallaxUDF.from_parameters(ds.shape, **parameters)
     expected = ctx.run_udf(ds, udf)["phase_flip"].data
     np.testing.assert_array_equal(image, expected)
+
+
+def test_the_example_of_the_docs(ctx: Any, frames: np.ndarray) -> None:
+    page = (Path(__file__).parents[1] / "docs/live.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"```python\n([^`]*prlx.Learning[^`]*)```", page)
+    told = "energy=300e3, scan_sampling=(3.556, 3.556), semiangle_cutoff=4.0"
+    assert told in code
+    names = {"ctx": ctx, "aq": ctx.load("memory", data=frames, sig_dims=2), "KNOWN": KNOWN}
+    exec(code.replace(told, "**KNOWN"), names)
+    udf = prlx.ParallaxUDF.from_parameters(
+        (*SHAPE, 16, 16), **names["learning"].calibration.parameters
+    )
+    expected = ctx.run_udf(names["aq"], udf)["reconstruction"].data
+    np.testing.assert_array_equal(names["image"], expected)
 
 
 def test_while_a_scan_of_nothing_runs(ctx: Any) -> None:

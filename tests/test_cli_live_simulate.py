@@ -10,6 +10,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ import tifffile
 from live_commands import SECONDS, Run, simulators, when
 from PIL import Image
 
-from libertem_parallax import files, simulate
+from libertem_parallax import files, load_parameters, simulate
 
 pytestmark = simulators
 
@@ -124,3 +125,29 @@ def test_simulate_interrupted_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert "Traceback" not in stderr
     assert tifffile.imread(folder / "image.tif").shape == (48, 144)
     assert "Written to" in stdout
+
+
+def test_simulate_and_calibrate(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parameters come from the first rows; the image has all frames nevertheless."""
+    plain = simulate.simulate
+
+    def brighter(**how: Any) -> simulate.Simulation:
+        more = {} if how["dose"] is None else {"scan_shape": (40, 48), "dose": 60.0}
+        return plain(**{**how, **more})
+
+    monkeypatch.setattr(simulate, "simulate", brighter)
+    result = run("live --simulate merlin --calibrate --underfocus")
+    assert result.exit_code == 0, result.output
+    assert "calibrated" in result.stderr
+    assert "decided by the hint" in result.stdout
+    folder = Path("libertem-parallax-live")
+    found = load_parameters(folder / "image.toml")
+    assert found["aberration_coefs"]["C10"] == pytest.approx(simulate.C10, rel=0.05)
+    assert found["rotation_angle"] == pytest.approx(simulate.ROTATION, abs=np.deg2rad(3))
+    proposed = shlex.split(result.stdout.splitlines()[-1])[1:]
+    assert run(shlex.join(proposed)).exit_code == 0
+    np.testing.assert_array_equal(
+        tifffile.imread("image.tif"), tifffile.imread(folder / "image.tif")
+    )
+    result = run("live merlin --underfocus")
+    assert "--underfocus: without meaning without --calibrate" in result.stderr

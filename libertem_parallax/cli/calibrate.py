@@ -27,6 +27,9 @@ Examples:
       --defocus-between 5000 20000 --picture sheet.png -o params.toml
 """
 
+#: What data cannot tell.
+NEEDED = ("energy", "scan_sampling", "semiangle_cutoff")
+
 #: What may be known, or is needed to open the data.
 _GIVEN = (
     "energy", "scan_sampling", "semiangle_cutoff", "angular_sampling", "reciprocal_sampling",
@@ -137,7 +140,7 @@ def calibrate(
     """
     start = time.perf_counter()
     known = read_parameters(params, options)
-    check_required(known, "energy", "scan_sampling", "semiangle_cutoff")
+    check_required(known, *NEEDED)
     # Masks stay the files that they come from; what images to make, calibration does not ask.
     given: dict[str, Any] = {**known, **known.settings, **known.files}
     if known["image"] == ("parallax",):
@@ -146,7 +149,7 @@ def calibrate(
     inputs = [data, *([params] if params else []), *known.files.values()]
     for name, path in (("--output", output), ("--picture", picture)):
         if path is not None:
-            _check_file(name, path, inputs, overwrite=overwrite or name == "--picture")
+            check_file(name, path, inputs, overwrite=overwrite or name == "--picture")
 
     from libertem.api import Context
 
@@ -246,7 +249,7 @@ def _plus_minus(values: Any, errors: Any, unit: str) -> str:
     return f"{', '.join(texts)} ± {error:.2g}{space}{unit}"
 
 
-def _check_file(option: str, path: Path, inputs: list[Path], *, overwrite: bool) -> None:
+def check_file(option: str, path: Path, inputs: list[Path], *, overwrite: bool) -> None:
     """Refuse, before the work, a file that could not be written or is not to be replaced."""
     from ..files import try_to_write
 

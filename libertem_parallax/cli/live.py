@@ -13,6 +13,7 @@ import click
 
 from ..live import DETECTORS, Address, Detector
 from ..parameters import Parameters
+from .calibrate import NEEDED, check_file, hint_options
 from .options import Finite, acquisition_options, blur_option, output_option, overwrite_option
 from .parameters import check_required, read_parameters
 from .record import Recording, record
@@ -52,6 +53,9 @@ Examples:
 _PORT = click.IntRange(1, 65535)
 #: Of what is simulated, and seconds of each of its frames.
 _FOLDER, _DWELL_TIME = Path("libertem-parallax-live"), 1.5e-3
+
+#: What --calibrate finds though a simulation knows it.
+_FOUND = ("angular_sampling", "reciprocal_sampling", "center", "rotation_angle", "aberration_coefs")
 
 _SIMULATED = [name for name, detector in DETECTORS.items() if detector.simulated]
 
@@ -143,6 +147,14 @@ _SIMULATED = [name for name, detector in DETECTORS.items() if detector.simulated
 )
 @partial(page_options, prefix="page-")
 @memory_option
+@click.option(
+    "--calibrate",
+    is_flag=True,
+    help="Find what is not known, such as center, rotation and defocus, from the first part of the "
+    "scan, and then make the image; energy, step and semiangle are needed. The parameters are "
+    "written next to the image, as .toml.",
+)
+@hint_options
 @acquisition_options
 def live(
     detector: str | None,
@@ -195,6 +207,9 @@ def live(
         shown.on_ready = partial(open_browser, wanted=browser)
         return shown
 
+    asked = _asked(options, calibrate=recording.calibrate)
+    if recording.calibrate and access is not None:
+        raise click.UsageError("--calibrate and --page: live does one of them. Leave one out.")
     if simulate is not None:
         meaningless = [
             name
@@ -217,7 +232,7 @@ def live(
                 f"--params {params}: --simulate writes that file anew. Give a copy of it."
             )
         _live_simulated(
-            DETECTORS[simulate], params, options, output, snapshot, recording, open_page
+            DETECTORS[simulate], params, options, output, snapshot, recording, open_page, asked
         )
         return
     assert detector is not None
@@ -230,8 +245,10 @@ def live(
     if data_port is not None and kind.data_port is None:
         raise click.UsageError(f"--data-port: {detector} has one port only, give it with --port.")
     parameters = read_parameters(params, options)
-    check_required(parameters)
+    check_required(parameters, *(NEEDED if recording.calibrate else ()))
     output = _output(output, parameters)
+    if recording.calibrate:
+        check_file("--output", output.with_suffix(".toml"), [], overwrite=recording.overwrite)
     check_output(
         output, [*([params] if params else []), *parameters.files.values()], recording.overwrite
     )
@@ -242,7 +259,7 @@ def live(
     shown = open_page(output, recording.blur)
     if shown is not None:
         snapshot = snapshot or output.parent
-    recorded = record(address, parameters, output, snapshot, recording, page=shown)
+    recorded = record(address, parameters, output, snapshot, recording, page=shown, asked=asked)
     report(*recorded.rows)
     _end(recorded, shown)
 
@@ -255,6 +272,23 @@ def _end(recorded: Any, page: LivePage | None) -> None:
         click.echo(f"\nThe page is still at {page.url} (Ctrl-C ends)")
         page.wait()
     recorded.end()
+
+
+def _asked(options: dict[str, Any], *, calibrate: bool) -> dict[str, Any]:
+    """Take out of the options how to calibrate."""
+    names = ("search", "defocus_between", "underfocus", "rotation_near")
+    search, *hints = given = [options.pop(name) for name in names]
+    if not calibrate:
+        for name, value in zip(names, given, strict=True):
+            if value not in (None, ()):
+                raise click.UsageError(
+                    f"--{name.replace('_', '-')}: without meaning without --calibrate."
+                )
+        return {}
+    from ..udf.calibration import make_hints
+
+    with messages_only():
+        return {"search": search, "hints": make_hints(*hints)}
 
 
 def _either(names: Iterable[str]) -> str:
@@ -270,6 +304,7 @@ def _live_simulated(
     snapshot: Path | None,
     recording: Recording,
     open_page: Callable[[Path, float | None], LivePage | None],
+    asked: dict[str, Any],
 ) -> None:
     import numpy as np
     from tqdm import tqdm
@@ -288,10 +323,15 @@ def _live_simulated(
     # What LiberTEM is to be told of other data does not belong to these.
     parameters = parameters.replace(load=None)
     _output(output, parameters)
-    _check_parameters(parameters, kind.shape or shape[2:])
+    if recording.calibrate:
+        parameters = parameters.replace(**dict.fromkeys(_FOUND))
+    else:
+        _check_parameters(parameters, kind.shape or shape[2:])
     try:
         check_folder(folder, ["growth.png"], recording.overwrite)
         check_output(output, parameters.files.values(), recording.overwrite)
+        if recording.calibrate:
+            check_file("--output", output.with_suffix(".toml"), [], overwrite=recording.overwrite)
         simulation = simulate(
             dose=dose, seed=1, progress=partial(tqdm, desc="Simulating", unit=" rows")
         )
@@ -316,7 +356,9 @@ def _live_simulated(
             recording,
             {"growth": lambda growing: grown.update({growing.frames: growing.image})},
             page,
+            asked,
         )
+    parameters = recorded.parameters
     params = save_parameters(parameters, folder)
     image, udf = recorded.image, recorded.udf
     pixel_size, plan = image_pixel_size(udf), udf.params.geometry.plan

@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
 
 import click
 
+from .calibrate import described as found_rows
 from .run import (
     COMPILES,
     about,
@@ -47,6 +48,7 @@ class Recording(NamedTuple):
     interval: float
     blur: float | None
     overwrite: bool
+    calibrate: bool
 
 
 class _Recorded(NamedTuple):
@@ -54,6 +56,7 @@ class _Recorded(NamedTuple):
 
     image: NDArray[Any]
     udf: Any
+    parameters: Parameters
     rows: list[tuple[str, str]]  #: for `report`
     problem: str | None  #: why it is not complete, or not where it should be
     window: Window | None  #: that shows the image
@@ -79,16 +82,19 @@ def record(
     recording: Recording,
     more: Mapping[str, Show] = MappingProxyType({}),
     page: LivePage | None = None,
+    asked: Mapping[str, Any] = MappingProxyType({}),
 ) -> _Recorded:
     """Reconstruct an acquisition and write the image, as far as it came; `more` shows it, too.
 
-    A `page` gets the frames beside.
+    A `page` gets the frames beside. With ``recording.calibrate``, parameters are found from the
+    beginning, as they are `asked` for.
     """
     from libertem_live.api import LiveContext
 
     from .. import files, live
     from ..show.screen import Screen, grown
     from ..udf import ParallaxUDF
+    from ..udf.learning import Learning, placeholder
 
     problems: list[str] = []  # of what is recorded already, which they must not take along
     with contextlib.ExitStack() as stack:
@@ -105,6 +111,8 @@ def record(
         detector_shape, dtype = live.describe(ctx, conn, address.detector, watch)
 
         def make_udf(shape: tuple[int, ...], parameters: Parameters) -> Any:
+            if recording.calibrate:
+                parameters = placeholder(parameters, (shape[2], shape[3]))
             udf = ParallaxUDF.from_parameters(shape, **parameters)
             live.warm_up(ctx, udf, dtype, events=events)
             return udf
@@ -113,7 +121,8 @@ def record(
         # where the shape is not known yet, a small scan on any detector gets everything compiled.
         click.echo(f"Getting ready{COMPILES}", err=True)
         known = recording.nav_shape is not None and not events
-        with contextlib.nullcontext() if known else warnings.catch_warnings(action="ignore"):
+        sure = known and not recording.calibrate
+        with contextlib.nullcontext() if sure else warnings.catch_warnings(action="ignore"):
             anywhere = parameters.replace(center=None, bf_mask=None) if events else parameters
             udf = make_udf((recording.nav_shape or (8, 8)) + detector_shape, anywhere)
             refuse_zero_images(udf, parameters)
@@ -126,7 +135,14 @@ def record(
             stack.push(lambda kind, *_: window.close() if kind is not None else None)
         acquisition = _await(ctx, conn, watch, address, recording)
         if events or tuple(acquisition.shape) != (recording.nav_shape or ()) + detector_shape:
-            udf = make_udf(tuple(acquisition.shape), parameters)
+            with warnings.catch_warnings():
+                if recording.calibrate:
+                    warnings.simplefilter("ignore")
+                udf = make_udf(tuple(acquisition.shape), parameters)
+        learning = None
+        if recording.calibrate:
+            learning = Learning(acquisition, **asked, **parameters)
+            udf = learning.image
 
         udfs = [udf]
         if page is not None:
@@ -134,13 +150,14 @@ def record(
             live.warm_up(ctx, udfs, dtype, events=events)
 
         def said(frames: int) -> About:
-            name = parameters["image"][0]
-            return about(udf, name, parameters, data=str(address), frames=frames)
+            found = learning.calibration if learning is not None else None
+            now = parameters if found is None else found.parameters
+            return about(udf, now["image"][0], now, data=str(address), frames=frames)
 
         # Nothing that comes later can take along the image that is written now and then.
         keep = {str(output): lambda made: files.save(output, made.image, said(made.frames))}
         screen = Screen({**keep, **shows, **more}, recording.interval)
-        added = _add(ctx, conn, watch, acquisition, udfs, screen, recording, page)
+        added = _add(ctx, conn, watch, acquisition, learning or udfs, screen, recording, page)
         if page is not None:
             page.end(added.problem)
         total = acquisition.shape.nav.size
@@ -148,6 +165,9 @@ def record(
             raise click.ClickException(
                 f"none of {total:,} frames is in the image, which was not written: {added.problem}."
             )
+        if learning is not None and learning.calibration is None:
+            reason = learning.problem or added.problem or "there were too few rows of the scan"
+            raise click.ClickException(f"no image was written: {reason.removesuffix('.')}.")
         # Before anything is shown or closed, which may fail as well.
         image, count = (made := grown(added.results)).image, made.frames
         written = save(output, image, said(count), problems)
@@ -167,14 +187,22 @@ def record(
             )
     elif added.problem is not None:  # of no consequence any more
         problems.insert(0, f"{added.problem}.")
+    found: list[tuple[str, str]] = []
+    if learning is not None and learning.calibration is not None:
+        scan = tuple(acquisition.shape)[:2]
+        found = found_rows(learning.calibration, parameters, scan)
+        parameters = learning.calibration.parameters
+        learning.calibration.save(output.with_suffix(".toml"), overwrite=True)
+        found.append(("Parameters", str(output.with_suffix(".toml"))))
     rows = [
         *described(udf, dtype),
+        *found,
         ("Recorded", speed_text(count, added.seconds) + where(udf)),
         ("Written to", str(written)),
         *(("Snapshot", name) for name in shows if window is None),
     ]
     problem = " ".join((*problems, f"It was written to {written}.")) if problems else None
-    return _Recorded(image, udf, rows, problem, window)
+    return _Recorded(image, udf, parameters, rows, problem, window)
 
 
 class _Unbreakable:
@@ -272,7 +300,7 @@ def _add(
     conn: Any,
     watch: Any,
     acquisition: Any,
-    udfs: list[Any],
+    adding: Any,
     screen: Any,
     recording: Recording,
     page: LivePage | None,
@@ -281,7 +309,10 @@ def _add(
     from tqdm import tqdm
 
     from .. import live
+    from ..udf.learning import Learning
 
+    learning = adding if isinstance(adding, Learning) else None
+    handle: list[Any] = []
     results = problem = first = None
     with tqdm(total=acquisition.shape.nav.size, desc="Recording", unit=" frames") as bar:
 
@@ -297,12 +328,18 @@ def _add(
                 ctx,
                 conn,
                 acquisition,
-                udfs,
+                adding if learning is None else learning.udfs,
                 watch,
                 timeout=recording.timeout,
                 silence=recording.silence,
                 on_frames=arrived,
+                on_start=handle.append,
             ):
+                if learning is not None:
+                    if learning.step(handle[0]):
+                        bar.set_description("Recording, calibrated")
+                    if learning.calibration is None:
+                        continue
                 if screen.due():
                     screen.show(results)
         except live.DetectorError as error:

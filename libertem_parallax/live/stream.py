@@ -101,6 +101,7 @@ def stream(
     timeout: float,
     silence: float,
     on_frames: Callable[[int], object],
+    on_start: Callable[[Any], object] = lambda _: None,
 ) -> Iterator[Any]:
     """Run a UDF on an acquisition; what was added so far can be had after every partition.
 
@@ -121,6 +122,8 @@ def stream(
         Seconds to wait for any other.
     on_frames
         Called with the number of frames whenever some have arrived.
+    on_start
+        Called with what ``run_udf_iter`` returned, through which parameters can be changed.
 
     Yields
     ------
@@ -136,7 +139,9 @@ def stream(
     watched = _Watched(conn.get_conn_impl(), watch, timeout, silence, on_frames)
     conn.get_conn_impl = lambda: watched
     try:
-        yield from ctx.run_udf_iter(dataset=acquisition, udf=udf)
+        results = ctx.run_udf_iter(dataset=acquisition, udf=udf)
+        on_start(results)
+        yield from results
     except (DetectorError, *ASKED_TO_END):
         raise
     # Frames that cannot be decoded, events off the detector, memory, a GPU, Rust's panics, which

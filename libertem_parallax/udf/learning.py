@@ -28,7 +28,7 @@ from .calibration import check_known
 from .parallax import ParallaxUDF
 from .stack import StackUDF
 
-__all__ = ["Learning"]
+__all__ = ["Learning", "placeholder"]
 
 #: Rows and frames with which it is tried first; then after twice as many, and so on.
 _ROWS, _SCAN_FRAMES = 16, 1500
@@ -89,7 +89,9 @@ class Learning:
         self._known, self._hints = check_known(Parameters(**parameters)), hints
         self._search = check_search(search)
         with warnings.catch_warnings(action="ignore"):
-            self.image = _Waiting.from_parameters(self._shape, **self._placeholder())
+            self.image = _Waiting.from_parameters(
+                self._shape, **placeholder(self._known, self._shape[2:])
+            )
         whole = StackUDF.for_dataset(dataset, limit=1 << 62)
         dtype, pixels = whole.params.dtype, whole.params.pixels
         ny, nx = self._shape[:2]
@@ -172,15 +174,23 @@ class Learning:
             stack = replace(stack, frames=frames, scanned=scanned, scan_shape=(ny, nx))
         self.image.add_stack(stack)
 
-    def _placeholder(self) -> dict[str, Any]:
-        """Make parameters of an image, such that there is one."""
-        known = self._known
-        if known.missing("angular_sampling"):
-            # A disk whose diameter is half of the detector.
-            step = known["semiangle_cutoff"] / (min(self._shape[2:]) / 4)
-            known = known.replace(angular_sampling=(step, step))
-        if not known.get("aberration_coefs", {}).get("C10"):
-            reach = 4 * max(known["scan_sampling"]) / (known["semiangle_cutoff"] * 1e-3)
-            coefs = {**known.get("aberration_coefs", {}), "C10": -reach}
-            known = known.replace(aberration_coefs=coefs)
-        return dict(known)
+
+def placeholder(known: Parameters, detector_shape: tuple[int, int]) -> Parameters:
+    """Fill in what is not known, such that there is an image, though no right one.
+
+    Parameters
+    ----------
+    known
+        ``energy``, ``scan_sampling`` and ``semiangle_cutoff`` at least.
+    detector_shape
+        Rows and columns.
+    """
+    if known.missing("angular_sampling"):
+        # A disk whose diameter is half of the detector.
+        step = known["semiangle_cutoff"] / (min(detector_shape) / 4)
+        known = known.replace(angular_sampling=(step, step))
+    if not known.get("aberration_coefs", {}).get("C10"):
+        reach = 4 * max(known["scan_sampling"]) / (known["semiangle_cutoff"] * 1e-3)
+        coefs = {**known.get("aberration_coefs", {}), "C10": -reach}
+        known = known.replace(aberration_coefs=coefs)
+    return known
