@@ -34,7 +34,7 @@ from .likelihood import monomials
 from .likelihood.compiled import phase, wave
 from .weak_object import aperture
 
-__all__ = ["Contrast", "contrast", "soft_edge"]
+__all__ = ["Contrast", "contrast"]
 
 #: Columns of q after which factors are computed anew, before rounding errors add up.
 _RUN = 64
@@ -56,11 +56,6 @@ class Contrast(NamedTuple):
     pixels: float  # Σ a²: as many pixels inside the aperture would see as many counts
 
 
-def soft_edge(geometry: Geometry) -> float:
-    """Width of the aperture's edge in rad, which detector pixels blur: the size of one."""
-    return math.sqrt(math.prod(geometry.sampling)) * 1e-3
-
-
 def contrast(geometry: Geometry, threads: int | None = None) -> Contrast:
     """Sum up the transfer of all pixels.
 
@@ -80,7 +75,7 @@ def contrast(geometry: Geometry, threads: int | None = None) -> Contrast:
     plan, wavelength = geometry.plan, geometry.wavelength
     (ny, nx), pixels = plan.image_shape, len(plan.pixels)
     semiangle = geometry.parameters["semiangle_cutoff"] * 1e-3
-    edge = soft_edge(geometry) / semiangle
+    edge = geometry.soft_edge / semiangle
     xi = geometry.angles / semiangle
     step = np.asarray(geometry.scan_sampling) / plan.upsampling_factor
     exact = aberrations.gradient(geometry.aberration_coefs, geometry.angles) / step

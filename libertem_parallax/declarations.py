@@ -244,6 +244,16 @@ PARAMETERS: Mapping[str, Parameter] = MappingProxyType(
                 of="udf",
             ),
             Parameter(
+                name="borders",
+                kind="choice",
+                words="what happens at the borders of the image",
+                more="That is periodic, where what leaves it on one side comes back on the other, "
+                "or coverage, where it is lost, and every position is divided by the number of "
+                "pixels that it received.",
+                default="periodic",
+                choices=("periodic", "coverage"),
+            ),
+            Parameter(
                 name="phase_flip",
                 kind="flag",
                 words="undo the contrast reversals by defocus",

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from . import checks
 from .accumulate import Stack
-from .contrast import soft_edge
 from .geometry import Geometry
 from .images.fourier import irfft2
 from .images.wiener import Spectrum
@@ -149,7 +148,7 @@ class Direct:
         """
         ny, nx = stack.scan_shape
         semiangle = geometry.parameters["semiangle_cutoff"] * 1e-3
-        edge, xi = soft_edge(geometry) / semiangle, geometry.angles / semiangle
+        edge, xi = geometry.soft_edge / semiangle, geometry.angles / semiangle
         a = aperture(xi, 1.0, edge)
         columns = stack.columns(geometry.plan.pixels)
         images = np.empty((ny, nx // 2 + 1, len(columns)), np.complex64)

@@ -117,7 +117,8 @@ class Geometry:
                 "Å: the image wraps around. Check aberration_coefs (Å) and scan_sampling (Å).",
                 stacklevel=3,
             )
-        plan = Plan(scan_shape, detector_shape, u, np.argwhere(usable), shifts.astype(np.int64))
+        pixels, wraps = np.argwhere(usable), values["borders"] == "periodic"
+        plan = Plan(scan_shape, detector_shape, u, pixels, shifts.astype(np.int64), wraps)
         return cls(plan, given)
 
     def replace(self, **changes: Any) -> Self:
@@ -146,6 +147,11 @@ class Geometry:
     def sampling(self) -> tuple[float, float]:
         """Size of a detector pixel along rows and columns in mrad."""
         return _sampling(self.parameters)
+
+    @property
+    def soft_edge(self) -> float:
+        """Width of the aperture's edge in rad, which detector pixels blur: the size of one."""
+        return math.sqrt(math.prod(self.sampling)) * 1e-3
 
     @property
     def center(self) -> tuple[float, float]:

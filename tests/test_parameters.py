@@ -35,6 +35,7 @@ EVERYTHING = {
     "detector_flip_rows": True,
     "detector_transpose": True,
     "regularization": 40.0,
+    "borders": "coverage",
 }
 SETTINGS = {
     "load": {

@@ -19,7 +19,8 @@ class Plan:
     """Pixels to read, and where on the image their counts are added.
 
     Pixel ``pixels[m]`` of the frame at scan position ``r`` is added at ``u r + shifts[m]`` modulo
-    the image shape ``u * scan_shape``, ``u = upsampling_factor``.
+    the image shape ``u * scan_shape``, ``u = upsampling_factor``; or not at all if that is beyond
+    the image and `wraps` is False.
 
     The accumulator holds the image as ``u * u`` interleaved sub-grids, because all scan positions
     are multiples of ``u``: a pixel always lands in the same sub-grid, and the targets of successive
@@ -38,6 +39,8 @@ class Plan:
         Rows and columns on the detector, in row-major order, none twice.
     shifts : (M, 2) int64
         Rows and columns on the image.
+    wraps
+        Whether what leaves the image on one side comes back on the other.
 
     Raises
     ------
@@ -50,6 +53,7 @@ class Plan:
     upsampling_factor: int
     pixels: NDArray[np.int64]
     shifts: NDArray[np.int64]
+    wraps: bool = True
 
     def __post_init__(self) -> None:
         """Refuse what would make an engine read or write out of bounds."""
@@ -71,7 +75,7 @@ class Plan:
         """Shifts in whole scan positions; wrapped where the halo would exceed the scan."""
         steps = self.shifts // self.upsampling_factor
         for axis, n in enumerate(self.scan_shape):
-            if np.ptp(steps[:, axis]) >= n:
+            if self.wraps and np.ptp(steps[:, axis]) >= n:
                 steps[:, axis] %= n
         return steps
 
@@ -113,10 +117,34 @@ class Plan:
 
     @property
     def histogram(self) -> NDArray[np.int64]:
-        """Number of pixels by shift, in sub-grids without halo, (u, u, Ny, Nx)."""
-        A = np.zeros(self.accumulator_shape, dtype=np.int64)
-        np.add.at(A.reshape(-1), self.targets, 1)
-        return self.fold(A)
+        """Number of pixels by shift modulo the image, in sub-grids, (u, u, Ny, Nx)."""
+        u = self.upsampling_factor
+        histogram = np.zeros(self.folded_shape, dtype=np.int64)
+        where = np.hstack([self.shifts % u, self.shifts // u % self.scan_shape])
+        np.add.at(histogram, tuple(where.T), 1)
+        return histogram
+
+    def spread(self, weights: NDArray[np.float64]) -> tuple[NDArray[np.float64], tuple[int, int]]:
+        """Sum weights of pixels by shift, where nothing wraps.
+
+        Parameters
+        ----------
+        weights : (M,) float64
+            One for each pixel.
+
+        Returns
+        -------
+        (u, u, rows, columns) float64
+            In sub-grids.
+        tuple of int
+            Shift of the first entry in steps of the scan.
+        """
+        u, (ny, nx) = self.upsampling_factor, self.scan_shape
+        rows, cols = self.accumulator_shape[2:]
+        spread = np.zeros((u, u, rows - ny + 1, cols - nx + 1))
+        where = np.hstack([self.shifts % u, self._steps - self._lowest])
+        np.add.at(spread, tuple(where.T), weights)
+        return spread, self._lowest
 
     @property
     def folded_shape(self) -> tuple[int, int, int, int]:
@@ -130,7 +158,11 @@ class Plan:
         What was added under one plan must not be taken for what was added under another.
         """
         digest = blake2b(digest_size=8)
-        digest.update(repr((self.scan_shape, self.detector_shape, self.upsampling_factor)).encode())
+        digest.update(
+            repr(
+                (self.scan_shape, self.detector_shape, self.upsampling_factor, self.wraps)
+            ).encode()
+        )
         for values in (self.pixels, self.shifts):
             digest.update(np.ascontiguousarray(values, dtype="<i8").tobytes())
         # Zero is left for what was added under no plan.
@@ -142,7 +174,7 @@ class Plan:
         out: NDArray[Any] | None = None,
         frames: NDArray[np.int64] | None = None,
     ) -> NDArray[Any]:
-        """Wrap the halo of an accumulator.
+        """Wrap the halo of an accumulator, or cut it off.
 
         Parameters
         ----------
@@ -163,6 +195,11 @@ class Plan:
         u = self.upsampling_factor
         folded = np.zeros((u, u, count, nx), dtype=A.dtype) if out is None else out
         lowest_y, lowest_x = self._lowest
+        if not self.wraps:
+            rows, inside_rows = _overlap(A.shape[2], lowest_y - first, count)
+            cols, inside_cols = _overlap(A.shape[3], lowest_x, nx)
+            folded[:, :, inside_rows, inside_cols] += A[:, :, rows, cols]
+            return folded
         if count < ny:
             start = (first - lowest_y) % ny
             wrapped = [(slice(start, start + count), slice(None))]
@@ -189,6 +226,9 @@ class Plan:
         ny, nx = self.scan_shape
         lowest, highest = (int(frames[0]) // nx, int(frames[-1]) // nx) if len(frames) else (0, 0)
         count = highest - lowest + self.accumulator_shape[2] - ny + 1
+        if not self.wraps:
+            first = min(max(lowest + self._lowest[0], 0), ny - 1)
+            return first, min(max(lowest + self._lowest[0] + count, first + 1), ny) - first
         return ((lowest + self._lowest[0]) % ny, count) if count < ny else (0, ny)
 
     def add_part(self, part: NDArray[Any], first: int, folded: NDArray[Any]) -> None:
@@ -229,3 +269,9 @@ def _wrap(length: int, lowest: int, n: int) -> Iterator[tuple[slice, slice]]:
         stop = min(length, start + n - wrapped)
         yield slice(start, stop), slice(wrapped, wrapped + stop - start)
         start = stop
+
+
+def _overlap(length: int, start: int, count: int) -> tuple[slice, slice]:
+    """Where positions ``start ... start + length`` and ``0 ... count`` overlap, in both."""
+    low, high = max(start, 0), max(min(start + length, count), max(start, 0))
+    return slice(low - start, high - start), slice(low, high)

@@ -177,6 +177,7 @@ class Stack:
             plan.upsampling_factor,
             np.column_stack([np.zeros_like(columns), columns]),
             plan.shifts,
+            plan.wraps,
         )
         S = np.zeros(ny * nx, dtype)
 

@@ -123,7 +123,8 @@ def make_imaging(stack: Stack, parameters: Parameters) -> Imaging:
     geometry = Geometry.from_parameters(shape, **parameters)
     check_image(geometry.plan, max(image.memory for image in IMAGES.values()))
     name = "suppress_Nyquist_noise"
-    return Imaging(geometry, parameters.get(name, DEFAULTS[name]))
+    regularization = parameters.get("regularization", DEFAULTS["regularization"])
+    return Imaging(geometry, parameters.get(name, DEFAULTS[name]), regularization)
 
 
 def _add(stack: Stack, imaging: Imaging, threads: int | None = None) -> Sums:

@@ -96,6 +96,7 @@ class ParallaxUDF(SumsUDF):
         detector_flip_rows: bool = False,
         detector_transpose: bool = False,
         regularization: float | str = "auto",
+        borders: str = "periodic",
     ) -> Self:
         """Construct the UDF from the parameters of an acquisition.
 
@@ -155,6 +156,10 @@ class ParallaxUDF(SumsUDF):
             How the phase image weighs signal and noise at each spatial frequency. That is auto,
             which finds both in the data, or a number, the power of the signal over that of the
             noise where contrast is best. Larger ones show more detail and more noise.
+        borders
+            What happens at the borders of the image. That is periodic, where what leaves it on one
+            side comes back on the other, or coverage, where it is lost, and every position is
+            divided by the number of pixels that it received.
 
         Returns
         -------
@@ -191,6 +196,7 @@ class ParallaxUDF(SumsUDF):
             bf_mask=bf_mask,
             detector_flip_rows=detector_flip_rows,
             detector_transpose=detector_transpose,
+            borders=borders,
         )
         udf = cls(geometry, suppress_Nyquist_noise, engine, image, regularization)
         check_image(geometry.plan, max(IMAGES[name].memory for name in udf._names.values()))

@@ -121,7 +121,7 @@ class CudaStack(Stack):
         """
         self._check(plan)
         columns = self.columns(plan.pixels)
-        if self._resident.can_add(columns):
+        if plan.wraps and self._resident.can_add(columns):
             sums = self._on_gpu(lambda: self._resident.add_to_host(plan, columns))
             if sums is not None and (sums[1].dtype.kind != "f" or is_small(sums[1]).all()):
                 return sums
@@ -181,7 +181,7 @@ class CudaStack(Stack):
         """
         self._check(plan)
         columns = self.columns(plan.pixels)
-        if self._resident.can_add(columns):
+        if plan.wraps and self._resident.can_add(columns):
             made = self._on_gpu(lambda: self._resident.make(plan, columns, function))
             if made is not None:
                 return made
