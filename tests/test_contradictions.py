@@ -188,3 +188,22 @@ def test_strict_makes_errors_of_warnings(run: Run, frames, tmp_path, monkeypatch
         assert result.exit_code == 1
         assert "an error with --strict" in result.stderr
         assert not Path("image.npy").exists()
+
+
+@pytest.mark.parametrize("radius", [1.6, 4.0, 12.0])
+def test_no_disk_is_fitted_where_the_frames_agree(radius, monkeypatch):
+    """It would take longer than many scans."""
+    monkeypatch.setattr("libertem_parallax.contradictions.find_disk", None)
+    sampling = PARAMETERS["semiangle_cutoff"] / radius
+    pattern = draw_disk((24, 24), radius, shape=SHAPE[2:], counts=50.0)
+    assert said({"angular_sampling": (sampling, sampling)}, pattern) is None
+
+
+@pytest.mark.parametrize("radius", [1.6, 4.0])
+@pytest.mark.filterwarnings("ignore:the detector cuts off")
+def test_small_disks_are_compared_as_well(radius):
+    pattern = draw_disk((24, 24), radius, shape=SHAPE[2:], counts=200.0)
+    assert "disk" in said({"angular_sampling": (1.0, 1.0), "semiangle_cutoff": 20.0}, pattern)
+    sampling = PARAMETERS["semiangle_cutoff"] / radius
+    changes = {"angular_sampling": (sampling, sampling), "center": (34.0, 14.0)}
+    assert "Give center=(24.0, 24.0)" in said(changes, pattern)

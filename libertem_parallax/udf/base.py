@@ -101,7 +101,7 @@ class SumsUDF(FramesUDF):
     _engine: Engine  # of the partition; made in `preprocess`
     _first: int  # frame of the partition
     _chosen: NDArray[np.int64]  # frames of the partition, to be compared with the parameters
-    _told = False  # of a contradiction, on the main node
+    _patterns, _told = 0, False  # how many were compared, and whether they contradicted, on main
 
     @property
     def _plan(self) -> Plan:
@@ -138,6 +138,7 @@ class SumsUDF(FramesUDF):
         )
         rows = plan.scan_shape[0] if self._on_main else plan.part(self._frames)[1]
         shape = (*plan.folded_shape[:2], rows, plan.folded_shape[3])
+        self._chosen = np.empty(0, np.int64) if self._on_main else self._compared
         return {
             "A": self.buffer("single", shape, dtype, use="private"),
             "S": self.buffer("nav", dtype=dtype, use="private"),
@@ -148,7 +149,7 @@ class SumsUDF(FramesUDF):
             # Sum of a few frames, whole; most partitions have none of them.
             "pattern": self.buffer(
                 "single",
-                plan.detector_shape if self._on_main or len(self._compared) else (1, 1),
+                plan.detector_shape if self._on_main or len(self._chosen) else (1, 1),
                 np.float64,
                 use="private",
             ),
@@ -177,10 +178,10 @@ class SumsUDF(FramesUDF):
     def preprocess(self) -> None:
         """Make the engine for a partition."""
         if self._on_main:
-            self._told = False
+            self._patterns, self._told = 0, False
             return
         plan, S = self._plan, self.results.get_buffer("S").raw_data
-        self._first, self._chosen = self.meta.slice.origin[0], self._compared
+        self._first = self.meta.slice.origin[0]
         self._engine = make_engine(
             self.params.engine,
             plan,
@@ -266,7 +267,10 @@ class SumsUDF(FramesUDF):
         dest.scanned[:] = src.scanned
         if src.pattern.any() and not self._told:
             dest.pattern[:] += src.pattern
-            if problem := contradiction(self.params.geometry, dest.pattern):
+            self._patterns += 1
+            # Early, and again when there are twice as many.
+            again = self._patterns.bit_count() == 1
+            if again and (problem := contradiction(self.params.geometry, dest.pattern)):
                 self._told = True
                 warnings.warn(problem, stacklevel=2)
 
