@@ -199,7 +199,7 @@ def test_no_disk_is_fitted_where_the_frames_agree(radius, monkeypatch):
     assert said({"angular_sampling": (sampling, sampling)}, pattern) is None
 
 
-@pytest.mark.parametrize("radius", [1.6, 4.0])
+@pytest.mark.parametrize("radius", [2.5, 4.0])
 @pytest.mark.filterwarnings("ignore:the detector cuts off")
 def test_small_disks_are_compared_as_well(radius):
     pattern = draw_disk((24, 24), radius, shape=SHAPE[2:], counts=200.0)
