@@ -118,6 +118,10 @@ def test_command(folder: Path) -> None:
     result = run("reconstruct scan.npy --params params.toml --phase-flip -o image.npy")
     assert result.exit_code == 0, result.output
     # Nothing is overwritten unasked.
+    for names in ("-o params.toml", "-o other.toml --picture sheet.png"):
+        result = run(f"calibrate scan.npy {OPTIONS} {names}")
+        assert result.exit_code == 2
+        assert "that exists; choose another name, or --overwrite" in result.stderr
     result = run(f"calibrate scan.npy {OPTIONS} -o params.toml")
     assert result.exit_code == 2
     assert "that exists; choose another name, or --overwrite" in result.stderr
@@ -132,7 +136,10 @@ def test_command_keeps_what_the_file_says(folder: Path) -> None:
         "energy = 300e3\nscan_sampling = [0.9, 0.9]\nsemiangle_cutoff = 20\nupsampling_factor = 2\n"
         'bf_mask = "mask.npy"\ncenter = [8.4, 7.4]\n[load]\ntype = "npy"\n'
     )
-    result = run("calibrate scan.npy --params known.toml --overfocus -o params.toml")
+    result = run(
+        "calibrate scan.npy --params known.toml --overfocus -o params.toml --roi 1 0 36 34"
+    )
+    assert "35 x 34 of it was used" in result.stdout
     assert result.exit_code == 0, result.output
     found = prlx.load_parameters("params.toml")
     assert found["upsampling_factor"] == 2

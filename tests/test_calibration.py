@@ -124,6 +124,11 @@ def test_a_hint_decides(hints: Hints) -> None:
     assert found.alternatives[0].parameters["aberration_coefs"]["C10"] < 0
 
 
+def test_a_hint_that_fits_nothing() -> None:
+    with pytest.raises(CalibrationError, match="with a defocus between 2000 and 3000 Å"):
+        calibrated(frames(), Hints((2000, 3000)))
+
+
 def test_what_is_given_is_kept() -> None:
     given = {
         "aberration_coefs": {"C10": -425.0},

@@ -115,7 +115,9 @@ def find_beam(pattern: NDArray[Any], parameters: Parameters) -> Beam:
                     center, errors["center"] = again.center, again.center_error
             notes.append(
                 f"the disk is {max(ratio, 1 / ratio):.3g} times as long along one axis as along "
-                "the other: pixels are taken to be oblong. Give angular_sampling if they are not."
+                "the other: pixels are taken to be oblong. If they are not, give angular_sampling. "
+                "If something covers a part of the disk, such as a beam stop, exclude it with "
+                "bf_mask."
             )
     elif disk is not None and abs(disk.radius / semiangle - 1) > _DISAGREE:
         notes.append(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..accumulate import Stack
 from ..likelihood import ENGINES, Engine
+from .failure import CalibrationError
 from .fit import ascend, covariance, decompose, frequency_weights, significance, twin
 from .model import Model, Optics
 from .search import Peak, search
@@ -252,11 +253,18 @@ class _Finder:
         for done, found in enumerate(peaks):
             self._climb(climbed, [(peak.band, self._from_peak(peak)) for peak in found])
             progress(min(0.6, 0.15 * (done + 1)))
-            if climbed and _clear(climbed[0]):
+            if climbed and _clear(climbed[0]) and self._allowed_or_twin(*climbed[0][:2]):
                 break
         else:
             self._climb(climbed, self._grid())
         progress(0.7)
+        climbed = [s for s in climbed if self._allowed_or_twin(s.model, s.x)]
+        if not climbed:
+            low, high = self.hints.defocus
+            raise CalibrationError(
+                f"nothing is found with a defocus between {low:g} and {high:g} Å (underfocus is "
+                "positive) and the parameters that were given: check both."
+            )
         # All were climbed with the same frequencies, so that they can be compared.
         excess = climbed[0].value - 1
         climbed = [s._replace(share=(s.value - 1) / excess if excess > 0 else 1.0) for s in climbed]
@@ -327,6 +335,11 @@ class _Finder:
                 model = self.model(mirrored, float(self.radius[-1]))
                 climbed.append(Solution(model, x, model.value(x), mirrored))
         climbed.sort(key=lambda s: -s.value)
+
+    def _allowed_or_twin(self, model: Model, x: NDArray[np.float64]) -> bool:
+        other = twin(model, x)
+        fixed = not np.allclose(self.with_fixed(model, other), other, atol=1e-6)
+        return self._allowed(model, x) or (not fixed and self._allowed(model, other))
 
     def _allowed(self, model: Model, x: NDArray[np.float64]) -> bool:
         C10 = model.coefs(x)["C10"]

@@ -12,11 +12,11 @@ import click
 
 from .options import parameter_option
 from .parameters import check_required, read_parameters
-from .reconstruct import open_dataset
+from .reconstruct import open_dataset, region_of
 from .run import by, default_gpu, messages_only, report
 
 if TYPE_CHECKING:
-    from ..calibration import Calibration
+    from ..calibration import Alternative, Calibration
     from ..parameters import Parameters
 
 _EXAMPLES = """\b
@@ -38,9 +38,17 @@ _GIVEN = (
 )  # fmt: skip
 
 
+#: Of these, what is found.
+_FOUND = (
+    "angular_sampling", "reciprocal_sampling", "center", "rotation_angle", "aberration_coefs",
+    "detector_flip_cols",
+)  # fmt: skip
+
+
 def _known_options(command: Callable[..., None]) -> Callable[..., None]:
     for name in reversed(_GIVEN):
-        command = parameter_option(name)(command)
+        need = "default: it is found" if name in _FOUND else None
+        command = parameter_option(name, need)(command)
     return command
 
 
@@ -50,7 +58,7 @@ def _names(_ctx: click.Context, _param: click.Parameter, text: str | None) -> tu
     try:
         return check_search([name.strip() for name in text.split(",")] if text else ())
     except ValueError as error:
-        raise click.BadParameter(str(error)) from error
+        raise click.BadParameter(str(error).removeprefix("search: ")) from error
 
 
 def _angle(_ctx: click.Context, param: click.Parameter, text: str | None) -> float | None:
@@ -107,12 +115,19 @@ def hint_options(command: Callable[..., None]) -> Callable[..., None]:
     metavar="PARAMS.toml",
     help="Where to write the parameters.  [default: DATA's name with .toml, in the current folder]",
 )
-@click.option("--overwrite", is_flag=True, help="Replace an existing file of parameters.")
+@click.option("--overwrite", is_flag=True, help="Replace existing files.")
 @click.option(
     "--picture",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="SHEET.png",
     help="Also draw a sheet to look at.",
+)
+@click.option(
+    "--roi",
+    type=(int, int, int, int),
+    metavar="TOP LEFT BOTTOM RIGHT",
+    help="Use this part of the scan only: rows from TOP up to BOTTOM and columns from LEFT up to "
+    "RIGHT, which are not in it. They count from 0.",
 )
 @hint_options
 @_known_options
@@ -127,6 +142,7 @@ def calibrate(
     params: Path | None,
     picture: Path | None,
     overwrite: bool,
+    roi: tuple[int, int, int, int] | None,
     search: tuple[str, ...],
     defocus_between: tuple[float, float] | None,
     underfocus: bool | None,
@@ -149,17 +165,24 @@ def calibrate(
     inputs = [data, *([params] if params else []), *known.files.values()]
     for name, path in (("--output", output), ("--picture", picture)):
         if path is not None:
-            check_file(name, path, inputs, overwrite=overwrite or name == "--picture")
+            check_file(name, path, inputs, overwrite=overwrite)
 
+    import numpy as np
     from libertem.api import Context
 
     from ..udf import calibrate as run
 
     with messages_only(), Context.make_with("threads") as ctx:
         dataset = open_dataset(ctx, data, known.settings.get("load", {}))
+        scan = tuple(dataset.shape)[:2]
+        region, part = region_of(roi, scan), None
+        if region is not None:
+            part = np.zeros(scan, bool)
+            part[region] = True
         calibration = run(
             ctx,
             dataset,
+            roi=part,
             search=search,
             defocus_between=defocus_between,
             underfocus=underfocus,
@@ -168,7 +191,6 @@ def calibrate(
             device=default_gpu(),
             **given,
         )
-        scan = tuple(dataset.shape)[:2]
     with messages_only():
         calibration.save(output, overwrite=overwrite)
         if picture is not None:
@@ -225,13 +247,26 @@ def described(
             rows.append(("Sign", f"decided by {calibration.decided}"))
     else:
         rows.append(("Sign", "not known: this is underfocus; its twin is as likely"))
-    rows += [
-        ("Or", text.removeprefix("Or: "))
-        for text in calibration.summary()
-        if text.startswith("Or: ")
-    ]
+    rows += [("Or", _other(other)) for other in calibration.alternatives[:3]]
     rows += [("Note", note) for note in calibration.notes]
     return rows
+
+
+def _other(other: Alternative) -> str:
+    """Tell an alternative in units of the screen."""
+    p = other.parameters
+    coefs = p["aberration_coefs"]
+    words = [f"defocus {-coefs['C10'] / 10:.5g} nm"]
+    for name, value in coefs.items():
+        if name.startswith("C") and name != "C10" and value:
+            azimuth = coefs.get(f"phi{name[1:]}")
+            at = "" if azimuth is None else f" at {math.degrees(azimuth):.3g}°"
+            called = "astigmatism" if name == "C12" else name
+            words.append(f"{called} {value / 10:.4g} nm{at}")
+    words.append(f"rotation {math.degrees(p['rotation_angle']):.2f}°")
+    if p["detector_flip_cols"]:
+        words.append("columns reversed")
+    return f"{', '.join(words)}: {other.why}"
 
 
 def _degrees(angle: float) -> tuple[float]:

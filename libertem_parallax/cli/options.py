@@ -167,8 +167,16 @@ def _takes(declared: Parameter) -> dict[str, Any]:
             return {"multiple": True, "callback": callback, "metavar": "KEY=VALUE"}
 
 
-def parameter_option(name: str) -> Callable[[Command], Command]:
-    """Make the option for a parameter from its declaration; None if not given."""
+def parameter_option(name: str, need: str | None = None) -> Callable[[Command], Command]:
+    """Make the option for a parameter from its declaration; None if not given.
+
+    Parameters
+    ----------
+    name
+        Of the parameter.
+    need
+        Whether it is required, or what its default is, where that is not as it is declared.
+    """
     declared = PARAMETERS[name]
     option = option_name(name)
     takes = _takes(declared)
@@ -176,7 +184,7 @@ def parameter_option(name: str) -> Callable[[Command], Command]:
     words = [declared.meaning]
     if takes.get("multiple"):
         words.append("Repeat it for more.")
-    return click.option(names, name, help=f"{' '.join(words)}  [{declared.need}]", **takes)
+    return click.option(names, name, help=f"{' '.join(words)}  [{need or declared.need}]", **takes)
 
 
 def acquisition_options(command: Command) -> Command:

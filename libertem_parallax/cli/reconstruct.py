@@ -112,7 +112,7 @@ def reconstruct(
 
     with messages_only(strict), Context.make_with("threads") as ctx:
         dataset = open_dataset(ctx, data, parameters.settings.get("load", {}))
-        region = _region(roi, tuple(dataset.shape.nav))
+        region = region_of(roi, tuple(dataset.shape.nav))
         udf = make_udf(dataset.shape, focused(parameters, series[1]) if series else parameters)
         click.echo(f"Reconstructing{COMPILES}", err=True)
         if series and curve:
@@ -143,7 +143,7 @@ def reconstruct(
         raise click.ClickException(" ".join((*problems, "See above where it is.")))
 
 
-def _region(
+def region_of(
     roi: tuple[int, int, int, int] | None, scan_shape: tuple[int, int]
 ) -> tuple[slice, slice] | None:
     """Check a part of a scan; its rows and columns."""
