@@ -184,6 +184,8 @@ def test_the_detector_is_not_started_in_vain(
         ("live --simulate merlin --host 127.0.0.1 --port 1", "--host, --port: without meaning"),
         ("live --simulate merlin --nav-shape 8 12 --start", "--start, --nav-shape: without"),
         ("live merlin --port 99999", "1<=x<=65535"),
+        ("live merlin --workers 2 --calibrate", "--workers 2: with --calibrate"),
+        ("live merlin --workers 2 --engine cuda", "--workers 2: with"),
         ("live merlin --timeout inf", "'--timeout': inf is not a finite number"),
         ("live merlin --silence nan", "'--silence': nan is not a finite number"),
         ("live merlin --interval inf", "'--interval': inf is not a finite number"),

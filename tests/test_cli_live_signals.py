@@ -65,7 +65,7 @@ def test_signals(
     giving = when(Path("live.png").exists, lambda: give(*numbers))
     result = run(arguments(merlin, "--start"))
     giving.join()
-    check_partial(result, frames, f"are in the image: {message}. Only")
+    check_partial(result, frames, f"are in the image: {message}. Another")
     assert [signal.getsignal(number) for number in numbers] == handlers
 
 

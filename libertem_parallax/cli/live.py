@@ -117,6 +117,12 @@ _SIMULATED = [name for name, detector in DETECTORS.items() if detector.simulated
     help="Frames to be added at a time.  [default: 512]",
 )
 @click.option(
+    "--workers",
+    type=click.IntRange(1, 256),
+    help="Processes that add frames, on CPUs.  [default: as many as the detector's rate needs, "
+    "where it tells that, else 1]",
+)
+@click.option(
     "--snapshot",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
@@ -208,6 +214,12 @@ def live(
         return shown
 
     asked = _asked(options, calibrate=recording.calibrate)
+    several = recording.workers not in (None, 1)
+    if several and (recording.calibrate or page or options.get("engine") == "cuda"):
+        raise click.UsageError(
+            f"--workers {recording.workers}: with --calibrate, --page or --engine cuda, this "
+            "process adds the frames. Leave one of them out."
+        )
     if recording.calibrate and access is not None:
         raise click.UsageError("--calibrate and --page: live does one of them. Leave one out.")
     if simulate is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import time
 import warnings
@@ -49,6 +50,7 @@ class Recording(NamedTuple):
     blur: float | None
     overwrite: bool
     calibrate: bool
+    workers: int | None
 
 
 class _Recorded(NamedTuple):
@@ -89,9 +91,8 @@ def record(
     A `page` gets the frames beside. With ``recording.calibrate``, parameters are found from the
     beginning, as they are `asked` for.
     """
-    from libertem_live.api import LiveContext
-
     from .. import files, live
+    from ..accumulate.stack import cores
     from ..show.screen import Screen, grown
     from ..udf import ParallaxUDF
     from ..udf.learning import Learning, placeholder
@@ -100,8 +101,7 @@ def record(
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stderr(cast(IO[str], _Unbreakable(sys.stderr))))
         stack.enter_context(messages_only())
-        # The one executor that keeps what it has when a detector fails.
-        ctx = LiveContext.make_with("inline")
+        ctx = live.make_context(1)
         stack.enter_context(_closed("LiberTEM", ctx, problems))
         watch = stack.enter_context(live.Watch())
         click.echo(f"Connecting to {address}", err=True)
@@ -109,6 +109,14 @@ def record(
         stack.enter_context(_closed("the connection", conn, problems))
         events = address.detector.events
         detector_shape, dtype = live.describe(ctx, conn, address.detector, watch)
+        workers = recording.workers or 1
+        if page is None and not recording.calibrate and recording.workers is None:
+            size = math.prod(detector_shape) * dtype.itemsize
+            workers = live.default_workers(address.detector.rate(conn), size, cores())
+        if workers > 1:
+            click.echo(f"Starting {workers} workers", err=True)
+            ctx = live.make_context(workers)
+            stack.enter_context(_closed("workers", ctx, problems))
 
         def make_udf(shape: tuple[int, ...], parameters: Parameters) -> Any:
             if recording.calibrate:
@@ -177,7 +185,8 @@ def record(
         problems.insert(
             0,
             f"{count:,} of {total:,} frames ({count / total:.1%}) are in the image: "
-            f"{reason}. Only whole partitions count (--frames-per-partition).",
+            f"{reason}. Another {max(0, added.arrived - count):,} had arrived: "
+            "only whole partitions count (--frames-per-partition).",
         )
         if not address.detector.counted and not reason.startswith("interrupted"):
             problems.insert(
@@ -194,10 +203,11 @@ def record(
         parameters = learning.calibration.parameters
         learning.calibration.save(output.with_suffix(".toml"), overwrite=True)
         found.append(("Parameters", str(output.with_suffix(".toml"))))
+    on = f", by {workers} workers" if workers > 1 else where(udf)
     rows = [
         *described(udf, dtype),
         *found,
-        ("Recorded", speed_text(count, added.seconds) + where(udf)),
+        ("Recorded", speed_text(count, added.seconds) + on),
         ("Written to", str(written)),
         *(("Snapshot", name) for name in shows if window is None),
     ]
@@ -291,6 +301,7 @@ class _Added(NamedTuple):
     """Frames that were added."""
 
     results: Any  #: of LiberTEM; None if there are none
+    arrived: int  #: frames, not all of which may be added
     seconds: float  #: since the first one arrived
     problem: str | None  #: why they are not all, if so
 
@@ -344,4 +355,4 @@ def _add(
                     screen.show(results)
         except live.DetectorError as error:
             problem = str(error).removesuffix(".")
-    return _Added(results, time.perf_counter() - (first or 0), problem)
+    return _Added(results, int(bar.n), time.perf_counter() - (first or 0), problem)

@@ -6,6 +6,7 @@ from .detector import Address, Detector, acquire, connect, describe, start
 from .merlin import Merlin
 from .stream import FRAMES_PER_PARTITION, stream, warm_up
 from .watch import DetectorError, Watch
+from .workers import default_workers, make_context
 
 __all__ = [
     "DETECTORS",
@@ -16,7 +17,9 @@ __all__ = [
     "Watch",
     "acquire",
     "connect",
+    "default_workers",
     "describe",
+    "make_context",
     "start",
     "stream",
     "warm_up",

@@ -42,6 +42,10 @@ class Detector(ABC):
         """Let the detector start the acquisition that is set up in its software."""
         raise NotImplementedError
 
+    def rate(self, conn: Any) -> float | None:  # noqa: ARG002
+        """Ask for the frames per second that it will send; None where it does not tell."""
+        return None
+
     def begin(self, conn: Any, address: Address) -> None:  # noqa: B027
         """Prepare an announced acquisition, where that is needed."""
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -25,7 +26,7 @@ def warm_up(ctx: Any, udf: Any, dtype: np.dtype[Any], *, events: bool = False) -
     Parameters
     ----------
     ctx
-        On whose workers.
+        On each of whose workers, and here, where results are merged.
     udf
         To be run later, or several of which the first makes images; they are as new afterwards.
     dtype
@@ -33,8 +34,19 @@ def warm_up(ctx: Any, udf: Any, dtype: np.dtype[Any], *, events: bool = False) -
     events
         Whether frames will come as events.
     """
+    from libertem.executor.inline import InlineJobExecutor
+
+    _warm_up(udf, dtype, events)
+    if not isinstance(ctx.executor, InlineJobExecutor):
+        ctx.executor.run_each_worker(functools.partial(_warm_up, udf, dtype, events))
+
+
+def _warm_up(udf: Any, dtype: np.dtype[Any], events: bool) -> None:
+    """Run it in this process."""
+    from libertem.api import Context
     from scipy.sparse import csr_array
 
+    ctx = Context.make_with("inline")
     plan = (udf[0] if isinstance(udf, list) else udf).params.geometry.plan
     roi = np.zeros(plan.scan_shape, dtype=bool)
     roi[0, 0] = True
@@ -65,6 +77,7 @@ class _Watched:
         on_frames: Callable[[int], object],
     ) -> None:
         self._native, self._watch, self._on_frames = native, watch, on_frames
+        self.problem: DetectorError | None = None  # why there are no more frames
         self._seconds = timeout
         # Frames come through by the buffer. Of those that do not fill one, nothing is known.
         self._late = (
@@ -77,11 +90,14 @@ class _Watched:
         return getattr(self._native, name)
 
     def get_next_stack(self, max_size: int) -> Any:
-        stack = self._watch.wait(
-            lambda: self._native.get_next_stack(max_size=max_size), self._seconds, self._late
-        )
+        try:
+            stack = self._watch.wait(
+                lambda: self._native.get_next_stack(max_size=max_size), self._seconds, self._late
+            )
+        except DetectorError as error:
+            self._fail(error)
         if not stack:
-            raise DetectorError("the detector ended the acquisition.")
+            self._fail(DetectorError("the detector ended the acquisition."))
         self._seconds = self._silence
         self._late = (
             f"no more frames came through for {self._silence:g} s: the detector is silent, or sent "
@@ -89,6 +105,13 @@ class _Watched:
         )
         self._on_frames(len(stack))
         return stack
+
+    def _fail(self, problem: DetectorError) -> NoReturn:
+        """End the run in the way in which LiberTEM waits for no worker that waits for frames."""
+        from libertem.common.executor import JobCancelledError
+
+        self.problem = problem
+        raise JobCancelledError(str(problem)) from problem
 
 
 def stream(
@@ -108,8 +131,8 @@ def stream(
     Parameters
     ----------
     ctx
-        A ``LiveContext`` whose executor is ``"inline"``: others discard what they have when a
-        detector fails.
+        A ``LiveContext`` from `make_context`. With others than inline executors, LiberTEM discards
+        what they have when a detector fails.
     conn, watch
         See `connect`.
     acquisition
@@ -142,11 +165,13 @@ def stream(
         results = ctx.run_udf_iter(dataset=acquisition, udf=udf)
         on_start(results)
         yield from results
-    except (DetectorError, *ASKED_TO_END):
+    except ASKED_TO_END:
         raise
     # Frames that cannot be decoded, events off the detector, memory, a GPU, Rust's panics, which
     # are no Exception: a scan cannot be repeated for any of them.
     except BaseException as error:
+        if watched.problem is not None:
+            raise watched.problem from None
         raise DetectorError(
             f"the frames that followed could not be added: {first_line(error)}"
         ) from error
