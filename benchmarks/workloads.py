@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import scipy.stats
+from numpy.typing import NDArray
 
 __all__ = ["CURVES", "PARAMETERS", "WORKLOADS", "Workload", "events", "write"]
 
@@ -70,22 +71,41 @@ class Workload:
         )
         return rows, cols
 
+    @property
+    def dark(self) -> NDArray[np.bool_]:
+        """Which pixels of the lit part are beyond the bright field, with a pixel in between."""
+        y, x = (
+            (np.arange(n)[part] - n // 2) * step
+            for n, part, step in zip(
+                self.shape[2:], self.lit_part, self.parameters["angular_sampling"], strict=True
+            )
+        )
+        step = min(self.parameters["angular_sampling"])
+        dark: NDArray[np.bool_] = (
+            np.hypot(y[:, None], x) > self.parameters["semiangle_cutoff"] + step
+        )
+        return dark
+
 
 def _write_npy(file: Path, workload: Workload) -> None:
-    """Write frames of Poisson noise."""
+    """Write frames of Poisson noise, within the disk: its place is compared with parameters."""
     rng = np.random.default_rng(0)
-    counts = scipy.stats.poisson.ppf((np.arange(2**16) + 0.5) / 2**16, workload.electrons)
-    table = counts.astype(workload.dtype)  # much faster than to draw every number
+    levels = scipy.stats.poisson.ppf((np.arange(2**16) + 0.5) / 2**16, workload.electrons)
+    table = levels.astype(workload.dtype)  # much faster than to draw every number
     frames = np.lib.format.open_memmap(file, "w+", workload.dtype, workload.shape)
+    dark = workload.dark
     for row in frames:
         lit = row[:, *workload.lit_part]
-        lit[:] = table[rng.integers(0, 2**16, lit.shape, dtype=np.uint16)]
+        counts = table[rng.integers(0, 2**16, lit.shape, dtype=np.uint16)]
+        counts[:, dark] = 0
+        lit[:] = counts
 
 
 def _write_raw_csr(file: Path, workload: Workload) -> None:
-    """Write events: every pixel gets one electron with the same probability, or none.
+    """Write events: every pixel of the disk gets one electron with the same probability, or none.
 
-    So the gaps between them are geometric, and zeros need not be drawn.
+    So the gaps between them are geometric, and zeros need not be drawn. Those beyond the disk are
+    left out.
     """
     rng = np.random.default_rng(0)
     rows, cols = workload.lit_part
@@ -93,12 +113,14 @@ def _write_raw_csr(file: Path, workload: Workload) -> None:
     frames, detector_cols = workload.shape[1], workload.shape[3]
     expected = workload.electrons * frames * area
     files = {name: file.with_name(f"{name}.raw") for name in ("data", "indices", "indptr")}
+    dark = workload.dark.ravel()
     counts = []
     with files["data"].open("wb") as data, files["indices"].open("wb") as indices:
         for _ in range(workload.shape[0]):
             drawn = int(expected + 10 * expected**0.5 + 10)  # never too few
             places = np.cumsum(rng.geometric(workload.electrons, drawn)) - 1
             frame, place = np.divmod(places[: np.searchsorted(places, frames * area)], area)
+            frame, place = (of[~dark[place]] for of in (frame, place))
             row, col = np.divmod(place, width)
             counts.append(np.bincount(frame, minlength=frames))
             index = (row + rows.start) * detector_cols + col + cols.start
@@ -137,7 +159,8 @@ def write(workload: Workload, folder: Path) -> Path:
         The file, for ``Context.load``.
     """
     shape = "x".join(map(str, workload.shape))
-    name = f"{shape}_{workload.dtype}_{workload.electrons:g}_{workload.lit or 'all'}"
+    radius = workload.parameters["semiangle_cutoff"] / workload.parameters["angular_sampling"][0]
+    name = f"{shape}_{workload.dtype}_{workload.electrons:g}_{workload.lit or 'all'}_{radius:.4g}"
     file = folder / f"{name}.{workload.storage}"
     if not file.exists():
         for other in folder.iterdir():

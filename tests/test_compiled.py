@@ -10,6 +10,7 @@ import weakref
 
 import numpy as np
 import pytest
+from helpers import make_frames, make_plan, run_engine
 
 from libertem_parallax.accumulate import ENGINES, Plan, accumulator_dtype, compiled
 
@@ -88,3 +89,18 @@ def test_blocks_groups_and_chunks_of_any_size(dtype, width):
         results.append((A, S))
     for ours, plain in zip(*results, strict=True):
         np.testing.assert_array_equal(ours, plain)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float64"])
+def test_narrow_frames_are_padded_in_pieces(monkeypatch, dtype):
+    """These end in the middle of a scan row; several frames each, and one."""
+    plan = make_plan((7, 41))
+    frames = make_frames(plan, dtype)
+    index = np.sort(np.random.default_rng(0).permutation(7 * 41)[:200])
+    expected = run_engine(ENGINES["numpy"], plan, frames[index], index)
+    for size in (9 * compiled.CHUNK * 30, 1):
+        monkeypatch.setattr(compiled, "PADDED_BYTES", size)
+        for one, other in zip(
+            run_engine(ENGINES["numba"], plan, frames[index], index), expected, strict=True
+        ):
+            np.testing.assert_allclose(one, other, rtol=0 if dtype != "float64" else 1e-9)

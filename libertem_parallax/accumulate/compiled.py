@@ -44,6 +44,9 @@ VECTOR, CHUNK = 16, 32
 BLOCK = 128
 GROUP_BYTES = 1 << 14
 
+#: Bytes of frames with rows of less than a chunk that are padded at once.
+PADDED_BYTES = 1 << 20
+
 
 def _transpose(
     frames: Any,
@@ -362,6 +365,11 @@ class CompiledEngine(Engine):
             return
         missing = CHUNK // frames.itemsize - frames.shape[2]
         if missing > 0:
+            step = max(1, PADDED_BYTES // (frames.shape[1] * CHUNK))
+            if len(frames) > step:  # in pieces that stay in the cache
+                for start in range(0, len(frames), step):
+                    self._add(frames[start : start + step], origin, first + start)
+                return
             frames = np.pad(frames, ((0, 0), (0, 0), (0, missing)))
         if frames.strides[2] != frames.itemsize:
             frames = np.ascontiguousarray(frames)
