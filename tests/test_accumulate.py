@@ -159,18 +159,19 @@ def test_adds_to_what_is_there(engine):
     np.testing.assert_array_equal(S, 2 * once[1])
 
 
-def test_nothing_to_add(engine):
+@pytest.mark.parametrize("dtype", ["uint8", "int64", "float32"])
+def test_nothing_to_add(engine, dtype):
     """No frames, a tile without detector, a tile without bright field."""
     plan = Plan((2, 3), (8, 8), 1, np.array([[4, 4]]), np.array([[0, 0]]))
-    A, S = empty(plan, "uint8")
-    worker = engine(plan, np.uint8, np.arange(6), A, S)
-    worker.add(np.ones((0, 8, 8), np.uint8))
-    worker.add(np.ones((6, 0, 8), np.uint8))
-    worker.add(np.ones((6, 4, 4), np.uint8))
-    worker.add(np.ones((1, 4, 4), np.uint8), (4, 0), 5)
+    A, S = empty(plan, dtype)
+    worker = engine(plan, dtype, np.arange(6), A, S)
+    worker.add(np.ones((0, 8, 8), dtype))
+    worker.add(np.ones((6, 0, 8), dtype))
+    worker.add(np.ones((6, 4, 4), dtype))
+    worker.add(np.ones((1, 4, 4), dtype), (4, 0), 5)
     worker.finish()
-    worker = engine(plan, np.uint8, np.arange(0), A, S[:0])
-    worker.add(np.ones((0, 8, 8), np.uint8))
+    worker = engine(plan, dtype, np.arange(0), A, S[:0])
+    worker.add(np.ones((0, 8, 8), dtype))
     worker.finish()
     assert not A.any()
     assert not S.any()

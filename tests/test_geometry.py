@@ -280,3 +280,11 @@ def test_degrees_for_radians_warn():
 def test_shifts_beyond_the_scan_warn():
     with pytest.warns(UserWarning, match="exceed the scan of 32.8 x 35.1 Å: the image wraps"):
         make(aberration_coefs={"C10": -1e5})
+
+
+@pytest.mark.parametrize("center", [(-0.5, -0.5), (23.5, 24.5), (0, 24.5)])
+def test_the_beam_may_be_on_the_edge_of_the_detector(center):
+    """Pixels reach half a pixel beyond the outermost centers."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the detector cuts off")
+        assert make(center=center, angular_sampling=(0.41, 0.37)).center == center

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import libertem.api
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from libertem.io.dataset.base import BufferedBackend
 from libertem.udf import UDF
 from libertem.udf.raw import PickUDF
 from libertem_live.api import LiveContext
+from libertem_live.detectors.merlin.connection import MerlinConnectionBuilder
 
 from libertem_parallax.live import asi_tpx3, merlin
 
@@ -132,3 +135,10 @@ def test_frames_that_do_not_fit_a_stream_are_refused(tmp_path, frames, per_chunk
     with pytest.raises(ValueError, match=message):
         asi_tpx3.write_tpx3(tmp_path / "scan.tpx3", frames, per_chunk)
     assert not list(tmp_path.iterdir())
+
+
+def test_ports_are_those_of_the_manufacturer():
+    """Which LiberTEM-live has as its defaults: commands go to one, frames come from the other."""
+    defaults = inspect.signature(MerlinConnectionBuilder.open).parameters
+    ports = merlin.Merlin.port, merlin.Merlin.data_port
+    assert ports == (defaults["api_port"].default, defaults["data_port"].default)

@@ -38,3 +38,14 @@ def test_estimates_are_within_half_of_what_is_taken(inline, image, scan, u, defo
     copied = frames.size // parts  # by LiberTEM, for the partition
     estimate = image_memory(udf.params.geometry.plan, IMAGES[image].memory)
     assert estimate / 1.5 < peak - copied < estimate * 1.5 + 5e6
+
+
+@pytest.mark.filterwarnings("ignore:shifts")
+def test_the_accumulator_is_counted():
+    """Its halo is what a small scan with large shifts has most of."""
+    plan = ParallaxUDF.from_parameters(
+        (64, 64, 7, 7), **PARAMETERS, upsampling_factor=3, aberration_coefs={"C10": -4e4}
+    ).params.geometry.plan
+    A = np.zeros(plan.accumulator_shape, np.int64)
+    assert A.size > 3 * np.prod(plan.image_shape)
+    assert image_memory(plan, 0) > A.nbytes

@@ -98,6 +98,7 @@ def test_digests_tell_plans_apart():
         "shifts": plan.shifts,
     }
     assert Plan(**fields).digest == plan.digest
+    assert plan.pixels[-1].tolist() != [8, 10]
     others = [
         {"scan_shape": (7, 5)},
         {"detector_shape": (11, 11)},
@@ -105,6 +106,8 @@ def test_digests_tell_plans_apart():
         {"pixels": plan.pixels[1:], "shifts": plan.shifts[1:]},
         {"shifts": plan.shifts + (np.arange(len(plan.shifts)) == 7)[:, None]},
         {"shifts": plan.shifts[:, ::-1]},
+        # Another mask, or center, of which the shifts happen to be the same.
+        {"pixels": np.array([*plan.pixels[:-1], [8, 10]])},
     ]
     digests = {Plan(**{**fields, **other}).digest for other in others}
     assert len(digests - {plan.digest}) == len(others)

@@ -105,14 +105,15 @@ def test_frames_come_in_their_own_dtype_and_are_summed_exactly(inline, dtype, ac
     assert int(S[3 * 9 + 4]) == pixels - 1 + odd
 
 
-def test_the_background_is_taken_off_in_double_precision(inline):
-    """A pedestal of 65000 counts changes nothing, half-way through a scan."""
-    frames = make_scan((8, 9, 24, 25), "uint16") % 536
+@pytest.mark.parametrize(("dtype", "pedestal"), [("uint16", 65_000), ("uint32", 4_294_966_000)])
+def test_the_background_is_taken_off_in_double_precision(inline, dtype, pedestal):
+    """A pedestal changes nothing, half-way through a scan; sums of the larger need 38 bits."""
+    frames = make_scan((8, 9, 24, 25), dtype) % 536
     roi = np.zeros((8, 9), bool)
     roi[:4] = True
     images = [
         run_udf(inline, f, ParallaxUDF.from_parameters(**PARAMETERS), roi=roi)["reconstruction"]
-        for f in (frames, frames + np.uint16(65000))
+        for f in (frames, frames + np.dtype(dtype).type(pedestal))
     ]
     np.testing.assert_allclose(*images, rtol=0, atol=1e-6 * np.abs(images[0]).max())
 

@@ -114,3 +114,28 @@ def test_plots_do_not_make_an_image_for_every_partition(inline, monkeypatch):
     images = [part.buffers[0]["reconstruction"].data for part in inline.run_udf_iter(ds, udf)]
     assert len(made) == len(images) == 8
     np.testing.assert_array_equal(images[-1], expected)
+
+
+@pytest.mark.filterwarnings("ignore:Warning. 'partition' will ignore the 'mask':UserWarning")
+def test_plots_show_nothing_of_an_earlier_run(inline, monkeypatch):
+    """However long images of that one would have been kept."""
+    import matplotlib.pyplot as plt
+
+    monkeypatch.setattr(plt, "show", lambda *_, **__: None)
+    monkeypatch.setattr("libertem_parallax.udf.parallax._PLOT_SHARE", 1e-9)
+    udf = ParallaxUDF.from_parameters(**PARAMETERS)
+    get, shown = udf.get_results, []
+    monkeypatch.setattr(udf, "get_results", lambda: shown.append(get()) or shown[-1])
+    frames = make_scan((8, 9, 24, 25), "uint16")
+    # Before the first frame there is nothing, and then an image of the first ones.
+    for data, expected in (
+        (frames, [False, True]),
+        (0 * frames, [False] * 2),
+        (frames, [False, True]),
+    ):
+        shown.clear()
+        ds = inline.load("memory", data=data, sig_dims=2, num_partitions=8)
+        inline.run_udf(dataset=ds, udf=udf, plots=True)
+        plt.close("all")
+        assert len(shown) > 8
+        assert [images["reconstruction"].any() for images in shown[:2]] == expected

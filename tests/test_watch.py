@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from libertem_parallax.live import watch as module
 from libertem_parallax.live.watch import DetectorError, Watch
 
 SECONDS = 30.0  # for what should take far less
@@ -73,3 +76,39 @@ def test_another_thread_ends_all_waits(call: Callable[[Callable[[], object]], ob
 
     with pytest.raises(DetectorError, match="somebody gave up"):
         call(wait)
+
+
+def interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_once_more_breaks_off() -> None:
+    """What is not a wait goes on after the first one, and a burst counts as one."""
+
+    def again() -> None:
+        interrupt()
+        time.sleep(SECONDS)
+
+    with Watch() as watch:
+        for _ in range(3):
+            interrupt()
+        assert watch.problem == "interrupted"
+        time.sleep(2 * module._BURST)
+        with pytest.raises(KeyboardInterrupt):
+            again()
+
+
+@pytest.mark.parametrize("waiting", [False, True])
+def test_a_late_signal_of_the_watch_ends_nothing(waiting: bool) -> None:
+    """It was sent for a wait that came to its end, perhaps in a later one."""
+    with Watch() as watch:
+        assert watch.wait(lambda: 3, 0.0, "late") == 3
+
+        def late() -> int:
+            watch._own = True
+            interrupt()
+            return 4
+
+        assert (watch.wait(late, SECONDS, "late") if waiting else late()) == 4
+        assert watch.problem is None
+        assert watch.wait(lambda: 5, SECONDS, "late") == 5
