@@ -6,9 +6,9 @@ aberrations from a stack of bright-field pixels. What is here needs no LiberTEM.
 
 from .beam import Beam, find_beam
 from .calibration import Alternative, Calibration, calibrate_stack, check_search, without
-from .estimate import Hints
 from .failure import CalibrationError
 from .reduce import scanned_part
+from .twins import Hints
 
 __all__ = [
     "Alternative",

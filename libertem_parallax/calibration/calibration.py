@@ -18,11 +18,12 @@ from ..likelihood import make_engine
 from ..parameters import Parameters
 from .beam import Beam, find_beam
 from .doubts import doubts
-from .estimate import Estimate, Hints, Solution, estimate
+from .estimate import Estimate, Solution, estimate
 from .failure import CalibrationError
 from .fit import twin
 from .model import Model
 from .reduce import binned, mean_pattern, scanned_part
+from .twins import GIVEN, Hints
 
 __all__ = ["Alternative", "Calibration", "calibrate_stack", "check_search"]
 
@@ -349,7 +350,7 @@ def _alternatives(
 ) -> Iterable[Alternative]:
     best = estimated.best
     model = best.model
-    if estimated.decided != "given parameters":
+    if estimated.decided != GIVEN:
         why = "the twin, which inverts the contrast and is as likely"
         if estimated.decided:
             why = f"the twin, which inverts the contrast; {estimated.decided} decided against it"

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-import scipy.fft
 from numpy.typing import NDArray
 
 from ..accumulate import Stack
@@ -18,8 +17,9 @@ from .fit import ascend, covariance, decompose, frequency_weights, significance,
 from .model import Model, Optics
 from .search import Peak, search
 from .spectra import Spectra, independent, transform
+from .twins import GIVEN, Hints, choose
 
-__all__ = ["Estimate", "Hints", "estimate"]
+__all__ = ["Estimate", "estimate"]
 
 #: Highest frequency of the fit, in semiangles.
 _HIGHEST = 0.7
@@ -49,32 +49,6 @@ _AS_LIKELY = 4.0
 #: Rotations and defoci, in turns at the semiangle, that are tried where the search sees nothing.
 _ROTATIONS, _TURNS = 24, (0.0, 0.1, 0.3, 0.6, 1.0)
 
-#: Skewness of the phase image, in standard deviations of noise, that tells a twin.
-_CLEAR = 4.0
-
-
-@dataclass(frozen=True)
-class Hints:
-    """What is known without being exact.
-
-    Parameters
-    ----------
-    defocus
-        Lowest and highest in Å; the defocus is -C10, underfocus is positive.
-    rotation
-        In rad, to 90° at least.
-    """
-
-    defocus: tuple[float, float] = (-math.inf, math.inf)
-    rotation: float | None = None
-
-    def allow(self, C10: float, rotation: float) -> bool:
-        """Tell whether parameters are what is known."""
-        low, high = self.defocus
-        return low <= -C10 <= high and (
-            self.rotation is None or math.cos(rotation - self.rotation) > 0
-        )
-
 
 class Solution(NamedTuple):
     """Parameters, and how likely they are."""
@@ -96,31 +70,24 @@ class Estimate:
         What is most likely, of twins the one that was decided for.
     covariance
         Of its parameters.
+    free
+        Which of them were found.
     decided
         What decided between the twins, in words; empty if nothing did.
-    sure
-        Whether it did so clearly.
-    skewness
-        Of the phase image, in standard deviations of noise.
     others
         Other maxima, the most likely first; not the twin.
     significance
         How far the likelihood lies above that of other rotations, in standard deviations.
-    phase : (Ny, Nx)
-        Phase image in arbitrary units.
-    map
-        For plots: see `Estimate`.
+    spectra
+        Of the data.
     """
 
     best: Solution
     covariance: NDArray[np.float64]
     free: tuple[int, ...]
     decided: str
-    sure: bool
-    skewness: float
     others: list[Solution]
     significance: float
-    phase: NDArray[np.float64]
     spectra: Spectra = field(repr=False)
 
 
@@ -176,12 +143,12 @@ def estimate(
     model = best.model
     free = finder.free(model)
     C = covariance(model, best.x, free)
-    best, phase, decided, sure, skewness = _decide(best, finder, hints)
+    other = twin(model, best.x)
+    known = not np.allclose(finder.with_fixed(model, other), other, atol=1e-6)
+    x, decided = (best.x, GIVEN) if known else choose(model, best.x, hints)
     progress(1.0, "fit")
-    return Estimate(
-        best, C, tuple(free), decided, sure, skewness, others,
-        significance(model, best.x), phase, spectra,
-    )  # fmt: skip
+    stands_out = significance(model, x)
+    return Estimate(best._replace(x=x), C, tuple(free), decided, others, stands_out, spectra)
 
 
 def _thinned(index: NDArray[np.int64], count: int) -> NDArray[np.int64]:
@@ -409,48 +376,3 @@ def _near(x: NDArray[np.float64], y: NDArray[np.float64], fixed: Mapping[str, fl
 
 def _same(s: Solution, mirrored: bool, x: NDArray[np.float64], fixed: Mapping[str, float]) -> bool:
     return s.mirrored == mirrored and _near(s.x, x, fixed)
-
-
-def _decide(
-    best: Solution, finder: _Finder, hints: Hints
-) -> tuple[Solution, NDArray[np.float64], str, bool, float]:
-    """Choose between the twins."""
-    model, x = best.model, best.x
-    other = twin(model, x)
-    phase, skewness = _phase(model, x)
-    choice = [(x, phase, skewness), (other, -phase, -skewness)]
-    if not np.allclose(finder.with_fixed(model, other), other, atol=1e-6):
-        at, decided, sure = 0, "given parameters", True
-    else:
-        allowed = [hints.allow(model.coefs(y)["C10"], y[0]) for y, *_ in choice]
-        if allowed[0] != allowed[1]:
-            at, decided, sure = allowed.index(True), "the hint", True
-        elif abs(skewness) > _CLEAR:
-            at, decided, sure = int(skewness < 0), "skewness of the phase image", True
-        else:
-            at, decided, sure = int(model.coefs(x)["C10"] > 0), "", False
-    y, phase, skewness = choice[at]
-    return best._replace(x=y), phase, decided, sure, skewness
-
-
-def _phase(model: Model, x: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
-    """Phase image, and its skewness in standard deviations of noise.
-
-    Specimens add phase, in some places much and nowhere less than nothing: there is a tail.
-    """
-    N, D = model.sums(x)
-    spectra = model.spectra
-    ny, nx = spectra.scan_shape
-    phi = -1j * N * model.weights / np.maximum(D, 1e-3 * D.max())
-    spectrum = np.zeros((ny, nx // 2 + 1), complex)
-    rows, cols = spectra.index.T
-    spectrum[rows, cols] = phi
-    # Of column 0, both halves.
-    zero = cols == 0
-    spectrum[-rows[zero] % ny, 0] = phi[zero].conj()
-    image = scipy.fft.irfft2(spectrum, (ny, nx))
-    power = np.abs(phi) ** 2
-    modes = 2 * float(power.sum() ** 2 / (power**2).sum()) if power.any() else 1.0
-    deviation = image.std() or 1.0
-    skewness = float(((image / deviation) ** 3).mean())
-    return image, skewness / math.sqrt(6 / modes)
