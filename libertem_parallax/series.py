@@ -107,7 +107,14 @@ def defocus_series(
         if image == "direct":
             images[i] = direct.phase(beam, options[1])
         else:
-            A, S = stack.add(geometry.plan)
-            sums = Sums(Imaging(geometry, *options), A, S, stack.scanned)
-            images[i] = sums.once(IMAGES[image].make)
+            images[i] = _image(stack, Imaging(geometry, *options), image)
     return Series(values, images, sharpness)
+
+
+def _image(stack: Stack, imaging: Imaging, name: str) -> NDArray[np.float32]:
+    """Make an image where the stack is: it may be on a GPU."""
+
+    def made(A: Any, S: Any) -> Any:
+        return Sums(imaging, A, S, stack.scanned).once(IMAGES[name].make)
+
+    return stack.make(imaging.geometry.plan, made)

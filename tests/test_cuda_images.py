@@ -8,11 +8,14 @@ import warnings
 
 import numpy as np
 import pytest
+import tifffile
+from click.testing import CliRunner
 from helpers import PARAMETERS, make_scan, needs_compiler
 from standin.cupy import CUDARuntimeError, OutOfMemoryError
 
 from libertem_parallax import Parameters
 from libertem_parallax.accumulate import CudaError, Stack, place_stack
+from libertem_parallax.cli import main
 from libertem_parallax.direct import direct_phase
 from libertem_parallax.geometry import Geometry
 from libertem_parallax.images import IMAGES, Imaging, Sums
@@ -209,6 +212,24 @@ def test_direct_ptychography_of_a_stack_that_is_on_a_gpu(standin):
     before = cupy.launches
     assert_equal(direct_phase(placed, parameters), expected)
     assert cupy.launches > before
+
+
+def test_commands_put_stacks_on_a_gpu(standin, monkeypatch, tmp_path):
+    """A series, which takes its images and what says how sharp they are from there."""
+    cupy = standin(order="forward")
+    monkeypatch.chdir(tmp_path)
+    np.save("scan.npy", make_scan(PARAMETERS["shape"], "uint8"))
+    given = {name: value for name, value in PARAMETERS.items() if name != "shape"}
+    Parameters(**given).save("p.toml")
+    images = []
+    for engine in ("numba", "auto"):
+        command = "reconstruct scan.npy --params p.toml --defocus-series 2300 2700 2"
+        command += f" --engine {engine} -o {engine}.tif"
+        result = CliRunner().invoke(main, command.split())
+        assert result.exit_code == 0, result.output
+        assert (cupy.launches > 0) == (engine == "auto")
+        images.append(tifffile.imread(f"{engine}.tif"))
+    assert_equal(*images)
 
 
 def test_tuning_a_stack_that_grows(standin):

@@ -116,13 +116,13 @@ def reconstruct(
         udf = make_udf(dataset.shape, focused(parameters, series[1]) if series else parameters)
         click.echo(f"Reconstructing{COMPILES}", err=True)
         if series and curve:
-            stack, speed = fill_stack(ctx, dataset, udf.params.geometry)
+            stack, speed = fill_stack(ctx, dataset, udf)
             [path] = outputs.values()
             rows = write_series(stack, udf, parameters, series, path, curve, data=str(data))
             report(*described(udf, dataset.dtype, None, tuple(outputs)), ("Time", speed), *rows)
             return
         if "direct" in outputs:
-            stack, speed = fill_stack(ctx, dataset, udf.params.geometry)
+            stack, speed = fill_stack(ctx, dataset, udf)
             results = make_images(stack, udf.params.geometry, parameters)
         else:
             results, speed = run(ctx, dataset, udf, region)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .run import about, by, check_output, speed_text
+from .run import about, by, check_output, default_gpu, speed_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from ..parameters import Parameters
 
 
-def fill_stack(ctx: Any, dataset: Any, geometry: Geometry) -> tuple[Stack, str]:
-    """Read the bright field of all frames, with a progress bar; and tell how fast.
+def fill_stack(ctx: Any, dataset: Any, made_for: Any) -> tuple[Stack, str]:
+    """Read what a UDF uses of all frames, with a progress bar; put it on the GPU if there is one.
+
+    Returns the stack, and how fast it was read.
 
     Raises
     ------
@@ -30,9 +32,10 @@ def fill_stack(ctx: Any, dataset: Any, geometry: Geometry) -> tuple[Stack, str]:
     """
     import numpy as np
 
+    from ..accumulate import place_stack
     from ..udf import StackUDF
 
-    plan = geometry.plan
+    plan, engine = made_for.params.geometry.plan, made_for.params.engine
     mask = np.zeros(plan.detector_shape, bool)
     mask[tuple(plan.pixels.T)] = True
     with warnings.catch_warnings(action="ignore"):  # of a part, which is refused
@@ -46,7 +49,9 @@ def fill_stack(ctx: Any, dataset: Any, geometry: Geometry) -> tuple[Stack, str]:
         )
     start = time.perf_counter()
     ctx.run_udf(dataset, udf, progress=True)
-    return udf.stack, speed_text(math.prod(plan.scan_shape), time.perf_counter() - start)
+    speed = speed_text(math.prod(plan.scan_shape), time.perf_counter() - start)
+    engine = "numba" if engine == "numpy" else engine
+    return place_stack(udf.stack, engine, default_gpu()), speed
 
 
 def make_images(
