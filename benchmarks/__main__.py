@@ -24,7 +24,7 @@ from tqdm import tqdm
 from libertem_parallax.accumulate import CudaError
 from libertem_parallax.accumulate.cuda import describe
 
-from . import report
+from . import calibration, known, phase, report
 from .report import Row
 from .workloads import CURVES, WORKLOADS, Workload, write
 
@@ -184,6 +184,18 @@ def _read(file: Path) -> list[Row]:
         ) from error
 
 
+def _truth(quantem: str | None) -> None:
+    """Show how right calibration and phase images are; more of that in modules of their own."""
+    peers = {} if quantem is None else {"quantEM search": quantem}
+    images = {} if quantem is None else {"quantEM Wiener": quantem}
+    with tempfile.TemporaryDirectory() as name:
+        for one in known.demo(Path(name), [30.0]):
+            for line in calibration.table(one, {"calibrate": sys.executable, **peers}):
+                click.echo(line)
+            for line in phase.table(one, dict.fromkeys(phase.OURS, sys.executable) | images):
+                click.echo(line)
+
+
 @click.command()
 @click.option("--rounds", default=5, show_default=True, help="Runs of every path.")
 @click.option(
@@ -238,6 +250,8 @@ def main(
     images are compared first. Updates are bright-field pixels that were added, electrons the counts
     in them. Spread is the interquartile range over the median; "x floor" says how many times faster
     than the floor, and so on.
+
+    Last come a calibration and phase images of the demo's specimen, against the truth.
     """
     before = None if old is None else _read(old)
     if output is None:
@@ -281,6 +295,8 @@ def main(
             names = ("floor", "numba", "numba, dense", "cuda") if inline else others
             some = {p: workers[p] for p in names if p in workers and _takes_part(p, workload)}
             curves.setdefault(title, []).append((x, measure(workload, some, 5, folder)))
+    if not quick:
+        _truth(quantem)
     results = {
         "versions": {
             "python": platform.python_version(),

@@ -58,7 +58,8 @@ def main(quantem: str | None, py4dstem: str | None, data: Path | None) -> None:
     more = [] if data is None else known.folder(data)
     with tempfile.TemporaryDirectory() as name:
         for one in [*known.demo(Path(name), DOSES), *more]:
-            click.echo("\n".join(table(one, pythons)))
+            for line in table(one, pythons):
+                click.echo(line)
 
 
 if __name__ == "__main__":
