@@ -147,10 +147,10 @@ def frequency_weights(
 def covariance(model: Model, x: NDArray[np.float64], free: Sequence[int]) -> NDArray[np.float64]:
     """Estimate the covariance of parameters at the maximum.
 
-    The object's phases are not known, one for each frequency, so the curvature H alone is no
-    measure: where there is more noise than signal, most of it is chance. The scatter V of the
-    slopes of single frequencies, which are independent of each other, says how far chance pushes:
-    H⁻¹ V H⁻¹.
+    The scatter V of the slopes of single frequencies, which are independent of each other, says how
+    far chance pushes, the curvature H how far that moves the maximum: H⁻¹ V H⁻¹. Unlike H alone,
+    this holds for frequencies of any weight, and for noise that is stronger than was taken for
+    granted.
 
     Parameters
     ----------
