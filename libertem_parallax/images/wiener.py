@@ -41,8 +41,8 @@ _GAIN = 0.05
 _LEAST, _NONE = 1e-3, 1e-6
 
 #: Spots: by how much they are above μ, at least, and where, of powers of P over the largest. Among
-#: as many frequencies as there are, noise should be so in one scan of ten at most.
-_SPOT, _SPOT_LEAST, _SPOT_RARE, _ROUNDS = 10.0, 1e-2, 2.5, 3
+#: as many frequencies as there are, noise should be so in one scan of a hundred at most.
+_SPOT, _SPOT_LEAST, _SPOT_RARE, _ROUNDS = 12.0, 1e-2, 5.0, 3
 
 #: Steps to the maximum, the largest of one, in log S, and where to stop.
 _STEPS, _STEP, _ENOUGH = 20, 2.0, 0.01
