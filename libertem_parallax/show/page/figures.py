@@ -101,6 +101,9 @@ class ImageView:
         self.limits = fixed or limits(image if shown is None else image[shown], percentiles)
         rows, cols = np.multiply(image.shape, picture.pixel_size) / 10
         self._picture = picture
+        shape = {"--aspect": f"{cols / rows:.4f}"}
+        if self.plot.css_variables != shape:
+            self.plot.css_variables = shape
         self.source.data = {
             **field(rows, cols),
             "image": [gray(image, self.limits, shown)],

@@ -141,7 +141,7 @@ class Knobs:
 
     def _focus(self) -> None:
         self.defocus = self._on(
-            Spinner(step=1, format="0[.]00", width=105, name="defocus", title="Defocus in nm"),
+            Spinner(step=1, format="0[.]00", width=105, name="defocus", title="Defocus, nm"),
             self._set_defocus,
         )
         self.coarse = self._on(
@@ -222,12 +222,12 @@ class Knobs:
         self.pad = Pad("astigmatism", self._set_c12)
         self.c12a, self.c12b = (
             Spinner(step=1, format="0[.]00", title=title, name=name, sizing_mode="stretch_width")
-            for title, name in (("C12a in nm", "c12a"), ("C12b in nm", "c12b"))
+            for title, name in (("C12a, nm", "c12a"), ("C12b, nm", "c12b"))
         )
         self._on(self.c12a, lambda a: self._set_c12(a, self.c12b.value or 0.0))
         self._on(self.c12b, lambda b: self._set_c12(self.c12a.value or 0.0, b))
         self.rotation = self._on(
-            Spinner(step=0.1, format="0[.]00", title="Rotation in degrees", name="rotation",
+            Spinner(step=0.1, format="0[.]00", title="Rotation, degrees", name="rotation",
                     sizing_mode="stretch_width"),
             lambda degrees: self._set_parameter(rotation_angle=math.radians(degrees)),
         )  # fmt: skip
@@ -258,7 +258,7 @@ class Knobs:
     def _detector(self) -> None:
         self.diffraction = Diffraction(self._set_disk)
         self.semiangle = self._on(
-            Spinner(step=0.05, low=0.001, format="0[.]000", title="Semiangle in mrad",
+            Spinner(step=0.05, low=0.001, format="0[.]000", title="Semiangle, mrad",
                     name="semiangle", sizing_mode="stretch_width"),
             lambda value: self._set_parameter(semiangle_cutoff=value),
         )  # fmt: skip
@@ -288,7 +288,7 @@ class Knobs:
                 self.orders,
                 Div(text="pixels per step", css_classes=["heading", "right"]),
                 self.upsampling,
-                css_classes=["line"], sizing_mode="stretch_width",
+                css_classes=["line", "wrap"], sizing_mode="stretch_width",
             ),
             css_classes=["card"], sizing_mode="stretch_width",
         )  # fmt: skip
@@ -313,7 +313,7 @@ class Knobs:
         )  # fmt: skip
         self.higher = {
             name: NumericInput(
-                title=f"{name} in {'degrees' if name.startswith('phi') else 'nm'}", mode="float",
+                title=f"{name}, {'degrees' if name.startswith('phi') else 'nm'}", mode="float",
                 format="0[.]000", name=name, sizing_mode="stretch_width",
             )
             for name in _HIGHER

@@ -163,12 +163,12 @@ class Page:
         self.knobs = Knobs(self._tuning, self._say)
         self.contrast = RangeSlider(
             start=0, end=100, step=0.1, value=(0.5, 99.5), title="Contrast, %", bar_color=MARK,
-            name="contrast", sizing_mode="stretch_width",
+            name="contrast", sizing_mode="stretch_width", css_classes=["wide"],
         )  # fmt: skip
         self.hold = Toggle(label="Hold", name="hold", width=56)
         self.blur = Slider(
             start=0, end=max(2.0, sigma / 5), step=0.02, value=sigma / 10, title="Blur, nm",
-            name="blur", bar_color=MARK, sizing_mode="stretch_width",
+            name="blur", bar_color=MARK, sizing_mode="stretch_width", css_classes=["wide"],
         )  # fmt: skip
         self._limits: tuple[float, float] | None = None
         on_change(self.hold, "active", lambda on: self._hold(on=on))
@@ -207,7 +207,7 @@ class Page:
         )  # fmt: skip
         picture = Column(
             self.knobs.image,
-            Row(self.contrast, self.blur, self.hold, css_classes=["pair", "low"],
+            Row(self.contrast, self.blur, self.hold, css_classes=["pair", "low", "wrap"],
                 sizing_mode="stretch_width"),
             css_classes=["card"], sizing_mode="stretch_width",
         )  # fmt: skip
@@ -346,10 +346,9 @@ class Page:
         if self._recording is not None and (self._is_recording or not picture.scanned.any()):
             return str(self._recording.progress)
         rows, cols = picture.image.shape
-        text = (
-            f"{rows} x {cols} pixels, {len(picture.geometry.plan.pixels)} in the bright field, "
-            f"{1e3 * picture.seconds:.0f} ms"
-        )
+        text = f"{rows} x {cols} pixels, {len(picture.geometry.plan.pixels)} in the bright field"
+        if picture.number:  # the first one may have taken the compiler
+            text += f", {1e3 * picture.seconds:.0f} ms"
         if not picture.scanned.all():
             text += f", {picture.scanned.mean():.0%} scanned"
         if self._recording is not None:
