@@ -56,6 +56,7 @@ class Diffraction:
         for axis in (self.plot.x_range, self.plot.y_range):
             axis.renderers = self.plot.renderers[:1]
         self._geometry: Geometry | None = None
+        self._mask: NDArray[np.bool_] | None = None
         self._grabbed: tuple[str, float, float] | None = None
         self.plot.on_event(PanStart, self._grab)
         self.plot.on_event(Pan, self._drag)
@@ -79,12 +80,16 @@ class Diffraction:
         self._geometry = geometry
         (row, col), (height, width) = geometry.center, geometry.sampling
         cutoff = geometry.parameters["semiangle_cutoff"]
-        self._disk.data = {
+        disk = {
             "x": [col], "y": [row], "width": [2 * cutoff / width], "height": [2 * cutoff / height],
         }  # fmt: skip
+        if self._disk.data != disk:  # drawing takes time
+            self._disk.data = disk
         mask = geometry.parameters.get("bf_mask")
-        out = np.argwhere(~mask) if mask is not None else np.empty((0, 2))
-        self._masked.data = {"x": out[:, 1], "y": out[:, 0]}
+        if mask is not self._mask:
+            self._mask = mask
+            out = np.empty((0, 2)) if mask is None else np.argwhere(~mask)
+            self._masked.data = {"x": out[:, 1], "y": out[:, 0]}
 
     def _radius(self, x: float, y: float) -> float:
         """Distance from the center in mrad."""
@@ -153,7 +158,7 @@ class Pad:
         if (self.source.data["x"][0], self.source.data["y"][0]) != (x, y):
             self.source.data = {"x": [x], "y": [y]}
         reach = math.hypot(x, y)
-        if reach > self._reach or reach < self._reach / 20:
+        if reach > self._reach or 0 < reach < self._reach / 20:
             self.reach(2 * reach)
 
     def reach(self, reach: float) -> None:

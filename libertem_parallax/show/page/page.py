@@ -182,17 +182,17 @@ class Page:
         self.undo.on_click(self._tuning.undo)
         self.save = Button(label="Save", name="save", button_type="primary")
         self.save.on_click(self._save)
+        # Texts that change take the browser long: this one is written where it is to be seen.
         self.script = PreText(text="", css_classes=["script"], sizing_mode="stretch_width",
                               name="script", visible=False)  # fmt: skip
-        self.copy = Toggle(label="Copy as Python", name="copy")
-        self.copy.js_on_change(
-            "active",
+        self.script.js_on_change(
+            "text",
             CustomJS(
-                args={"text": self.script},
-                code="text.visible = cb_obj.active; "
-                "if (cb_obj.active) navigator.clipboard?.writeText(text.text).catch(() => {})",
+                code="if (cb_obj.text) navigator.clipboard?.writeText(cb_obj.text).catch(() => {})"
             ),
         )
+        self.copy = Toggle(label="Copy as Python", name="copy")
+        on_change(self.copy, "active", lambda _: self._write_script())
         head = Row(
             Div(text=html.escape(self._title), css_classes=["name"]),
             self._told, self._pointed, self.stop,
@@ -287,7 +287,7 @@ class Page:
             # When nothing else is to be done.
             self._spectrum_of = picture
             self.spectrum.show(picture)
-            _set(self.script, "text", script(picture.parameters, picture.name, self._source))
+            self._write_script()
         if self._playing is not None and picture is self._sent:
             self._next_depth()
 
@@ -347,8 +347,6 @@ class Page:
             return str(self._recording.progress)
         rows, cols = picture.image.shape
         text = f"{rows} x {cols} pixels, {len(picture.geometry.plan.pixels)} in the bright field"
-        if picture.number:  # the first one may have taken the compiler
-            text += f", {1e3 * picture.seconds:.0f} ms"
         if not picture.scanned.all():
             text += f", {picture.scanned.mean():.0%} scanned"
         if self._recording is not None:
@@ -358,6 +356,15 @@ class Page:
     @property
     def _is_recording(self) -> bool:
         return self._recording is not None and bool(self._recording.progress.running)
+
+    def _write_script(self) -> None:
+        """Write the script, or hide it."""
+        picture = self._tuning.picture
+        text = ""
+        if self.copy.active and picture is not None:
+            text = script(picture.parameters, picture.name, self._source)
+        _set(self.script, "text", text)
+        _set(self.script, "visible", bool(text))
 
     def _save(self) -> None:
         picture = self._tuning.picture

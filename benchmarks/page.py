@@ -1,0 +1,171 @@
+"""How soon the page follows, in Chromium, and what it costs a recording.
+
+``python -m benchmarks.page`` needs the extra ``page``, Playwright and Chromium.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import shutil
+import time
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import psutil
+
+from libertem_parallax.accumulate import Stack
+from libertem_parallax.geometry import Geometry
+from libertem_parallax.parameters import Parameters
+from libertem_parallax.show.page.live import LivePage
+from libertem_parallax.show.page.server import Access
+
+PARAMETERS = Parameters(
+    scan_sampling=(3.5, 3.5),
+    angular_sampling=(0.3076, 0.3076),
+    energy=300e3,
+    semiangle_cutoff=4.0,
+    aberration_coefs={"C10": -1.5e4},
+    image="phase_flip",
+)
+
+#: Moves the slider and waits for what follows: milliseconds to the first and to the last image, on
+#: the screen (two frames of the browser after the data have come).
+_MOVE = """async ([value, last]) => {
+  const models = Bokeh.documents[0]
+  const slider = models.get_model_by_name("coarse")
+  const source = models.get_model_by_name("image").renderers[0].data_source
+  const start = performance.now(), number = source.data.number[0]
+  const painted = () => new Promise(done =>
+    requestAnimationFrame(() => requestAnimationFrame(() => done(performance.now() - start))))
+  slider.value = value
+  const times = []
+  while (true) {
+    await new Promise(done => {
+      const see = () => { source.disconnect(source.properties.data.change, see); done() }
+      source.connect(source.properties.data.change, see)
+    })
+    if (source.data.number[0] <= number) continue
+    times.push(await painted())
+    if (source.data.image[0].shape[0] >= last) return times
+  }
+}"""
+
+
+#: Turns the knob every second.
+_TURN = """() => {
+  window.turning = setInterval(() => {
+    Bokeh.documents[0].get_model_by_name("coarse").value = 1400 + Date.now() % 200
+  }, 1000)
+}"""
+
+
+@contextlib.contextmanager
+def opened(page: LivePage) -> Iterator[Any]:
+    """Open a page in Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as starter:
+        arguments = ["--no-sandbox", "--disable-gpu"]
+        browser = starter.chromium.launch(executable_path=shutil.which("chromium"), args=arguments)
+        window = browser.new_page(viewport={"width": 1400, "height": 900})
+        window.goto(page.url)
+        time.sleep(3)
+        yield window
+        browser.close()
+
+
+def latency(scan: int, u: int, moves: int) -> None:
+    """Time moves of the slider, from the move to the new image on the screen."""
+    parameters = PARAMETERS.replace(upsampling_factor=u)
+    pixels = Geometry.from_parameters((scan, scan, 64, 64), **parameters).plan.pixels
+    frames = np.random.default_rng(0).poisson(0.3, (scan * scan, len(pixels))).astype(np.uint8)
+    page = LivePage(Access(port=0), title="benchmark")
+    page.ready((64, 64), frames.dtype, parameters)
+    scanned = np.ones((scan, scan), bool)
+    page.tuning.grow(Stack(frames, pixels, (scan, scan), (64, 64), scanned))
+    page.tuning.wait()
+    with opened(page) as window:
+        page.tuning.when_idle(None)  # no curve meanwhile
+        times = []
+        for i in range(moves + 3):
+            if i == 3:
+                before = _busy()
+            times.append(window.evaluate(_MOVE, [1400 + 7 * i % 200, scan * u]))
+            time.sleep(0.2)
+        server, browser = (
+            (now - then) / moves * 1e3 for now, then in zip(_busy(), before, strict=True)
+        )
+    page.close()
+    for what, which in (("first", 0), ("last", -1)):
+        found = [move[which] for move in times[3:]]
+        middle, most = np.percentile(found, (50, 95))
+        print(f"{scan} x {scan}, u = {u}: {what} image {middle:.0f} ms, 95 % in {most:.0f} ms")
+    print(
+        f"  of cores, {server:.0f} ms in the server and {browser:.0f} ms in the browser for a move"
+    )
+
+
+def _busy() -> tuple[float, float]:
+    """Seconds of cores that were used: by this process, and by those of the browser."""
+    browser = 0.0
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            used = child.cpu_times()
+            browser += used.user + used.system
+    return time.process_time(), browser
+
+
+def recording(scan: int, rounds: int) -> None:
+    """Compare rates as fast as frames can be had, in turns: alone, with page, with knobs."""
+    from libertem.api import Context
+
+    from libertem_parallax import ParallaxUDF
+
+    shape = (scan, scan, 64, 64)
+    frames = np.random.default_rng(0).poisson(0.3, shape).astype(np.uint8)
+    page = LivePage(Access(port=0), title="benchmark")
+    page.ready((64, 64), frames.dtype, PARAMETERS)
+    # There is no disk in these frames, of which LiberTEM's user would be told.
+    warnings.simplefilter("ignore")
+    rates: dict[str, list[float]] = {"alone": [], "with a page": [], "while a knob is turned": []}
+    with Context.make_with("inline") as ctx, opened(page) as window:
+        dataset = ctx.load("memory", data=frames, sig_dims=2, num_partitions=scan * scan // 512)
+        for _ in range(rounds + 1):
+            for how, of in rates.items():
+                udfs: list[Any] = [ParallaxUDF.from_parameters(shape, **PARAMETERS)]
+                if how != "alone":
+                    udfs.append(page.begin(dataset))
+                if how == "while a knob is turned":
+                    window.evaluate(_TURN)
+                start = shown = time.perf_counter()
+                for _ in ctx.run_udf_iter(dataset=dataset, udf=udfs):
+                    if how != "alone" and time.perf_counter() - shown > 0.5:
+                        page.show()
+                        shown = time.perf_counter()
+                of.append(scan * scan / (time.perf_counter() - start))
+                if how != "alone":
+                    page.end(None)
+                window.evaluate("clearInterval(window.turning)")
+                time.sleep(1)
+    page.close()
+    alone = np.median(rates["alone"][1:])
+    for how, of in rates.items():
+        rate = np.median(of[1:])
+        print(f"{how}: {rate:,.0f} frames/s, {rate / alone:.0%}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--moves", type=int, default=50)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("what", nargs="*", default=["256", "1024", "recording"])
+    chosen = parser.parse_args()
+    if "256" in chosen.what:
+        latency(256, 2, chosen.moves)
+    if "1024" in chosen.what:
+        latency(1024, 1, chosen.moves // 3)
+    if "recording" in chosen.what:
+        recording(256, chosen.rounds)
