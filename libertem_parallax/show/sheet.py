@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["sheet"]
 
-#: Points of the map of the likelihood along each axis, and frequencies that it takes.
-_MAP, _FREQUENCIES = 41, 800
+#: Points of the map of the likelihood along each axis, and frequencies and pixels that it takes.
+_MAP, _FREQUENCIES, _PIXELS = 61, 400, 400
 
 #: Arrows of the shifts along each axis.
 _ARROWS = 13
@@ -80,11 +80,14 @@ def _likelihood(axes: Any, calibration: Calibration) -> None:
     best = calibration.estimate.best
     spectra = calibration.estimate.spectra
     highest = 0.5 * best.model.optics.semiangle / best.model.optics.wavelength
-    inside = np.flatnonzero(np.hypot(*spectra.q.T) <= highest)
+    # A crystal's few frequencies, or low ones.
+    crystal = spectra.strong.sum() > 2
+    inside = np.flatnonzero(spectra.strong if crystal else np.hypot(*spectra.q.T) <= highest)
     if len(inside) > _FREQUENCIES:
         inside = inside[:: math.ceil(len(inside) / _FREQUENCIES)]
+    pixels = np.arange(0, len(spectra.pixels), math.ceil(len(spectra.pixels) / _PIXELS))
     model = Model(
-        spectra.take(inside), best.model.optics, best.model.layout, best.model.orders,
+        spectra.take(inside, pixels), best.model.optics, best.model.layout, best.model.orders,
         weights=best.model.weights[inside],
     )  # fmt: skip
     unit = model.units()[1]
