@@ -21,6 +21,7 @@ PARAMETERS = {
     "upsampling_factor": 3,
 }
 WAVELENGTH = 0.0196875
+SHAPE = (96, 96, 35, 35)
 
 
 def test_within_the_semiangle_it_is_the_known_one():
@@ -47,11 +48,13 @@ def test_within_the_semiangle_it_is_the_known_one():
 
 
 def test_phase_follows_the_signal_over_the_noise():
-    few, many = (prlx.transfer(PARAMETERS, regularization=snr).phase for snr in (1.0, 1e4))
+    few, many = (
+        prlx.transfer(PARAMETERS, shape=SHAPE, regularization=snr).phase for snr in (1.0, 1e4)
+    )
     assert ((few >= 0) & (many <= 1) & (few <= many)).all()
     assert many.max() > 0.99
     assert few.max() <= 0.5 + 1e-6
-    given = prlx.transfer({**PARAMETERS, "regularization": 1.0}).phase
+    given = prlx.transfer({**PARAMETERS, "regularization": 1.0}, shape=SHAPE).phase
     np.testing.assert_array_equal(given, few)
 
 
@@ -88,7 +91,7 @@ def test_on_the_command_line(tmp_path, monkeypatch):
 
 
 def test_the_picture_shows_all_curves():
-    curves = prlx.transfer(PARAMETERS)
+    curves = prlx.transfer(PARAMETERS, shape=SHAPE)
     [axes] = transfer_figure(curves).axes
     drawn = {line.get_label(): line.get_ydata() for line in axes.lines}
     for name in ("parallax", "phase"):
