@@ -1,7 +1,7 @@
 """Numba: the default on CPUs.
 
 Frames of successive scan positions land side by side, pixel by pixel. So the kernel works on blocks
-of up to `BLOCK` successive frames of one scan row in two steps:
+of successive frames of one scan row, `BLOCK` bytes of every pixel, in two steps:
 
 1. *gather*: the block's bright-field pixels are transposed into a small buffer, in groups of as
    many frames as a vector has values, while the next group is on its way from memory.
@@ -39,8 +39,8 @@ __all__ = ["CompiledEngine", "locked"]
 #: Bytes of a vector, and those of a frame's row that are transposed in one go.
 VECTOR, CHUNK = 16, 32
 
-#: Frames in a block, and bytes of the buffer for one group of them, by measurement: what is written
-#: for a group should stay in the L1 cache, and the whole buffer in L2.
+#: Bytes of every pixel in a block, and of the buffer for one group of frames, by measurement: what
+#: is written for a group should stay in the L1 cache, and the whole buffer in L2.
 BLOCK = 128
 GROUP_BYTES = 1 << 14
 
@@ -225,7 +225,7 @@ def _accumulate(
     slots: Any,  # (m,) int64 where in the buffer each pixel of the tile goes
     targets: Any,  # (m,) int64 where in A
     batches: Any,  # (b, 4) int64: chunks from, to; pixels from, to
-    values: Any,  # (BLOCK / lanes, slots, lanes) the buffer
+    values: Any,  # (BLOCK / VECTOR, slots, lanes) the buffer
     A: Any,  # flat
     S: Any,  # (T,)
 ) -> None:
@@ -392,7 +392,7 @@ class CompiledEngine(Engine):
             shared[key] = _make_table(self.plan, place[:2], place[2:], dtype.itemsize)
         lanes, width = VECTOR // dtype.itemsize, CHUNK // dtype.itemsize
         size = GROUP_BYTES // (width * VECTOR)
-        return _Tile(*shared[key], np.empty((BLOCK // lanes, size * width, lanes), dtype))
+        return _Tile(*shared[key], np.empty((BLOCK // VECTOR, size * width, lanes), dtype))
 
 
 # What partitions share, by part of the detector: with many pixels, it takes milliseconds.
