@@ -404,3 +404,22 @@ def test_spectra_of_noise_have_a_power_of_one() -> None:
     power = (np.abs(spectra.images) ** 2).mean(axis=0)
     np.testing.assert_allclose(power, 1, atol=0.25)
     assert spectra.noise == pytest.approx(1, abs=0.1)
+
+
+def test_what_the_specimen_is_not_is_taken_off() -> None:
+    """Smooth changes over the scan, and what all pixels do at one frequency."""
+    rng = np.random.default_rng(0)
+    y, x = np.indices((24, 26)) / 25
+    slow = 1 + 0.4 * y - 0.5 * x * y
+    fast = 0.3 * np.cos(2 * np.pi * np.arange(26) * 5 / 26)
+    mean = 50 * np.ones((24, 26, 4, 4)) * (slow + fast)[..., None, None]
+    stack = bright_field(rng.poisson(mean).astype(np.uint16), np.ones((4, 4), bool))
+    index = independent((24, 26), (1.0, 1.0), 1.0)
+    spectra = transform(stack, (1.0, 1.0), index)
+    at = np.flatnonzero((index == (0, 5)).all(axis=1))
+    others = np.delete(spectra.power, at)
+    assert others.max() < 4  # without, hundreds at the lowest
+    assert spectra.power[at] > 100
+    assert spectra.strong[at]
+    power = (np.abs(spectra.images) ** 2).mean(axis=1)
+    np.testing.assert_allclose(power[at], 1, rtol=1e-5)
