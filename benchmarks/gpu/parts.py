@@ -287,6 +287,10 @@ def live(workload: Workload) -> Iterator[Row]:
 
     shape = workload.shape
     frames = np.random.default_rng(0).integers(0, 3, shape, np.uint8).astype(workload.dtype)
+    # A disk, as the parameters say: another one would be searched, and told.
+    disk = np.zeros(shape[2:], workload.dtype)
+    disk[workload.lit_part] = ~workload.dark
+    frames *= disk
     rates = {}
     with (
         LiveContext.make_with("inline") as ctx,
