@@ -202,6 +202,14 @@ def test_usage(run: Run, command: str, message: str) -> None:
     assert message in result.stderr
 
 
+def test_parameters_that_are_given_are_not_replaced_by_those_that_are_found(run: Run) -> None:
+    Path("image.toml").write_text("energy = 200e3\nsemiangle_cutoff = 4\n", encoding="utf-8")
+    given = "--params image.toml --scan-sampling 4 5 -o image.tif"
+    result = run(f"live merlin --calibrate {given} --overwrite")
+    assert result.exit_code == 2
+    assert "--output image.toml: that is an input" in result.stderr
+
+
 def test_without_libertem_live(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "libertem_live.api", None)
     for command in ("live merlin", "live --simulate merlin", "live asi_tpx3"):

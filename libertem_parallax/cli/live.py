@@ -259,11 +259,10 @@ def live(
     parameters = read_parameters(params, options)
     check_required(parameters, *(NEEDED if recording.calibrate else ()))
     output = _output(output, parameters)
+    inputs = [*([params] if params else []), *parameters.files.values()]
     if recording.calibrate:
-        check_file("--output", output.with_suffix(".toml"), [], overwrite=recording.overwrite)
-    check_output(
-        output, [*([params] if params else []), *parameters.files.values()], recording.overwrite
-    )
+        check_file("--output", output.with_suffix(".toml"), inputs, overwrite=recording.overwrite)
+    check_output(output, inputs, recording.overwrite)
 
     port = port or kind.port
     data_port = data_port or kind.data_port or port

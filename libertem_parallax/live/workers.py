@@ -58,6 +58,6 @@ def make_context(workers: int) -> LiveContext:
 
     if workers == 1:
         return LiveContext.make_with("inline")
-    from ._pipelined import Pipelined
+    from .pipelined import Pipelined
 
     return LiveContext(Pipelined(workers))
