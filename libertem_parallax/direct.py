@@ -33,6 +33,10 @@ __all__ = ["Direct", "direct_phase"]
 #: Images that are transformed at a time.
 _BLOCK = 32
 
+#: Of the specimen's power spectrum, where noise hides it. At low frequencies, where only the rim of
+#: the aperture shows them, little is known.
+_LAW = (-5.0, 10.0)
+
 #: Instead of dividing by zero.
 _LEAST = 1e-30
 
@@ -222,7 +226,7 @@ class Direct:
         power = np.abs(N) ** 2 / np.maximum(D, _LEAST)
         D = D.astype(np.float32)
         frequency, none = np.hypot(*self._q.reshape(-1, 2).T), np.zeros(len(D), bool)
-        spectrum = Spectrum(D, self._tells, frequency, none)
+        spectrum = Spectrum(D, self._tells, frequency, none, _LAW)
         return spectrum.ratio(spectrum.fit(power, self._frames / self._inside))
 
     def image(self, spectrum: NDArray[Any]) -> NDArray[np.float32]:

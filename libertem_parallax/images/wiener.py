@@ -29,9 +29,9 @@ _KNOTS, _PLACES = 24, 64
 #: Powers of P that are told apart: so many for each factor of 2, over a factor of 2**_RANGE.
 _LEVELS, _RANGE = 2, 20
 
-#: The power law, flat below so many times the lowest frequency; price of slope and curvature that
-#: log S has beyond it, by differences from knot to knot.
-_POWER, _FLAT, _SLOPE, _CURVATURE = -3.0, 2.0, 3.0, 4.0
+#: Price of slope and curvature that log S has beyond the power law's, by differences from knot to
+#: knot.
+_SLOPE, _CURVATURE = 3.0, 4.0
 
 #: Price of log g.
 _GAIN = 0.05
@@ -81,6 +81,8 @@ class Spectrum:
         |q| in any unit.
     beyond : (Q,) bool
         Whether it is beyond those that the scan tells apart.
+    law
+        The power law: its power, and below how many times the lowest frequency it is flat.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class Spectrum:
         noise: NDArray[Any],
         frequency: NDArray[np.float64],
         beyond: NDArray[np.bool_],
+        law: tuple[float, float] = (-3.0, 2.0),
     ) -> None:
         lowest = frequency[frequency > 0].min(initial=1.0)
         place = np.log(np.maximum(frequency / lowest, 1))
@@ -97,7 +100,7 @@ class Spectrum:
         self.place: NDArray[np.intp] = np.rint(place * ((_KNOTS - 1) * _PLACES / span)).astype(int)
         self._power, self._noise, self._beyond = power, noise, beyond.astype(np.intp)
         self._cells = _cells(power, noise, self.place, beyond)
-        self._law = _POWER / 2 * np.log(np.exp(2 * span * np.linspace(0, 1, _KNOTS)) + _FLAT**2)
+        self._law = law[0] / 2 * np.log(np.exp(2 * span * np.linspace(0, 1, _KNOTS)) + law[1] ** 2)
         self._likely = power > _SPOT_LEAST * power.max()
         self._spot = max(_SPOT, np.log(len(power)) + _SPOT_RARE)
 
