@@ -39,7 +39,7 @@ GROWTH: dict[str, list[tuple[str, Workload]]] = {
     ],
     "detector (radius 10)": [
         (f"{n} x {n}", Workload("", (scan, scan, n, n), parameters=_bright(10)))
-        for n, scan in ((32, 64), (64, 64), (128, 64), (256, 64), (512, 64), (1024, 32), (2048, 16))
+        for n, scan in ((32, 64), (64, 64), (128, 64), (256, 64), (512, 32), (1024, 16), (2048, 16))
     ],
     "upsampling factor (scan 128 x 128)": [
         (f"{u}", Workload("", (128, 128, 64, 64), parameters=PARAMETERS | {"upsampling_factor": u}))
