@@ -150,6 +150,7 @@ class Pad:
         )
         self.plot.segment(0, 0, "x", "y", source=self.source, line_color=MARK, line_alpha=0.5)
         self.plot.scatter("x", "y", source=self.source, size=13, color=MARK)
+        self.reach(self._reach)
         for event in (Tap, PanStart, Pan):
             self.plot.on_event(event, lambda e: None if e.x is None else moved(e.x, e.y))
 
