@@ -20,6 +20,9 @@ _RATIO = 1.25
 #: Its center may be off by this part of its radius, or by as many pixels.
 _OFF, _OFF_PIXELS = 0.15, 1.5
 
+#: Larger values are no counts.
+_LARGEST = 1e100
+
 #: Standard errors. Noise stays below the first; a disk would be above the second.
 _NOISE, _CLEAR = 5.0, 30.0
 
@@ -51,6 +54,7 @@ def positions_to_compare(scan_shape: tuple[int, int]) -> NDArray[np.int64]:
     return positions
 
 
+@np.errstate(all="ignore")  # pixels that are not in use may hold anything
 def contradiction(geometry: Geometry, pattern: NDArray[np.float64]) -> str | None:
     """Compare the sum of some frames with the bright field as the parameters have it.
 
@@ -69,7 +73,7 @@ def contradiction(geometry: Geometry, pattern: NDArray[np.float64]) -> str | Non
     """
     center, sampling = geometry.center, geometry.sampling
     cutoff: float = geometry.parameters["semiangle_cutoff"]
-    usable = np.isfinite(pattern)
+    usable = np.abs(pattern) < _LARGEST  # of larger ones the squares overflow
     mask = geometry.parameters.get("bf_mask")
     if mask is not None:
         usable &= mask

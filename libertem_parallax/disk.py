@@ -10,7 +10,7 @@ Pixels that do not fit, such as hot ones, lose their weight.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.fft
@@ -32,6 +32,9 @@ _ROUNDS, _OUTLIER = 5, 5.0
 
 #: What a pixel on the edge may deviate from the model, for its own shape, as part of the step.
 _ROUGH = 0.1
+
+#: Larger values, of which the squares overflow, are no counts.
+_LARGEST = 1e100
 
 #: A step of the edge that chance would not make, in standard errors. Many circles were tried.
 _SIGNIFICANT = 8.0
@@ -55,6 +58,7 @@ class Disk(NamedTuple):
     outside: float
 
 
+@np.errstate(all="ignore")  # what comes to nothing is none
 def find_disk(
     pattern: ArrayLike,
     usable: NDArray[np.bool_] | None = None,
@@ -83,6 +87,7 @@ def find_disk(
         If shapes or sizes are none.
     """
     values = np.asarray(pattern, np.float64)
+    values = np.where(np.abs(values) < _LARGEST, values, np.nan)
     if values.ndim != 2 or not values.size:
         raise ValueError(f"pattern of shape {values.shape}: expected rows and columns.")
     if usable is not None and usable.shape != values.shape:
@@ -107,13 +112,25 @@ def find_disk(
     blur = float(factor)
     parameters = np.array([*start, blur, 0.0, blur])
     near = max(_NEAR_PIXELS * factor, _NEAR * radius * factor)
-    fit = _fit(coarse_values, coarse_known, factor, parameters, near, shape)
+    fit = _fit_or_not(coarse_values, coarse_known, factor, parameters, near, shape)
     if fit is not None and factor > 1:  # large patterns in full next to the edge only
         near = _NEAR_PIXELS + 3 * fit.edge
-        fit = _fit(values, known, 1, fit.parameters, near, shape)
-    if fit is None or fit.edge > fit.parameters[2] / 2 or fit.errors[2] > fit.parameters[2] / 10:
+        fit = _fit_or_not(values, known, 1, fit.parameters, near, shape)
+    if fit is None or not np.isfinite([*fit.parameters, *fit.errors]).all():
+        return None
+    if fit.edge > fit.parameters[2] / 2 or fit.errors[2] > fit.parameters[2] / 10:
         return None
     return fit.disk(unit)
+
+
+def _fit_or_not(
+    values: NDArray[np.float64], known: NDArray[np.bool_], *arguments: Any
+) -> _Fit | None:
+    """Fit as `_fit`; None where numbers come to nothing."""
+    try:
+        return _fit(values, known, *arguments)
+    except (ValueError, np.linalg.LinAlgError):
+        return None
 
 
 def _binned(
@@ -230,12 +247,9 @@ def _fit(
             return None
         here = _Edge(y[chosen], x[chosen], given[chosen], near, pixel, factor)
         weights = here.weights(parameters)
-        try:
-            solved = scipy.optimize.least_squares(
-                here.residuals, parameters, args=(weights,), max_nfev=30
-            )
-        except (ValueError, np.linalg.LinAlgError):
-            return None
+        solved = scipy.optimize.least_squares(
+            here.residuals, parameters, args=(weights,), max_nfev=30
+        )
         parameters = solved.x
         if not 0.5 <= parameters[2] <= 2 * max(values.shape) * factor:
             return None

@@ -207,3 +207,18 @@ def test_small_disks_are_compared_as_well(radius):
     sampling = PARAMETERS["semiangle_cutoff"] / radius
     changes = {"angular_sampling": (sampling, sampling), "center": (34.0, 14.0)}
     assert "Give center=(24.0, 24.0)" in said(changes, pattern)
+
+
+@pytest.mark.parametrize("value", [1e300, -np.inf, np.nan, 1e99, 1e-300])
+@pytest.mark.parametrize("shape", [(1, 1), (2, 9), (19, 16)])
+@pytest.mark.filterwarnings("ignore:the detector cuts off")
+def test_whatever_pixels_hold_no_run_ends_by_it(value, shape):
+    """Pixels that are not in use may hold anything, and numbers may come to nothing."""
+    rng = np.random.default_rng(0)
+    geometry = Geometry.from_parameters((32, 32, *shape), **PARAMETERS)
+    with np.errstate(all="raise"):
+        for share in (0.02, 0.3, 1.0):
+            pattern = rng.poisson(3.0, shape).astype(float)
+            pattern[rng.random(shape) < share] = value
+            contradiction(geometry, pattern)
+            contradiction(geometry, pattern - 5)
