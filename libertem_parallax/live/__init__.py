@@ -1,4 +1,4 @@
-"""Behind a detector: waiting for it with an end, reconstructing while it records."""
+"""Frames from a detector: waits that have an end, an image while it records."""
 
 from .asi_tpx3 import Timepix3
 from .dectris import Dectris
