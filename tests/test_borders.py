@@ -6,8 +6,7 @@ import definition
 import numpy as np
 import pytest
 import weak
-from helpers import PARAMETERS, make_scan, run_udf
-from test_udf import CASES
+from helpers import CASES, PARAMETERS, make_scan, run_udf
 
 from libertem_parallax import ParallaxUDF
 from libertem_parallax.accumulate import Stack

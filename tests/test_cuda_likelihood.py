@@ -11,9 +11,9 @@ from helpers import needs_compiler
 from scans import KNOWN, bright_field, scan, specimen
 from standin import compiler
 from standin.cupy import CUDARuntimeError
-from test_kernels import SANITIZE, SOURCES, sanitized
 from test_likelihood import COEFS, case
 
+from kernels import SANITIZE, SOURCES, sanitized
 from libertem_parallax.accumulate import CudaError
 from libertem_parallax.accumulate.cuda import device, upload
 from libertem_parallax.calibration import calibrate_stack, find_beam

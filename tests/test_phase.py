@@ -9,8 +9,7 @@ import scipy.optimize
 import tifffile
 import weak
 from click.testing import CliRunner
-from helpers import PARAMETERS, make_scan, run_udf
-from test_udf import CASES
+from helpers import CASES, PARAMETERS, make_scan, run_udf
 
 from libertem_parallax import ParallaxPhaseUDF, ParallaxUDF, Parameters
 from libertem_parallax.cli import main

@@ -9,7 +9,7 @@ from pathlib import Path
 import definition
 import numpy as np
 import pytest
-from helpers import PARAMETERS, make_scan, run_udf, sums
+from helpers import CASES, PARAMETERS, make_scan, run_udf, sums
 from libertem.io.corrections import CorrectionSet
 
 from libertem_parallax import ParallaxPhaseFlipUDF, ParallaxUDF
@@ -48,26 +48,6 @@ def assert_equals_definition(ctx, frames, parameters, engine="numba", **load):
     ]:
         assert actual.dtype == np.float32
         np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
-
-
-CASES = {
-    "plain": {},
-    "u1": {"upsampling_factor": 1},
-    "u3": {"upsampling_factor": 3},
-    "u4": {"upsampling_factor": 4},
-    "noisy": {"suppress_Nyquist_noise": False},
-    "noisy-u1": {"suppress_Nyquist_noise": False, "upsampling_factor": 1},
-    "rotated": {"rotation_angle": 2.2},
-    "centered": {"center": (11.3, 12.8), "semiangle_cutoff": 3.7},
-    "flipped": {"detector_flip_cols": True},
-    "flipped-centered": {"detector_flip_cols": True, "center": (11.3, 12.8)},
-    "masked": {"bf_mask": np.random.default_rng(1).random((24, 25)) < 0.6},
-    "odd-scan": {"shape": (7, 9, 24, 25)},
-    "even-scan": {"shape": (6, 10, 24, 25)},
-    "even-detector": {"shape": (8, 9, 24, 26)},
-    "odd-detector": {"shape": (8, 9, 23, 25)},
-    "one-row": {"shape": (1, 30, 24, 25), "aberration_coefs": {"C10": -300.0}},
-}
 
 
 @pytest.mark.parametrize("case", CASES)
