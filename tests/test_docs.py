@@ -18,7 +18,7 @@ import tifffile
 from click.testing import CliRunner
 
 import libertem_parallax
-from libertem_parallax import ParallaxPhaseFlipUDF, ParallaxPhaseUDF, ParallaxUDF
+from libertem_parallax import ParallaxPhaseUDF, ParallaxUDF
 from libertem_parallax.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -166,15 +166,15 @@ def test_the_readme_in_python(demo: np.ndarray) -> None:
         warnings.filterwarnings("ignore", ".*will ignore the 'mask'", UserWarning)
         exec(code, names)
     names["ctx"].close()
-    expected = reconstructed(demo, ParallaxPhaseFlipUDF)
-    np.testing.assert_array_equal(names["flipped"], expected["reconstruction"])
+    expected = reconstructed(demo, ParallaxPhaseUDF)
+    np.testing.assert_array_equal(names["phase"], expected["phase"])
     np.testing.assert_array_equal(names["parallax"], expected["parallax"])
 
 
 def test_the_readme_on_the_command_line(demo: np.ndarray) -> None:
     [command] = re.findall(r"libertem-parallax (reconstruct .*)", text("README.md"))
     run(command)
-    expected = reconstructed(demo, ParallaxPhaseFlipUDF)["reconstruction"]
+    expected = reconstructed(demo, ParallaxPhaseUDF)["phase"]
     np.testing.assert_array_equal(tifffile.imread("image.tif"), expected)
 
 
