@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import warnings
 
 import numpy as np
@@ -13,9 +14,19 @@ import pytest
 import tifffile
 
 pytest.importorskip("libertem_live", reason="libertem-live is missing")
-from test_page import Window, browser, pytestmark  # noqa: F401 - one browser for all
+from libertem.api import Context
+from test_page import (  # noqa: F401 - the browser, and what tests of it need
+    Window,
+    assert_follows,
+    browser,
+    defocused,
+    pytestmark,
+)
 
-from libertem_parallax import ParallaxUDF, load_parameters
+from libertem_parallax import ParallaxUDF, Parameters, load_parameters
+from libertem_parallax.show.page.live import LivePage
+from libertem_parallax.show.page.server import Access
+from libertem_parallax.simulate import simulate
 
 
 @pytest.fixture
@@ -53,35 +64,80 @@ def ended(process):
 
 
 def by_the_udf(data, parameters):
-    from libertem.api import Context
-
     with Context.make_with("inline") as ctx, warnings.catch_warnings(action="ignore"):
         dataset = ctx.load("mib", path=data)
         udf = ParallaxUDF.from_parameters(dataset.shape, **parameters)
         return ctx.run_udf(dataset, udf)["phase_flip"].data
 
 
-def test_knobs_are_turned_while_it_records(live, browser, tmp_path):  # noqa: F811
-    process, url = live
-    window = Window(browser, url)
-    window.wait("m => m.text.includes('Recording')", "told")
-    assert window.model("m => m.visible", "stop")
-    # In the middle of the scan: another window, the first one anew, and a knob.
-    other = Window(browser, url, 390, 844)
+def test_knobs_are_turned_while_it_records(browser, tmp_path):  # noqa: F811
+    """Partition by partition, so that the middle of the scan lasts as long as it is looked at."""
+    simulation = simulate(dose=100, seed=3)
+    given = {k: v for k, v in simulation.parameters.items() if k != "shape"}
+    parameters = Parameters(**given, image="phase_flip")
+    shape = simulation.frames.shape
+    page = LivePage(Access(port=0), title="detector", folder=tmp_path)
+    interrupted = []
+    before = signal.signal(signal.SIGINT, lambda *_: interrupted.append(True))
+    try:
+        with Context.make_with("inline") as ctx:
+            dataset = ctx.load("memory", data=simulation.frames, sig_dims=2, num_partitions=8)
+            page.ready(shape[2:], simulation.frames.dtype, parameters)
+            window = Window(browser, page.url)
+            window.wait("m => m.text.includes('Waiting for an acquisition')", "told")
+            udfs = [ParallaxUDF.from_parameters(shape, **parameters), page.begin(dataset)]
+            results = ctx.run_udf_iter(dataset=dataset, udf=udfs)
+            for number, part in enumerate(results, start=1):
+                last = part
+                page.arrived(shape[0] * shape[1] // 8)
+                page.show()
+                if number == 4:
+                    look_at_the_middle(window, browser, page)
+                    window.press("Stop")
+                    deadline = time.monotonic() + 20
+                    while not interrupted and time.monotonic() < deadline:
+                        time.sleep(0.02)
+                    assert interrupted
+            page.end(None)
+            window.wait("m => m.text.includes('Recorded')", "told")
+            assert not window.model("m => m.visible", "stop")
+            assert_follows(window, page.tuning, defocused(1490))
+            assert (window.shown() > 0).all()
+            changed = parameters.replace(aberration_coefs={"C10": -14900})
+            udf = ParallaxUDF.from_parameters(shape, **changed)
+            expected = ctx.run_udf(dataset, udf)["phase_flip"].data
+            np.testing.assert_array_equal(page.tuning.picture.image, expected)
+            # The other UDF had nothing to do with that.
+            udf = ParallaxUDF.from_parameters(shape, **parameters)
+            expected = ctx.run_udf(dataset, udf)["phase_flip"].data
+            np.testing.assert_array_equal(last.buffers[0]["phase_flip"].data, expected)
+            window.close()
+    finally:
+        signal.signal(signal.SIGINT, before)
+        page.close()
+
+
+def look_at_the_middle(window, browser, page):  # noqa: F811
+    """Of the scan: another window, the first one anew, and a knob."""
+    window.wait("m => m.text.includes('Recording 50% of 5,184 frames')", "told")
+    window.wait("m => m.visible", "stop")
+    other = Window(browser, page.url, 390, 844)
     window.page.reload()
     window.drawn()
     window.set("defocus", 1490)
     other.wait("m => m.value == 1490", "defocus")
-    unscanned = (window.shown() == 0).mean()
-    text = window.model("m => m.text", "told")
-    assert "Recording" in text, text
-    assert 0 < unscanned < 1
-    assert re.search(r"\d+% of 5,184 frames", text)
-    # To the end.
+    for each in (window, other):
+        each.wait("(m, n) => m.data.number[0] >= n", "source", page.tuning._number)
+        assert 0.4 < (each.shown() == 0).mean() < 0.6
+    other.close()
+
+
+def test_a_simulated_detector(live, browser, tmp_path):  # noqa: F811
+    process, url = live
+    window = Window(browser, url)
+    window.set("defocus", 1490)
     window.wait("m => m.text.includes('Recorded')", "told")
     window.wait("m => m.data.image[0].every(v => v > 0)", "source")
-    assert not window.model("m => m.visible", "stop")
-    other.close()
     window.press("Save")
     window.wait("m => m.text.includes('_001')", "told")
     window.close()
@@ -97,17 +153,3 @@ def test_knobs_are_turned_while_it_records(live, browser, tmp_path):  # noqa: F8
     # What the command was asked for is as without a page.
     given = load_parameters(folder / "params.toml")
     np.testing.assert_array_equal(tifffile.imread(folder / "image.tif"), by_the_udf(data, given))
-
-
-def test_it_is_stopped_from_the_page(live, browser):  # noqa: F811
-    process, url = live
-    window = Window(browser, url)
-    window.wait("m => m.text.includes('Recording')", "told")
-    window.press("Stop")
-    window.wait("m => m.text.includes('Not complete: interrupted')", "told")
-    window.set("defocus", 1400)
-    window.wait("m => m.data.image[0].some(v => v > 0)", "source")
-    window.close()
-    _, errors = ended(process)
-    assert process.returncode == 1
-    assert "of 5,184 frames" in errors
