@@ -237,7 +237,7 @@ class Geometry:
         K = np.empty((ny, nx // 2 + 1), np.float32)
         cols = np.arange(nx // 2 + 1)
         # Some rows at a time: the temporaries of all would be the largest arrays of a run.
-        for rows in np.array_split(np.arange(ny), max(1, K.size >> 18)):
+        for rows in np.array_split(np.arange(ny), max(1, K.size >> 16)):
             there, opposite = (
                 np.sign(np.sin(self._even(y[sign * rows], x[sign * cols]))) for sign in (1, -1)
             )

@@ -26,9 +26,17 @@ def test_estimates_are_within_half_of_what_is_taken(inline, image, scan, u, defo
     """The last has a halo as large as the scan."""
     frames = np.broadcast_to(np.ones((1, 1, 1, 1), np.uint8), (scan, scan, 7, 7))
     ds = inline.load("memory", data=frames, sig_dims=2, num_partitions=parts)
-    udf = ParallaxUDF.from_parameters(
-        ds.shape, **PARAMETERS, upsampling_factor=u, aberration_coefs={"C10": -defocus}, image=image
+    udf, other = (
+        ParallaxUDF.from_parameters(
+            ds.shape,
+            **PARAMETERS,
+            upsampling_factor=u,
+            aberration_coefs={"C10": -defocus},
+            image=image,
+        )
+        for _ in range(2)
     )
+    inline.run_udf(ds, other)  # compiles
     tracemalloc.start()
     try:
         inline.run_udf(ds, udf)
@@ -36,8 +44,11 @@ def test_estimates_are_within_half_of_what_is_taken(inline, image, scan, u, defo
     finally:
         tracemalloc.stop()
     copied = frames.size // parts  # by LiberTEM, for the partition
+    # Python does not see what LiberTEM allocates by itself: the sum, and a partition's.
+    A = udf.results.get_buffer("A").raw_data
+    unseen = A.nbytes + 4 * A.size // parts
     estimate = image_memory(udf.params.geometry.plan, IMAGES[image].memory)
-    assert estimate / 1.5 < peak - copied < estimate * 1.5 + 5e6
+    assert estimate / 1.5 < peak - copied + unseen < estimate * 1.5
 
 
 @pytest.mark.filterwarnings("ignore:shifts")
