@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import io
 import shutil
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import h5py
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image
+from tornado.httpclient import HTTPRequest
+from tornado.websocket import websocket_connect
 
 from libertem_parallax import Parameters, load_parameters
 from libertem_parallax.accumulate import Stack
@@ -525,3 +529,24 @@ def test_what_cannot_be_calibrated_is_told(browser, data, tmp_path):
         window.wait("m => m.text == ''", "found")
         window.close()
     tuning.close()
+
+
+def test_a_malformed_message_does_no_harm(open_window, tuning, server):
+    window = open_window()
+
+    async def send(text):
+        where = f"127.0.0.1:{server.port}"
+        request = HTTPRequest(f"ws://{where}/ws", headers={"Origin": f"http://{where}"})
+        protocols = ["bokeh", generate_jwt_token("somebody")]
+        connection = await websocket_connect(request, subprotocols=protocols)
+        await connection.read_message()
+        await connection.write_message(text)
+        connection.close()
+        while await connection.read_message() is not None:
+            pass  # until both sides have closed it
+
+    for text in ("{nonsense", '{"msgid": "1", "msgtype": "PATCH-DOC"}', "x" * 1000):
+        with ThreadPoolExecutor(1) as pool:  # Playwright has the loop of this thread
+            pool.submit(lambda text=text: asyncio.run(asyncio.wait_for(send(text), 20))).result()
+    window.set("defocus", 1350)
+    assert_follows(window, tuning, defocused(1350))
