@@ -169,6 +169,10 @@ class Window:
         shot = self.page.screenshot(clip=clip)
         return np.asarray(Image.open(io.BytesIO(shot)).convert("L")).astype(float)
 
+    def number(self):
+        """Get the number of the picture that the browser has."""
+        return self.model("m => m.data.number[0]", "source")
+
     def shown(self):
         """Get the gray values that the browser has."""
         values, rows = self.model(
@@ -207,16 +211,17 @@ def assert_follows(window, tuning, parameters=None):
     while True:
         assert tuning.wait(30)
         picture = tuning.picture
-        number = window.model("m => m.data.number[0]", "source")
+        number, shown = window.number(), window.shown()
         as_asked = parameters is None or parameters(picture.parameters)
-        if as_asked and number == picture.number == tuning.picture.number:
+        # Nothing came in between.
+        if as_asked and number == window.number() == picture.number == tuning.picture.number:
             break
         assert time.monotonic() < end, (number, picture.number)
         time.sleep(0.02)
     expected = reconstruct(tuning.stack, picture.parameters, picture.name)
     np.testing.assert_array_equal(picture.image, expected)
     # Where a value lies between two grays, single precision may take either.
-    assert np.abs(window.shown() - gray(expected)).max() <= 1
+    assert np.abs(shown - gray(expected)).max() <= 1
 
 
 def eventually(true):
@@ -404,7 +409,7 @@ def test_two_windows_show_the_same(open_window, tuning):
     np.testing.assert_array_equal(first.shown(), second.shown())
     first.close()
     second.set("rotation", 5)
-    assert_follows(second, tuning)
+    assert_follows(second, tuning, lambda p: p["rotation_angle"] == pytest.approx(np.radians(5)))
 
 
 def test_a_lost_connection_comes_back(open_window, tuning, server):
