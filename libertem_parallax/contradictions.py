@@ -100,6 +100,12 @@ def contradiction(geometry: Geometry, pattern: NDArray[np.float64]) -> str | Non
     far = np.maximum(_OFF * disk.radius / np.asarray(sampling), _OFF_PIXELS)
     if (off < far).all() and 1 / _RATIO < disk.radius / cutoff < _RATIO:
         return None
+    # Of few electrons, some lie together by chance, and look like a disk. The real one tells more.
+    rows, columns = (np.subtract(np.indices(pattern.shape).T, disk.center) * sampling).T
+    found = np.hypot(rows, columns) <= disk.radius
+    given = distance <= 1
+    if not rings.differ and _contrast(pattern, usable, found) < _contrast(pattern, usable, given):
+        return None
     return (
         f"the disk is at row {disk.center[0]:.1f}, column {disk.center[1]:.1f} with a radius of "
         f"{_pixels(disk.radius, sampling)} pixels; the parameters say {center[0]:.4g}, "
@@ -161,6 +167,19 @@ def _as_dark(
     error = math.hypot(*(part.std() / math.sqrt(len(part)) for part in (inside, outside)))
     if_disk = (inside.sum() + outside.sum()) / len(inside)
     return bool(inside.mean() - outside.mean() < _NOISE * error and if_disk > _CLEAR * error)
+
+
+def _contrast(
+    pattern: NDArray[np.float64], usable: NDArray[np.bool_], inside: NDArray[np.bool_]
+) -> float:
+    """Tell how much of a pattern's variance parting it in inside and outside explains."""
+    # Roots make the noise of counts even.
+    roots = np.sqrt(np.maximum(np.where(usable, pattern, 0), 0))
+    parts = roots[usable & inside], roots[usable & ~inside]
+    if not all(map(len, parts)):
+        return 0.0
+    difference = max(0.0, float(parts[0].mean() - parts[1].mean()))
+    return difference**2 / (1 / len(parts[0]) + 1 / len(parts[1]))
 
 
 _CHECK = (

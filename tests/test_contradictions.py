@@ -57,6 +57,13 @@ def test_too_little_to_tell_is_not_told():
         assert said({}, shown) is None
 
 
+@pytest.mark.parametrize("counts", [0.1, 0.2, 0.4])
+def test_a_clump_of_few_electrons_is_no_disk(counts):
+    for seed in range(15):
+        shown = draw_disk((24, 24), RADIUS, shape=SHAPE[2:], counts=counts, outside=0.0, seed=seed)
+        assert said({}, shown) is None
+
+
 def test_hot_pixels_masks_and_scattering_are_not_told():
     pattern = draw_disk((24, 24), RADIUS, shape=SHAPE[2:], scattered=0.6)
     pattern[3, 5], pattern[10:12, 40], pattern[24, 30] = 1e6, 1e5, np.nan
