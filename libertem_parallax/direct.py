@@ -26,6 +26,7 @@ from .images.fourier import irfft2
 from .images.wiener import Spectrum
 from .interference import beams, polynomial
 from .likelihood import Engine, Interference, make_engine
+from .memory import check_direct
 from .weak_object import aperture, frequencies
 
 __all__ = ["Direct", "direct_phase"]
@@ -72,8 +73,8 @@ def direct_phase(
     Raises
     ------
     ValueError
-        If a parameter is missing or out of its range, or pixels of the bright field are not in the
-        stack.
+        If a parameter is missing or out of its range, pixels of the bright field are not in the
+        stack, or memory does not hold their transforms.
     """
     checks.regularization("regularization", regularization)
     names = [name for name in parameters if name != "shape"]
@@ -148,13 +149,14 @@ class Direct:
         Raises
         ------
         ValueError
-            If the stack does not have them.
+            If the stack does not have them, or memory does not hold the transforms.
         """
         ny, nx = stack.scan_shape
         semiangle = geometry.parameters["semiangle_cutoff"] * 1e-3
         edge, xi = geometry.soft_edge / semiangle, geometry.angles / semiangle
         a = aperture(xi, 1.0, edge)
         columns = stack.columns(geometry.plan.pixels)
+        check_direct(stack.scan_shape, len(columns))
         images = np.empty((ny, nx // 2 + 1, len(columns)), np.complex64)
         scanned, counts = stack.scanned.ravel(), 0.0
         for start in range(0, len(columns), _BLOCK):

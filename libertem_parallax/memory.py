@@ -8,7 +8,7 @@ import psutil
 
 from .accumulate import Plan
 
-__all__ = ["check_detector", "check_image", "image_memory"]
+__all__ = ["check_detector", "check_direct", "check_image", "image_memory"]
 
 #: Measured: for directions and aberrations at every pixel of a detector; for what there is of each
 #: frame, beside images.
@@ -73,10 +73,35 @@ def check_image(plan: Plan, per_pixel: int) -> None:
     )
 
 
-def _check(what: str, needed: float) -> None:
+def check_direct(scan_shape: tuple[int, int], pixels: int, itemsize: int = 0) -> None:
+    """Refuse direct ptychography whose transforms could not be kept.
+
+    Parameters
+    ----------
+    scan_shape
+        Rows and columns of the scan.
+    pixels
+        Of the bright field.
+    itemsize
+        Bytes of a value of the stack, where that is not there yet.
+
+    Raises
+    ------
+    ValueError
+        If it needs more memory than there is.
+    """
+    rows, cols = scan_shape
+    _check(
+        f"direct ptychography of {rows} x {cols} frames, {pixels} pixels each,",
+        pixels * rows * (8 * (cols // 2 + 1) + itemsize * cols),
+        "Use bf_mask to take fewer pixels, or make an image that needs no stack, such as phase.",
+    )
+
+
+def _check(what: str, needed: float, instead: str = "Check shape and upsampling_factor.") -> None:
     available = psutil.virtual_memory().available
     if needed > available:
         raise ValueError(
             f"{what} needs about {needed / 2**30:.1f} GiB of memory, {available / 2**30:.1f} GiB "
-            "are available. Check shape and upsampling_factor."
+            f"are available. {instead}"
         )

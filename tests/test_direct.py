@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import tifffile
@@ -92,6 +94,24 @@ def test_refused():
         prlx.direct_phase(stack.select(mask), parameters)
     with pytest.raises(ValueError, match=r"direct is made of all frames .* direct_phase"):
         prlx.ParallaxUDF.from_parameters(**PARAMETERS, image="direct")
+
+
+def test_transforms_that_memory_does_not_hold_are_refused(monkeypatch):
+    """Before they are made: complex64 of half of the frequencies at every pixel."""
+    stack, needed = Stack.from_array(make_scan(PARAMETERS["shape"], "uint8")), []
+    ny, nx = stack.scan_shape
+
+    def available():
+        return SimpleNamespace(available=needed[0])
+
+    geometry = prlx.ParallaxUDF.from_parameters(**PARAMETERS).params.geometry
+    size = 8 * ny * (nx // 2 + 1) * len(geometry.plan.pixels)
+    monkeypatch.setattr("psutil.virtual_memory", available)
+    needed[:] = [size - 1]
+    with pytest.raises(ValueError, match=f"direct ptychography of {ny} x {nx} frames, .* bf_mask"):
+        prlx.direct_phase(stack, PARAMETERS)
+    needed[:] = [1 << 40]
+    prlx.direct_phase(stack, PARAMETERS)
 
 
 def test_on_the_command_line(tmp_path, monkeypatch):

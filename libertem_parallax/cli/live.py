@@ -2,43 +2,23 @@
 
 from __future__ import annotations
 
-import shlex
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..live import DETECTORS, Address, Detector
-from ..parameters import Parameters
+from ..live import DETECTORS, Address
 from .calibrate import NEEDED, check_file, hint_options
 from .options import Finite, acquisition_options, blur_option, output_option, overwrite_option
 from .parameters import check_required, read_parameters
 from .record import Recording, record
-from .run import (
-    check_output,
-    image_paths,
-    image_pixel_size,
-    messages_only,
-    refuse_zero_images,
-    report,
-)
-from .specimen import (
-    check_folder,
-    correlation,
-    describe_simulation,
-    placing,
-    resample,
-    save_parameters,
-    write_overview,
-)
+from .run import check_output, live_paths, messages_only, report
+from .simulated import FOLDER, live_simulated
 from .tune import memory_option, open_browser, page_options, read_page_options
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from ..show.page.live import LivePage
 
 _EXAMPLES = """\b
@@ -51,12 +31,6 @@ Examples:
 """
 
 _PORT = click.IntRange(1, 65535)
-#: Of what is simulated, and seconds of each of its frames.
-_FOLDER, _DWELL_TIME = Path("libertem-parallax-live"), 1.5e-3
-
-#: What --calibrate finds though a simulation knows it.
-_FOUND = ("angular_sampling", "reciprocal_sampling", "center", "rotation_angle", "aberration_coefs")
-
 _SIMULATED = [name for name, detector in DETECTORS.items() if detector.simulated]
 
 
@@ -179,7 +153,8 @@ def live(
     """Reconstruct the parallax image while DETECTOR records, and show it growing.
 
     Waits for an acquisition, or starts one with --start. After Ctrl-C, or when the detector fails,
-    what has arrived is written, and what is missing is told.
+    what has arrived is written, and what is missing is told. One --image grows; --image direct is
+    made of all frames in the end, while phase or another one grows.
 
     Parameters come from options, from a TOML file, or both.
     """
@@ -239,11 +214,11 @@ def live(
                 f"{', '.join(meaningless)}: without meaning with --simulate, which runs a detector "
                 "of its own. Leave it out, or give a DETECTOR instead."
             )
-        if params is not None and params.resolve() == (_FOLDER / "params.toml").resolve():
+        if params is not None and params.resolve() == (FOLDER / "params.toml").resolve():
             raise click.UsageError(
                 f"--params {params}: --simulate writes that file anew. Give a copy of it."
             )
-        _live_simulated(
+        live_simulated(
             DETECTORS[simulate], params, options, output, snapshot, recording, open_page, asked
         )
         return
@@ -258,11 +233,13 @@ def live(
         raise click.UsageError(f"--data-port: {detector} has one port only, give it with --port.")
     parameters = read_parameters(params, options)
     check_required(parameters, *(NEEDED if recording.calibrate else ()))
-    output = _output(output, parameters)
+    parameters, outputs = live_paths(output, parameters)
+    output = next(iter(outputs.values()))
     inputs = [*([params] if params else []), *parameters.files.values()]
     if recording.calibrate:
         check_file("--output", output.with_suffix(".toml"), inputs, overwrite=recording.overwrite)
-    check_output(output, inputs, recording.overwrite)
+    for path in outputs.values():
+        check_output(path, inputs, recording.overwrite)
 
     port = port or kind.port
     data_port = data_port or kind.data_port or port
@@ -270,18 +247,8 @@ def live(
     shown = open_page(output, recording.blur)
     if shown is not None:
         snapshot = snapshot or output.parent
-    recorded = record(address, parameters, output, snapshot, recording, page=shown, asked=asked)
+    recorded = record(address, parameters, outputs, snapshot, recording, page=shown, asked=asked)
     report(*recorded.rows)
-    _end(recorded, shown)
-
-
-def _end(recorded: Any, page: LivePage | None) -> None:
-    """Wait until the user has seen the image; fail where it is not complete."""
-    if page is not None:
-        if recorded.problem is not None:
-            click.echo(f"\n{recorded.problem}", err=True)
-        click.echo(f"\nThe page is still at {page.url} (Ctrl-C ends)")
-        page.wait()
     recorded.end()
 
 
@@ -305,119 +272,3 @@ def _asked(options: dict[str, Any], *, calibrate: bool) -> dict[str, Any]:
 def _either(names: Iterable[str]) -> str:
     *first, last = names
     return f"{', '.join(first)} or {last}"
-
-
-def _live_simulated(
-    kind: Detector,
-    given: Path | None,
-    options: dict[str, Any],
-    output: Path | None,
-    snapshot: Path | None,
-    recording: Recording,
-    open_page: Callable[[Path, float | None], LivePage | None],
-    asked: dict[str, Any],
-) -> None:
-    import numpy as np
-    from tqdm import tqdm
-
-    from ..show import pictures
-    from ..simulate import simulate
-
-    folder, dose = _FOLDER, 30.0
-    blur = 6.0 if recording.blur is None else recording.blur
-    growth = folder / "growth.png"
-    output = output or folder / "image.tif"
-    # One frame tells what will be simulated, so that mistakes show before that takes its time.
-    simulated = simulate(scan_shape=(1, 1), dose=None).parameters
-    shape = simulated.pop("shape")
-    parameters = read_parameters(given, options, Parameters(**simulated, image="phase_flip"))
-    # What LiberTEM is to be told of other data does not belong to these.
-    parameters = parameters.replace(load=None)
-    _output(output, parameters)
-    if recording.calibrate:
-        parameters = parameters.replace(**dict.fromkeys(_FOUND))
-    else:
-        _check_parameters(parameters, kind.shape or shape[2:])
-    try:
-        check_folder(folder, ["growth.png"], recording.overwrite)
-        check_output(output, parameters.files.values(), recording.overwrite)
-        if recording.calibrate:
-            check_file("--output", output.with_suffix(".toml"), [], overwrite=recording.overwrite)
-        simulation = simulate(
-            dose=dose, seed=1, progress=partial(tqdm, desc="Simulating", unit=" rows")
-        )
-        with placing(folder, recording.overwrite) as made:
-            data = folder / kind.write(made, simulation.frames).name
-    except OSError as error:
-        raise click.ClickException(f"cannot write to {folder}: {error}") from error
-    ny, nx = simulation.frames.shape[:2]
-    recording = recording._replace(
-        start=kind.starts, interval=min(recording.interval, 0.5), blur=blur
-    )
-    grown: dict[int, NDArray[Any]] = {}  # image by the number of its frames
-    page = open_page(output, blur)
-    if page is not None:
-        snapshot = snapshot or folder
-    with kind.simulate(folder, ny * nx, _DWELL_TIME) as address:
-        recorded = record(
-            address,
-            parameters,
-            output,
-            snapshot,
-            recording,
-            {"growth": lambda growing: grown.update({growing.frames: growing.image})},
-            page,
-            asked,
-        )
-    parameters = recorded.parameters
-    params = save_parameters(parameters, folder)
-    image, udf = recorded.image, recorded.udf
-    pixel_size, plan = image_pixel_size(udf), udf.params.geometry.plan
-    chosen = np.unique(np.linspace(0, len(grown) - 1, 4).round().astype(int))
-    write_overview(
-        growth,
-        [
-            (
-                f"{frames / (ny * nx):.0%} scanned",
-                f"blurred by {blur:g} Å",
-                pictures.blur(picture, pixel_size, blur),
-                pixel_size,
-            )
-            for frames, picture in (list(grown.items())[i] for i in chosen)
-        ],
-    )
-    blurred = pictures.blur(image, pixel_size, blur)
-    truth = pictures.blur(resample(simulation.truth, image.shape), pixel_size, blur)
-    report(
-        *describe_simulation(simulation.parameters, plan, dose),
-        *recorded.rows,
-        (
-            "Correlation",
-            f"{correlation(blurred, truth):.2f} with the truth, both blurred by {blur:g} Å",
-        ),
-        ("As it grew", str(growth)),
-        ("Data", f"{data}, {params}"),
-    )
-    if recorded.problem is None:
-        command = ["reconstruct", str(data), "--params", str(params)]
-        click.echo("\nThe same from the files:")
-        click.echo(f"  libertem-parallax {shlex.join(command)} -o image.tif")
-    _end(recorded, page)
-
-
-def _output(output: Path | None, parameters: Parameters) -> Path:
-    """Where the image goes; there can be but one."""
-    paths = image_paths(output, "live", parameters["image"])
-    if len(paths) > 1:
-        raise click.UsageError(f"--image: {', '.join(paths)}: live makes one image, name only one.")
-    return next(iter(paths.values()))
-
-
-def _check_parameters(parameters: Parameters, detector_shape: tuple[int, int]) -> None:
-    """Refuse what no scan on such a detector can be reconstructed with."""
-    from ..udf import ParallaxUDF
-
-    # A small scan may be exceeded by shifts that the real one is not.
-    with messages_only(), warnings.catch_warnings(action="ignore"):
-        udf = ParallaxUDF.from_parameters((8, 8, *detector_shape), **parameters)
-        refuse_zero_images(udf, parameters)

@@ -27,6 +27,7 @@ from .run import (
     speed_text,
     where,
 )
+from .stacked import keep_stack, make_direct
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -56,15 +57,21 @@ class Recording(NamedTuple):
 class _Recorded(NamedTuple):
     """What came of an acquisition."""
 
-    image: NDArray[Any]
+    images: dict[str, NDArray[Any]]  #: by name, first that which grew
     udf: Any
     parameters: Parameters
     rows: list[tuple[str, str]]  #: for `report`
     problem: str | None  #: why it is not complete, or not where it should be
     window: Window | None  #: that shows the image
+    page: LivePage | None
 
     def end(self) -> None:
         """Wait until the user has seen the image; fail where it is not complete."""
+        if self.page is not None:
+            if self.problem is not None:
+                click.echo(f"\n{self.problem}", err=True)
+            click.echo(f"\nThe page is still at {self.page.url} (Ctrl-C ends)")
+            self.page.wait()
         try:
             if self.problem is not None:
                 raise click.ClickException(self.problem)
@@ -79,7 +86,7 @@ class _Recorded(NamedTuple):
 def record(
     address: Any,
     parameters: Parameters,
-    output: Path,
+    outputs: Mapping[str, Path],
     snapshot: Path | None,
     recording: Recording,
     more: Mapping[str, Show] = MappingProxyType({}),
@@ -88,6 +95,7 @@ def record(
 ) -> _Recorded:
     """Reconstruct an acquisition and write the image, as far as it came; `more` shows it, too.
 
+    If `outputs` has a place for ``direct``, the bright field is kept, and that is made in the end.
     A `page` gets the frames beside. With ``recording.calibrate``, parameters are found from the
     beginning, as they are `asked` for.
     """
@@ -98,6 +106,12 @@ def record(
     from ..udf.learning import Learning, placeholder
 
     problems: list[str] = []  # of what is recorded already, which they must not take along
+    output, direct = next(iter(outputs.values())), outputs.get("direct")
+    if direct is not None and recording.workers not in (None, 1):
+        raise click.UsageError(
+            f"--workers {recording.workers}: for --image direct, this process keeps the frames. "
+            "Leave one of them out."
+        )
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stderr(cast(IO[str], _Unbreakable(sys.stderr))))
         stack.enter_context(messages_only())
@@ -110,7 +124,8 @@ def record(
         events = address.detector.events
         detector_shape, dtype = live.describe(ctx, conn, address.detector, watch)
         workers = recording.workers or 1
-        if page is None and not recording.calibrate and recording.workers is None:
+        beside = page is not None or recording.calibrate or direct is not None
+        if not beside and recording.workers is None:
             size = math.prod(detector_shape) * dtype.itemsize
             workers = live.default_workers(address.detector.rate(conn), size, cores())
         if workers > 1:
@@ -152,15 +167,19 @@ def record(
             learning = Learning(acquisition, **asked, **parameters)
             udf = learning.image
 
-        udfs = [udf]
+        udfs, kept = [udf], None if learning is None else learning.stack
         if page is not None:
-            udfs.append(page.begin(acquisition))
+            kept = page.begin(acquisition)
+        elif direct is not None and learning is None:
+            kept = keep_stack(acquisition, udf, problems)
+        if kept is not None and learning is None:
+            udfs.append(kept)
             live.warm_up(ctx, udfs, dtype, events=events)
 
-        def said(frames: int) -> About:
+        def said(frames: int, name: str = parameters["image"][0]) -> About:
             found = learning.calibration if learning is not None else None
             now = parameters if found is None else found.parameters
-            return about(udf, now["image"][0], now, data=str(address), frames=frames)
+            return about(udf, name, now, data=str(address), frames=frames)
 
         # Nothing that comes later can take along the image that is written now and then.
         keep = {str(output): lambda made: files.save(output, made.image, said(made.frames))}
@@ -178,7 +197,7 @@ def record(
             raise click.ClickException(f"no image was written: {reason.removesuffix('.')}.")
         # Before anything is shown or closed, which may fail as well.
         image, count = (made := grown(added.results)).image, made.frames
-        written = save(output, image, said(count), problems)
+        written_to = [save(output, image, said(count), problems)]
         Screen({**shows, **more}, 0).show(added.results)
     if count < total:
         reason = added.problem or "the acquisition ended"
@@ -204,15 +223,23 @@ def record(
         learning.calibration.save(output.with_suffix(".toml"), overwrite=True)
         found.append(("Parameters", str(output.with_suffix(".toml"))))
     on = f", by {workers} workers" if workers > 1 else where(udf)
+    images = {parameters["image"][0]: image}
+    if direct is not None and kept is not None:
+        click.echo("Making the direct image", err=True)
+        phase = make_direct(kept, udf, parameters, problems)
+        if phase is not None:
+            images["direct"] = phase
+            written_to.append(save(direct, phase, said(count, "direct"), problems))
     rows = [
-        *described(udf, dtype),
+        *described(udf, dtype, None, tuple(images)),
         *found,
         ("Recorded", speed_text(count, added.seconds) + on),
-        ("Written to", str(written)),
+        *zip(("Written to", ""), map(str, written_to), strict=False),
         *(("Snapshot", name) for name in shows if window is None),
     ]
-    problem = " ".join((*problems, f"It was written to {written}.")) if problems else None
-    return _Recorded(image, udf, parameters, rows, problem, window)
+    places = " and ".join(map(str, written_to))
+    problem = " ".join((*problems, f"It was written to {places}.")) if problems else None
+    return _Recorded(images, udf, parameters, rows, problem, window, page)
 
 
 class _Unbreakable:

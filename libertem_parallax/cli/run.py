@@ -184,6 +184,24 @@ def image_paths(output: Path | None, stem: str, names: Sequence[str]) -> dict[st
     return {name: output.with_name(f"{output.stem}_{name}{output.suffix}") for name in names}
 
 
+def live_paths(output: Path | None, parameters: Parameters) -> tuple[Parameters, dict[str, Path]]:
+    """Tell where images of a recording go, by name, and which one grows: parameters name it then.
+
+    It comes first. What is made of a stack is made in the end; without another name, it is the
+    phase that grows until then.
+    """
+    from ..images import IMAGES
+
+    names = image_paths(output, "live", parameters["image"])
+    growing = [name for name in names if name in IMAGES] or ["phase"]
+    if len(growing) > 1:
+        raise click.UsageError(
+            f"--image: {', '.join(growing)}: live makes one image that grows, name only one."
+        )
+    at_end = [name for name in names if name not in IMAGES]
+    return parameters.replace(image=growing), image_paths(output, "live", [*growing, *at_end])
+
+
 def check_output(output: Path, inputs: Iterable[Path], overwrite: bool = False) -> None:
     """Refuse an image, before it is made, that could not be written or would destroy something.
 
@@ -332,20 +350,29 @@ def described(
     names: Sequence[str] = (),
 ) -> list[tuple[str, str]]:
     """Tell what was reconstructed, these images or the UDF's, in rows for `report`."""
+    from ..images import STACK_IMAGES
+
     plan = udf.params.geometry.plan
-    kind = " and ".join(_named(name)[0] for name in names or udf.params.image)
-    pixel_size = by(f"{size / 10:.4g}" for size in image_pixel_size(udf))
-    shape, part = plan.image_shape, []
+    scan, part = plan.scan_shape, []
     if region is not None:
         rows, cols = region
-        shape = tuple(plan.upsampling_factor * (axis.stop - axis.start) for axis in region)
+        scan = (rows.stop - rows.start, cols.stop - cols.start)
         text = f"of these, rows {rows.start} to {rows.stop - 1}, "
         part = [("", text + f"columns {cols.start} to {cols.stop - 1}")]
+    sizes: dict[int, list[str]] = {}  # names of images by their upsampling
+    for name in names or udf.params.image:
+        u = 1 if name in STACK_IMAGES else plan.upsampling_factor
+        sizes.setdefault(u, []).append(_named(name)[0])
+    images = [
+        f"{' and '.join(words)}, {by(u * n for n in scan)} pixels of "
+        f"{by(f'{size / u / 10:.4g}' for size in udf.params.geometry.scan_sampling)} nm"
+        for u, words in sizes.items()
+    ]
     return [
         ("Data", f"{by(plan.scan_shape)} scan, {by(plan.detector_shape)} detector, {dtype}"),
         *part,
         ("Bright field", f"{len(plan.pixels)} detector pixels"),
-        ("Image", f"{kind}, {by(shape)} pixels of {pixel_size} nm"),
+        *zip(("Image", ""), images, strict=False),
     ]
 
 

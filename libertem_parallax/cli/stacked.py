@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .run import about, by, check_output, default_gpu, speed_text
+from .run import about, by, check_output, default_gpu, messages_only, speed_text, warn
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..accumulate import Stack
     from ..geometry import Geometry
     from ..parameters import Parameters
+    from ..udf import StackUDF
 
 
 def fill_stack(ctx: Any, dataset: Any, made_for: Any) -> tuple[Stack, str]:
@@ -30,28 +31,79 @@ def fill_stack(ctx: Any, dataset: Any, made_for: Any) -> tuple[Stack, str]:
     click.ClickException
         If memory does not hold it.
     """
+    udf = _stack_udf(dataset, made_for)
+    start = time.perf_counter()
+    ctx.run_udf(dataset, udf, progress=True)
+    speed = speed_text(math.prod(udf.scan_shape), time.perf_counter() - start)
+    return _placed(udf, made_for), speed
+
+
+def _stack_udf(dataset: Any, made_for: Any) -> StackUDF:
+    """Make the UDF that keeps what another one uses, or say that memory does not hold it."""
     import numpy as np
 
-    from ..accumulate import place_stack
+    from ..memory import check_direct
     from ..udf import StackUDF
 
-    plan, engine = made_for.params.geometry.plan, made_for.params.engine
+    plan = made_for.params.geometry.plan
     mask = np.zeros(plan.detector_shape, bool)
     mask[tuple(plan.pixels.T)] = True
     with warnings.catch_warnings(action="ignore"):  # of a part, which is refused
         udf = StackUDF.for_dataset(dataset, mask)
+    size = udf.params.dtype.itemsize
     if udf.roi is not None:
-        needed = math.prod(plan.scan_shape) * len(plan.pixels) * udf.params.dtype.itemsize
+        needed = math.prod(plan.scan_shape) * len(plan.pixels) * size
         raise click.ClickException(
             f"the bright field of {by(plan.scan_shape)} frames, {len(plan.pixels)} pixels each, "
             f"takes {needed / 2**30:.3g} GiB, more than a quarter of the memory that is free. Use "
             "--bf-mask to take fewer pixels, or make an image that needs no stack, such as phase."
         )
-    start = time.perf_counter()
-    ctx.run_udf(dataset, udf, progress=True)
-    speed = speed_text(math.prod(plan.scan_shape), time.perf_counter() - start)
-    engine = "numba" if engine == "numpy" else engine
-    return place_stack(udf.stack, engine, default_gpu()), speed
+    check_direct(plan.scan_shape, len(plan.pixels), size)
+    return udf
+
+
+def _placed(udf: StackUDF, made_for: Any) -> Stack:
+    """Put a UDF's stack on the GPU, if there is one."""
+    from ..accumulate import place_stack
+
+    engine = made_for.params.engine
+    return place_stack(udf.stack, "numba" if engine == "numpy" else engine, default_gpu())
+
+
+def keep_stack(acquisition: Any, made_for: Any, problems: list[str]) -> StackUDF | None:
+    """Make the UDF that keeps the bright field for `make_direct`.
+
+    If memory does not hold that, it is told at once, and `problems` gets a sentence.
+    """
+    try:
+        return _stack_udf(acquisition, made_for)
+    except (ValueError, click.ClickException) as error:
+        problems.append(_not_made(error))
+        warn(problems[-1])
+        return None
+
+
+def make_direct(
+    kept: StackUDF, made_for: Any, parameters: Parameters, problems: list[str]
+) -> NDArray[Any] | None:
+    """Make the direct image of what a detector sent; if that fails, `problems` gets a sentence."""
+    from ..direct import direct_phase
+
+    try:
+        if kept.roi is not None:
+            raise ValueError("memory holds a part of the frames only")
+        regularization = parameters.get("regularization", "auto")
+        with messages_only():
+            return direct_phase(_placed(kept, made_for), parameters, regularization=regularization)
+    # The image that has grown must not be lost by it.
+    except (Exception, KeyboardInterrupt) as error:
+        problems.append(_not_made(error))
+        return None
+
+
+def _not_made(error: BaseException) -> str:
+    text = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or repr(error)
+    return f"The direct image was not made: {text.removesuffix('.')}."
 
 
 def make_images(

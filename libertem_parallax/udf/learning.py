@@ -97,7 +97,8 @@ class Learning:
         ny, nx = self._shape[:2]
         limit = psutil.virtual_memory().available * _SHARE
         rows = min(ny, max(1, int(limit / (nx * len(pixels) * dtype.itemsize))))
-        self._stack = StackUDF(self._shape, dtype, pixels, (slice(0, rows), slice(0, nx)))
+        #: Keeps the frames of the beginning: all, if a quarter of the free memory holds them.
+        self.stack = StackUDF(self._shape, dtype, pixels, (slice(0, rows), slice(0, nx)))
         self._next = min(rows, max(_ROWS, math.ceil(_SCAN_FRAMES / nx)))
         self._rows = rows
         self._thread: threading.Thread | None = None
@@ -110,7 +111,7 @@ class Learning:
     @property
     def udfs(self) -> list[Any]:
         """To be run; the first one makes the image."""
-        return [self.image, self._stack]
+        return [self.image, self.stack]
 
     def step(self, results: Any) -> bool:
         """Go on after a partition; with the last one, wait for the calibration.
@@ -127,7 +128,7 @@ class Learning:
         """
         if self.calibration is not None:
             return False
-        scanned = self._stack.stack.scanned
+        scanned = self.stack.stack.scanned
         rows = int(scanned.all(axis=1).sum())
         last = rows == self._rows
         while True:
@@ -140,7 +141,7 @@ class Learning:
             if self._thread is not None or rows < self._next:
                 return False
             self._next = rows + 1 if last else min(self._rows, 2 * rows)
-            part = scanned_part(self._stack.stack)
+            part = scanned_part(self.stack.stack)
             self._thread = threading.Thread(
                 target=self._calibrate, args=(part,), name="calibration", daemon=True
             )
@@ -160,7 +161,7 @@ class Learning:
         with warnings.catch_warnings(action="ignore"):
             geometry = Geometry.from_parameters(self._shape, **found.parameters)
         results.update_parameters_experimental([{"geometry": geometry}, {}])
-        stack = self._stack.stack
+        stack = self.stack.stack
         mask = np.zeros(stack.detector_shape, bool)
         mask[tuple(geometry.plan.pixels.T)] = True
         stack = stack.select(mask)

@@ -1,0 +1,163 @@
+"""``live --simulate``: a specimen, a detector's simulator, and what comes of them."""
+
+from __future__ import annotations
+
+import shlex
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..live import Detector
+from ..parameters import Parameters
+from .calibrate import check_file
+from .parameters import read_parameters
+from .record import Recording, record
+from .run import (
+    check_output,
+    image_pixel_size,
+    live_paths,
+    messages_only,
+    refuse_zero_images,
+    report,
+)
+from .specimen import (
+    check_folder,
+    correlation,
+    describe_simulation,
+    placing,
+    resample,
+    save_parameters,
+    write_overview,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ..show.page.live import LivePage
+
+#: Where all goes.
+FOLDER = Path("libertem-parallax-live")
+
+#: Seconds of each frame.
+_DWELL_TIME = 1.5e-3
+
+#: What --calibrate finds though a simulation knows it.
+_FOUND = ("angular_sampling", "reciprocal_sampling", "center", "rotation_angle", "aberration_coefs")
+
+
+def live_simulated(
+    kind: Detector,
+    given: Path | None,
+    options: dict[str, Any],
+    output: Path | None,
+    snapshot: Path | None,
+    recording: Recording,
+    open_page: Callable[[Path, float | None], LivePage | None],
+    asked: dict[str, Any],
+) -> None:
+    """Record what a simulated detector sends; arguments are those of `live`."""
+    import numpy as np
+    from tqdm import tqdm
+
+    from ..show import pictures
+    from ..simulate import simulate
+
+    folder, dose = FOLDER, 30.0
+    blur = 6.0 if recording.blur is None else recording.blur
+    growth = folder / "growth.png"
+    # One frame tells what will be simulated, so that mistakes show before that takes its time.
+    simulated = simulate(scan_shape=(1, 1), dose=None).parameters
+    shape = simulated.pop("shape")
+    parameters = read_parameters(given, options, Parameters(**simulated, image="phase_flip"))
+    # What LiberTEM is to be told of other data does not belong to these.
+    parameters = parameters.replace(load=None)
+    parameters, outputs = live_paths(output or folder / "image.tif", parameters)
+    output = next(iter(outputs.values()))
+    if recording.calibrate:
+        parameters = parameters.replace(**dict.fromkeys(_FOUND))
+    else:
+        _check_parameters(parameters, kind.shape or shape[2:])
+    try:
+        check_folder(folder, ["growth.png"], recording.overwrite)
+        for path in outputs.values():
+            check_output(path, parameters.files.values(), recording.overwrite)
+        if recording.calibrate:
+            check_file("--output", output.with_suffix(".toml"), [], overwrite=recording.overwrite)
+        simulation = simulate(
+            dose=dose, seed=1, progress=partial(tqdm, desc="Simulating", unit=" rows")
+        )
+        with placing(folder, recording.overwrite) as made:
+            data = folder / kind.write(made, simulation.frames).name
+    except OSError as error:
+        raise click.ClickException(f"cannot write to {folder}: {error}") from error
+    ny, nx = simulation.frames.shape[:2]
+    recording = recording._replace(
+        start=kind.starts, interval=min(recording.interval, 0.5), blur=blur
+    )
+    grown: dict[int, NDArray[Any]] = {}  # image by the number of its frames
+    page = open_page(output, blur)
+    if page is not None:
+        snapshot = snapshot or folder
+    with kind.simulate(folder, ny * nx, _DWELL_TIME) as address:
+        recorded = record(
+            address,
+            parameters,
+            outputs,
+            snapshot,
+            recording,
+            {"growth": lambda growing: grown.update({growing.frames: growing.image})},
+            page,
+            asked,
+        )
+    params = save_parameters(recorded.parameters.replace(image=[*outputs]), folder)
+    udf = recorded.udf
+    pixel_size, plan = image_pixel_size(udf), udf.params.geometry.plan
+    chosen = np.unique(np.linspace(0, len(grown) - 1, 4).round().astype(int))
+    write_overview(
+        growth,
+        [
+            (
+                f"{frames / (ny * nx):.0%} scanned",
+                f"blurred by {blur:g} Å",
+                pictures.blur(picture, pixel_size, blur),
+                pixel_size,
+            )
+            for frames, picture in (list(grown.items())[i] for i in chosen)
+        ],
+    )
+
+    agreement: list[tuple[str, str]] = []
+    for name, image in recorded.images.items():
+        u = image.shape[0] // ny
+        step = tuple(size / u for size in udf.params.geometry.scan_sampling)
+        blurred = pictures.blur(image, step, blur)
+        truth = pictures.blur(resample(simulation.truth, image.shape), step, blur)
+        text = f"{correlation(blurred, truth):.2f} with the truth, both blurred by {blur:g} Å"
+        several = f"{name}: " if len(recorded.images) > 1 else ""
+        agreement.append(("" if agreement else "Correlation", several + text))
+    report(
+        *describe_simulation(simulation.parameters, plan, dose),
+        *recorded.rows,
+        *agreement,
+        ("As it grew", str(growth)),
+        ("Data", f"{data}, {params}"),
+    )
+    if recorded.problem is None:
+        command = ["reconstruct", str(data), "--params", str(params)]
+        click.echo("\nThe same from the files:")
+        click.echo(f"  libertem-parallax {shlex.join(command)} -o image.tif")
+    recorded.end()
+
+
+def _check_parameters(parameters: Parameters, detector_shape: tuple[int, int]) -> None:
+    """Refuse what no scan on such a detector can be reconstructed with."""
+    from ..udf import ParallaxUDF
+
+    # A small scan may be exceeded by shifts that the real one is not.
+    with messages_only(), warnings.catch_warnings(action="ignore"):
+        udf = ParallaxUDF.from_parameters((8, 8, *detector_shape), **parameters)
+        refuse_zero_images(udf, parameters)
