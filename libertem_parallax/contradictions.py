@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from .disk import Disk, find_disk
 from .geometry import Geometry
 
-__all__ = ["contradiction", "positions_to_compare"]
+__all__ = ["contradiction", "positions_to_compare", "seems_to_differ"]
 
 #: A disk may be as many times larger or smaller than the bright field: its inner part may be used.
 _RATIO = 1.25
@@ -25,6 +25,9 @@ _LARGEST = 1e100
 
 #: Standard errors. Noise stays below the first; a disk would be above the second.
 _NOISE, _CLEAR = 5.0, 30.0
+
+#: Pixels of which the scatter is not known.
+_FEW = 10
 
 
 @lru_cache(maxsize=16)
@@ -55,8 +58,11 @@ def positions_to_compare(scan_shape: tuple[int, int]) -> NDArray[np.int64]:
 
 
 @np.errstate(all="ignore")  # pixels that are not in use may hold anything
-def contradiction(geometry: Geometry, pattern: NDArray[np.float64]) -> str | None:
-    """Compare the sum of some frames with the bright field as the parameters have it.
+def seems_to_differ(geometry: Geometry, pattern: NDArray[np.float64]) -> bool:
+    """Tell whether frames clearly do not show the bright field as the parameters have it.
+
+    That takes a millisecond, and no part of the time of a run. What differs, and whether it
+    matters, tells `contradiction`, which fits a disk.
 
     Parameters
     ----------
@@ -67,31 +73,54 @@ def contradiction(geometry: Geometry, pattern: NDArray[np.float64]) -> str | Non
 
     Returns
     -------
+    bool
+        False also where the frames hold too little to tell.
+    """
+    cutoff: float = geometry.parameters["semiangle_cutoff"]
+    # In units of the bright field's radius.
+    y, x = (
+        (np.arange(n) - c) * step / cutoff
+        for n, c, step in zip(pattern.shape, geometry.center, geometry.sampling, strict=True)
+    )
+    usable = _usable(geometry, pattern)
+    if not pattern[usable].any():
+        return False
+    distance = np.hypot(y[:, None], x)
+    rings = _rings(pattern, usable, distance, y, x)
+    if rings.agree:
+        return False
+    inside = distance <= 1
+    if rings.differ or _as_dark(pattern, usable, inside):
+        return True
+    # A few pixels tell nothing, whatever all others do.
+    return _uneven(pattern, usable & (inside | (np.count_nonzero(inside) < _FEW)))
+
+
+def _usable(geometry: Geometry, pattern: NDArray[np.float64]) -> NDArray[np.bool_]:
+    usable: NDArray[np.bool_] = np.abs(pattern) < _LARGEST  # of larger ones the squares overflow
+    mask = geometry.parameters.get("bf_mask")
+    return usable if mask is None else usable & mask
+
+
+@np.errstate(all="ignore")
+def contradiction(geometry: Geometry, pattern: NDArray[np.float64]) -> str | None:
+    """Say how frames that seem to differ from the parameters do so.
+
+    Parameters
+    ----------
+    geometry, pattern
+        See `seems_to_differ`.
+
+    Returns
+    -------
     str or None
-        What differs and what to check; None where nothing does, or where the frames hold too little
-        to tell. That takes a millisecond. Only where something seems to differ, a disk is fitted.
+        What differs and what to check; None where the disk is near enough. That takes some tenths
+        of a second.
     """
     center, sampling = geometry.center, geometry.sampling
     cutoff: float = geometry.parameters["semiangle_cutoff"]
-    usable = np.abs(pattern) < _LARGEST  # of larger ones the squares overflow
-    mask = geometry.parameters.get("bf_mask")
-    if mask is not None:
-        usable &= mask
-    y, x = (
-        (np.arange(n) - c) * step / cutoff
-        for n, c, step in zip(pattern.shape, center, sampling, strict=True)
-    )
-    # In units of the bright field's radius.
-    distance = np.hypot(y[:, None], x)
-    if not pattern[usable].any():
-        return None
-    rings = _rings(pattern, usable, distance, y, x)
-    if rings.agree:
-        return None
-    disk = find_disk(pattern, usable, sampling)
+    disk = find_disk(pattern, _usable(geometry, pattern), sampling, rough=True)
     if disk is None:
-        if not rings.differ and not _as_dark(pattern, usable, distance <= 1):
-            return None
         return (
             f"the frames show no disk at row {center[0]:.4g}, column {center[1]:.4g} with a radius "
             f"of {_pixels(cutoff, sampling)} pixels, where the parameters say that it is. {_CHECK}"
@@ -99,12 +128,6 @@ def contradiction(geometry: Geometry, pattern: NDArray[np.float64]) -> str | Non
     off = np.abs(np.subtract(disk.center, center))
     far = np.maximum(_OFF * disk.radius / np.asarray(sampling), _OFF_PIXELS)
     if (off < far).all() and 1 / _RATIO < disk.radius / cutoff < _RATIO:
-        return None
-    # Of few electrons, some lie together by chance, and look like a disk. The real one tells more.
-    rows, columns = (np.subtract(np.indices(pattern.shape).T, disk.center) * sampling).T
-    found = np.hypot(rows, columns) <= disk.radius
-    given = distance <= 1
-    if not rings.differ and _contrast(pattern, usable, found) < _contrast(pattern, usable, given):
         return None
     return (
         f"the disk is at row {disk.center[0]:.1f}, column {disk.center[1]:.1f} with a radius of "
@@ -161,7 +184,7 @@ def _as_dark(
 ) -> bool:
     """Tell whether it is surely no brighter inside than outside."""
     inside, outside = pattern[usable & bright_field], pattern[usable & ~bright_field]
-    if min(len(inside), len(outside)) < 10:
+    if min(len(inside), len(outside)) < _FEW:
         return False
     # Of how far the means are known, the pixels' scatter tells.
     error = math.hypot(*(part.std() / math.sqrt(len(part)) for part in (inside, outside)))
@@ -169,17 +192,29 @@ def _as_dark(
     return bool(inside.mean() - outside.mean() < _NOISE * error and if_disk > _CLEAR * error)
 
 
-def _contrast(
-    pattern: NDArray[np.float64], usable: NDArray[np.bool_], inside: NDArray[np.bool_]
-) -> float:
-    """Tell how much of a pattern's variance parting it in inside and outside explains."""
-    # Roots make the noise of counts even.
-    roots = np.sqrt(np.maximum(np.where(usable, pattern, 0), 0))
-    parts = roots[usable & inside], roots[usable & ~inside]
-    if not all(map(len, parts)):
-        return 0.0
-    difference = max(0.0, float(parts[0].mean() - parts[1].mean()))
-    return difference**2 / (1 / len(parts[0]) + 1 / len(parts[1]))
+def _uneven(pattern: NDArray[np.float64], chosen: NDArray[np.bool_]) -> bool:
+    """Tell whether pixels surely differ from block to block, as where there is a smaller disk.
+
+    By an analysis of variance between and within blocks, an eighth of the detector wide.
+    """
+    rows, columns = (np.arange(n) * 8 // n for n in pattern.shape)
+    label = (8 * rows[:, None] + columns)[chosen]
+    values = pattern[chosen]
+    counts, sums, squares = (
+        np.bincount(label, weights, minlength=64) for weights in (None, values, values**2)
+    )
+    used = counts > pattern.size // 128  # half of a block
+    counts, sums, squares = counts[used], sums[used], squares[used]
+    blocks, pixels = len(counts), counts.sum()
+    if blocks < 4 or pixels < 2 * blocks:
+        return False
+    between = ((sums**2 / counts).sum() - sums.sum() ** 2 / pixels) / (blocks - 1)
+    within = (squares.sum() - (sums**2 / counts).sum()) / (pixels - blocks)
+    # What noise stays below, by Wilson and Hilferty's form of the chi-squared distribution.
+    width = 2 / 9 / (blocks - 1)
+    clear = between > (1 - width + _NOISE * math.sqrt(width)) ** 3 * within
+    far = (between - within) * blocks / pixels > (0.5 * sums.sum() / pixels) ** 2
+    return bool(clear and far)
 
 
 _CHECK = (

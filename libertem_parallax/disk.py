@@ -63,6 +63,8 @@ def find_disk(
     pattern: ArrayLike,
     usable: NDArray[np.bool_] | None = None,
     pixel: tuple[float, float] = (1.0, 1.0),
+    *,
+    rough: bool = False,
 ) -> Disk | None:
     """Find the bright-field disk.
 
@@ -75,6 +77,9 @@ def find_disk(
     pixel
         Height and width of a pixel in any unit: angular sampling if it is known, so that the disk
         is round.
+    rough
+        Whether a copy of 64 pixels is enough, in which pixels are binned. That takes the same time
+        for patterns of any size.
 
     Returns
     -------
@@ -113,7 +118,7 @@ def find_disk(
     parameters = np.array([*start, blur, 0.0, blur])
     near = max(_NEAR_PIXELS * factor, _NEAR * radius * factor)
     fit = _fit_or_not(coarse_values, coarse_known, factor, parameters, near, shape)
-    if fit is not None and factor > 1:  # large patterns in full next to the edge only
+    if fit is not None and factor > 1 and not rough:  # large patterns in full next to the edge only
         near = _NEAR_PIXELS + 3 * fit.edge
         fit = _fit_or_not(values, known, 1, fit.parameters, near, shape)
     if fit is None or not np.isfinite([*fit.parameters, *fit.errors]).all():

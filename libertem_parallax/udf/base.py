@@ -13,7 +13,7 @@ from libertem.udf import UDF
 from numpy.typing import NDArray
 
 from ..accumulate import ENGINES, Engine, Plan, Stack, accumulator_dtype, make_engine
-from ..contradictions import contradiction, positions_to_compare
+from ..contradictions import contradiction, positions_to_compare, seems_to_differ
 
 __all__ = ["FramesUDF", "SumsUDF"]
 
@@ -101,7 +101,7 @@ class SumsUDF(FramesUDF):
     _engine: Engine  # of the partition; made in `preprocess`
     _first: int  # frame of the partition
     _chosen: NDArray[np.int64]  # frames of the partition, to be compared with the parameters
-    _patterns, _told = 0, False  # how many were compared, and whether they contradicted, on main
+    _patterns, _settled = 0, False  # how many were compared, and whether that is done, on main
 
     @property
     def _plan(self) -> Plan:
@@ -178,7 +178,7 @@ class SumsUDF(FramesUDF):
     def preprocess(self) -> None:
         """Make the engine for a partition."""
         if self._on_main:
-            self._patterns, self._told = 0, False
+            self._patterns, self._settled = 0, False
             return
         plan, S = self._plan, self.results.get_buffer("S").raw_data
         self._first = self.meta.slice.origin[0]
@@ -265,14 +265,16 @@ class SumsUDF(FramesUDF):
         plan.add_part(A, int(first), dest.A)
         dest.S[:] = src.S
         dest.scanned[:] = src.scanned
-        if src.pattern.any() and not self._told:
+        if src.pattern.any() and not self._settled:
             dest.pattern[:] += src.pattern
             self._patterns += 1
-            # Early, and again when there are twice as many.
+            # Early, and again when there are twice as many. A disk is fitted once in a run, as that
+            # takes longer than many frames.
             again = self._patterns.bit_count() == 1
-            if again and (problem := contradiction(self.params.geometry, dest.pattern)):
-                self._told = True
-                warnings.warn(problem, stacklevel=2)
+            if again and seems_to_differ(self.params.geometry, dest.pattern):
+                self._settled = True
+                if problem := contradiction(self.params.geometry, dest.pattern):
+                    warnings.warn(problem, stacklevel=2)
 
     def add_stack(self, stack: Stack) -> None:
         """Start anew from the frames of a stack, on the main node, while a run goes on.

@@ -45,7 +45,7 @@ class _Waiting(ParallaxUDF):
     def preprocess(self) -> None:
         """Tell of no contradiction between frames and parameters that nobody gave."""
         super().preprocess()
-        self._told = True
+        self._settled = True
 
     def add_stack(self, stack: Stack) -> None:
         """Start anew: parameters are known now."""
