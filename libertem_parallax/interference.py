@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .likelihood import Interference, monomials
+from .likelihood.engine import degree as degree_of
 
 __all__ = ["basis", "beams", "beams_gradient", "polynomial", "slopes"]
 
@@ -115,7 +116,7 @@ def beams_gradient(
         By `eta`.
     """
     turns, eta = np.asarray(turns, np.float64), np.asarray(eta, np.float64)
-    degree = _degree(len(turns))
+    degree = degree_of(len(turns))
     by_turns = np.zeros((len(eta), len(turns)))
     for sign, part in ((-1, by.minus), (1, by.plus)):
         for to, of, factor in _change_terms(degree, sign * eta):
@@ -133,7 +134,7 @@ def _change(
     turns: NDArray[np.float64], eta: NDArray[np.float64], count: int = 0
 ) -> NDArray[np.float64]:
     """p(ξ + η) - p(ξ) of a polynomial p, (Q, T) of one degree less, or the first `count` terms."""
-    degree = _degree(len(turns))
+    degree = degree_of(len(turns))
     change = np.zeros((len(eta), count or len(monomials(degree - 1))))
     for to, of, factor in _change_terms(degree, eta):
         change[:, to] += factor * turns[of]
@@ -176,7 +177,7 @@ def slopes(turns: NDArray[np.float64]) -> NDArray[np.float64]:
     (2, T') float64
         Coefficients of `monomials`.
     """
-    degree = _degree(len(turns))
+    degree = degree_of(len(turns))
     index = {(int(i), int(j)): t for t, (i, j) in enumerate(monomials(degree))}
     slopes = np.zeros((2, len(monomials(degree - 1))))
     for (i, j), t in index.items():
@@ -185,7 +186,3 @@ def slopes(turns: NDArray[np.float64]) -> NDArray[np.float64]:
         if j:
             slopes[1, index[i, j - 1]] += j * turns[t]
     return slopes
-
-
-def _degree(terms: int) -> int:
-    return (math.isqrt(8 * terms + 1) - 3) // 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -79,6 +80,7 @@ def test_finds_what_was_simulated(flip: bool) -> None:
     np.testing.assert_allclose(p["angular_sampling"], SAMPLING, rtol=0.01)
     assert coefs["C10"] == pytest.approx(COEFS["C10"], rel=0.015)
     assert abs(part(coefs) - part(COEFS)) < 0.01 * abs(COEFS["C10"])
+    assert not found.notes
     assert p["rotation_angle"] == pytest.approx(ROTATION, abs=math.radians(0.3))
 
 
@@ -209,6 +211,9 @@ def test_a_disk_that_moves_while_scanning() -> None:
     # The movement stretches the image: C10 times its rate, 1 pixel of 3 mrad in 32 Å.
     assert coefs["C10"] == pytest.approx(COEFS["C10"], rel=0.05)
     assert found.parameters["rotation_angle"] == pytest.approx(ROTATION, abs=math.radians(3))
+    # By 1 pixel of 3 mrad.
+    [distance] = re.findall(r"moves by about (\S+) mrad", found.notes[0])
+    assert float(distance) == pytest.approx(3, rel=0.2)
 
 
 def test_a_wrong_semiangle_is_told() -> None:

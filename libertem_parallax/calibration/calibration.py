@@ -17,7 +17,7 @@ from ..accumulate import Stack
 from ..likelihood import make_engine
 from ..parameters import Parameters
 from .beam import Beam, find_beam
-from .doubts import doubts
+from .doubts import doubts, moves
 from .estimate import Estimate, Solution, estimate
 from .failure import CalibrationError
 from .fit import twin
@@ -249,6 +249,7 @@ def calibrate_stack(
         )
     best = estimated.best
     notes = doubts(best.model, best.x, list(estimated.free))
+    notes += moves(coarse, parameters["scan_sampling"], optics, best.model.coefs(best.x)["C10"])
     described = _describer(parameters, beam)
     return Calibration(
         described(best, best.x),

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..accumulate import Stack
 from .failure import CalibrationError
 from .fit import ascend
-from .model import Model
+from .model import Model, Optics
 
-__all__ = ["doubts"]
+__all__ = ["doubts", "moves"]
 
 #: Frequencies that are asked.
 _FREQUENCIES = 700
@@ -21,6 +23,9 @@ _CHANCE, _TOLD = 30.0, 0.03
 
 #: Semiangles that are tried, over the given one; what the right one explains more.
 _FACTORS, _WRONG = [1.12**n for n in range(-6, 7) if n], 0.1
+
+#: Stretch of the image by a disk that moves, and standard errors of that, from which on it is told.
+_STRETCH, _SURE = 0.01, 6.0
 
 
 def doubts(model: Model, x: NDArray[np.float64], free: list[int]) -> list[str]:
@@ -96,3 +101,57 @@ def doubts(model: Model, x: NDArray[np.float64], free: list[int]) -> list[str]:
                 "others: search for C21, C23 and C30, too."
             ]
     return []
+
+
+def moves(
+    stack: Stack, scan_sampling: tuple[float, float], optics: Optics, C10: float
+) -> list[str]:
+    """Ask whether the disk moves on the detector during the scan, so far that it matters.
+
+    The likelihood cannot tell: a pixel then sees the specimen from directions that change along
+    the scan, which stretches its image as astigmatism, defocus and rotation do.
+
+    Parameters
+    ----------
+    stack
+        Pixels of the bright field.
+    scan_sampling
+        Step of the scan along rows and columns in Å.
+    optics
+        Of these pixels.
+    C10
+        In Å.
+
+    Returns
+    -------
+    list
+        What people should be told.
+    """
+    ny, nx = stack.scan_shape
+    frames = stack.frames.reshape(ny, nx, -1)
+    halves = [(slice(None, n // 2), slice(n // 2, None)) for n in (ny, nx)]
+    sums = np.array(
+        [[frames[rows, cols].sum(axis=(0, 1), dtype=np.float64) for cols in halves[1]]
+         for rows in halves[0]]
+    )  # fmt: skip
+    total = float(sums.sum())
+    directions = optics.positions(stack.pixels) * optics.semiangle
+    extent = np.multiply(stack.scan_shape, scan_sampling)
+    rates = []
+    for axis in (0, 1):
+        parts = sums.sum(axis=1 - axis)
+        if not parts.any(axis=1).all():
+            return []
+        first, second = (part @ directions / part.sum() for part in parts)
+        # Halves are half a scan apart. Of what moves out of the bright field, these pixels see
+        # the one side only.
+        rates.append(4 * float(np.hypot(*(second - first))) / extent[axis])
+    stretch, distance = abs(C10) * max(rates), max(np.multiply(rates, extent))
+    error = 4 * optics.semiangle / math.sqrt(total) / min(extent) * abs(C10)
+    if stretch < max(_STRETCH, _SURE * error):
+        return []
+    return [
+        f"the disk moves by about {distance * 1e3:.2g} mrad on the detector during the scan. That "
+        f"changes astigmatism, defocus and rotation by up to {100 * stretch:.2g} % of the defocus "
+        "beyond the stated errors. Align the descan, or shift the frames back."
+    ]

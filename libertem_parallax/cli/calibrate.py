@@ -223,7 +223,7 @@ def described(
         value = _plus_minus((-coefs["C10"] / 10,), (u["C10"] / 10,), "nm")
         rows.append(("Defocus", f"{value}: {side}"))
     for name in coefs:
-        if name in u and name not in ("C10",) and name.startswith("C"):
+        if name in u and name != "C10" and name.startswith("C"):
             text = _plus_minus((coefs[name] / 10,), (u[name] / 10,), "nm")
             if (azimuth := f"phi{name[1:]}") in u:
                 at = _plus_minus(_degrees(coefs[azimuth]), _degrees(u[azimuth]), "°")
@@ -240,7 +240,7 @@ def described(
         flips = p["detector_flip_cols"]
         rows.append(("Columns", "reversed: detector_flip_cols" if flips else "as stored"))
     rows.append(
-        ("Sure", f"{calibration.significance:.0f} standard deviations above other rotations")
+        ("Likelihood", f"{calibration.significance:.0f} standard deviations above other rotations")
     )
     if calibration.decided:
         if calibration.decided != "given parameters":
@@ -281,7 +281,8 @@ def _plus_minus(values: Any, errors: Any, unit: str) -> str:
         texts.append(f"{value:.{digits}f}")
     error = max(errors)
     space = "" if unit == "°" else " "
-    return f"{', '.join(texts)} ± {error:.2g}{space}{unit}"
+    stated = f"{error:.2g}" if error < 10 else f"{error:.0f}"
+    return f"{', '.join(texts)} ± {stated}{space}{unit}"
 
 
 def check_file(option: str, path: Path, inputs: list[Path], *, overwrite: bool) -> None:

@@ -147,7 +147,8 @@ def make_hints(
         if not low < high:
             raise ValueError(
                 f"defocus_between = {defocus_between}: that is no "
-                f"{'under' if underfocus else 'over'}focus; underfocus is positive here."
+                f"{'under' if underfocus else 'over'}focus. Underfocus is positive here, overfocus "
+                "negative: give one of the two hints, or the other signs."
             )
     rotation = None if rotation_near is None else checks.angle("rotation_near", rotation_near)
     return Hints((low, high), rotation)
