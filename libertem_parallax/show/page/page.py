@@ -6,11 +6,10 @@ import html
 import math
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 from bokeh.core.properties import Int
 from bokeh.model import DataModel, Model
 from bokeh.models import (
@@ -23,16 +22,16 @@ from bokeh.models import (
     RangeSlider,
     Row,
     Slider,
-    Spinner,
     Toggle,
     UIElement,
 )
 
-from ..maker import Picture, mean_pattern, odd_pixels, sharpness
+from ..maker import Picture, mean_pattern, odd_pixels
 from ..tuning import Tuning
 from .calibrator import Calibrator
 from .drawing import MARK, on_change
 from .figures import ImageView, Spectrum
+from .focus import Depth, Sharpness
 from .knobs import Knobs, drawer
 from .saving import save, script
 
@@ -54,9 +53,6 @@ again()
 
 #: Seconds between two diffraction patterns while frames come in.
 _PATTERN = 2.0
-
-#: Points of the curve of sharpness.
-_CURVE = 61
 
 
 class Seen(DataModel):
@@ -120,8 +116,6 @@ class Page:
         self._pattern_of: Any = None
         self._pattern_at = -math.inf
         self._message = ""
-        self._curve: dict[str, Any] = {"of": None, "points": []}
-        self._playing: Iterator[float] | None = None
         self._build(sigma)
         self._stop = tuning.listen(self._schedule)
 
@@ -144,7 +138,7 @@ class Page:
     def close(self) -> None:
         """Listen no more."""
         self._stop()
-        self._playing = None
+        self.depth.stop()
 
     # What is where
 
@@ -161,6 +155,8 @@ class Page:
         on_change(self.seen, "number", lambda _: self._schedule())
         self.spectrum = Spectrum()
         self.knobs = Knobs(self._tuning, self._say)
+        self.sharpness = Sharpness(self._tuning, self.knobs)
+        self.depth = Depth(self._tuning)
         self.contrast = RangeSlider(
             start=0, end=100, step=0.1, value=(0.5, 99.5), title="Contrast, %", bar_color=MARK,
             name="contrast", sizing_mode="stretch_width", css_classes=["wide"],
@@ -213,7 +209,7 @@ class Page:
         )  # fmt: skip
         drawers = Column(
             *drawer("Higher orders", *self.knobs.higher_lines),
-            *drawer("Depth series", self._depth()),
+            *drawer("Depth series", self.depth.row),
             css_classes=["card"],
             sizing_mode="stretch_width",
         )
@@ -230,22 +226,6 @@ class Page:
         for model in self.root.references():
             if isinstance(model, UIElement):
                 model.stylesheets = [*model.stylesheets, sheet]
-
-    def _depth(self) -> Row:
-        self.depth_from, self.depth_to, self.depth_steps = (
-            Spinner(title=title, name=name, value=value, step=step, low=low, format="0[.]0",
-                    sizing_mode="stretch_width")
-            for title, name, value, step, low in (
-                ("From, nm", "depth_from", -50, 10, None), ("to, nm", "depth_to", 50, 10, None),
-                ("steps", "depth_steps", 21, 1, 2),
-            )
-        )  # fmt: skip
-        self.play = Toggle(label="Play", name="play", width=56)
-        on_change(self.play, "active", lambda on: self._play(on=on))
-        return Row(
-            self.depth_from, self.depth_to, self.depth_steps, self.play,
-            css_classes=["pair", "low"], sizing_mode="stretch_width",
-        )  # fmt: skip
 
     # What follows from changes
 
@@ -274,7 +254,8 @@ class Page:
         _set(self.undo, "disabled", not tuning.can_undo)
         self._tell(picture)
         self.calibrator.show()
-        self._follow_curve()
+        if not self._is_recording:  # it would take the time of frames
+            self.sharpness.follow()
         if picture is None:
             return
         sent = self._sent
@@ -288,8 +269,8 @@ class Page:
             self._spectrum_of = picture
             self.spectrum.show(picture)
             self._write_script()
-        if self._playing is not None and picture is self._sent:
-            self._next_depth()
+        if picture is self._sent:
+            self.depth.follow()
 
     def _send(self, picture: Picture) -> None:
         percentiles = self.contrast.value
@@ -377,59 +358,6 @@ class Page:
             self._say(f"It could not be saved: {error}")
         else:
             self._say(f"Saved as {tif.with_suffix('')}.tif, .png and .toml")
-
-    # Curve of sharpness
-
-    def _follow_curve(self) -> None:
-        """Have the curve made anew, when nothing else is to be done, where it is of other knobs."""
-        if self._is_recording:
-            return  # it would take the time of frames
-        parameters = self._tuning.parameters
-        coefs = {k: v for k, v in parameters.get("aberration_coefs", {}).items() if k != "C10"}
-        key = (
-            self._tuning.stack, self.knobs.reach, tuple(coefs.items()),
-            *(parameters.get(name) for name in ("rotation_angle", "center", "semiangle_cutoff",
-              "detector_flip_rows", "detector_flip_cols", "detector_transpose", "scan_sampling")),
-        )  # fmt: skip
-        if key != self._curve["of"]:
-            self._curve = {"of": key, "points": []}
-            self._tuning.when_idle(self._points(self._curve["points"], self.knobs.reach))
-        elif len(self._curve["points"]) != len(self.knobs.curve.source.data["x"]):
-            self.knobs.curve.show(self._curve["points"])
-
-    def _points(self, points: list[tuple[float, float]], reach: float) -> Iterator[None]:
-        tuning = self._tuning
-        for defocus in np.linspace(-reach, reach, _CURVE):
-            try:
-                value = sharpness(tuning.stack, tuning.parameters, -10 * defocus)
-            except ValueError:
-                return  # the picture tells
-            points.append((float(defocus), value))
-            yield
-
-    # Depth series
-
-    def _play(self, *, on: bool) -> None:
-        if not on or self._tuning.picture is None:
-            self._playing = None
-            return
-        coefs = self._tuning.parameters.get("aberration_coefs", {})
-        here = -coefs.get("C10", 0.0) / 10
-        steps = np.linspace(
-            self.depth_from.value, self.depth_to.value, max(2, int(self.depth_steps.value))
-        )
-
-        def forth_and_back() -> Iterator[float]:
-            while True:
-                for step in (*steps, *steps[-2:0:-1]):
-                    yield here + float(step)
-
-        self._playing = forth_and_back()
-        self._next_depth()
-
-    def _next_depth(self) -> None:
-        if self._playing is not None:
-            self._tuning.aberrate(C10=-10 * next(self._playing))
 
 
 def _look(title: str, plot: Any) -> Column:
