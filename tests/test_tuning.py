@@ -14,13 +14,8 @@ from libertem_parallax.accumulate import Stack
 from libertem_parallax.geometry import Geometry
 from libertem_parallax.images import IMAGES
 from libertem_parallax.show import maker
-from libertem_parallax.show.maker import (
-    mean_pattern,
-    odd_pixels,
-    reconstruct,
-    sharpness,
-    thinned,
-)
+from libertem_parallax.show.maker import reconstruct, sharpness, thinned
+from libertem_parallax.show.patterns import mean_pattern, odd_pixels
 from libertem_parallax.show.tuning import Tuning
 from libertem_parallax.simulate import simulate
 

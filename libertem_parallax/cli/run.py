@@ -274,10 +274,10 @@ def about(udf: Any, name: str, parameters: Parameters, **made: Any) -> About:
         What else to say.
     """
     from ..files import About
-    from ..images import STACK_IMAGES
+    from ..images import STACK_IMAGES, words_and_unit
 
     plan = udf.params.geometry.plan
-    words, unit = _named(name)
+    words, unit = words_and_unit(name)
     size = udf.params.geometry.scan_sampling if name in STACK_IMAGES else image_pixel_size(udf)
     values = {**parameters, **parameters.settings, "image": name}
     values |= {key: str(file) for key, file in parameters.files.items()}
@@ -290,13 +290,6 @@ def about(udf: Any, name: str, parameters: Parameters, **made: Any) -> About:
         "parameters": values,
     }
     return About(size, unit, words, made)
-
-
-def _named(name: str) -> tuple[str, str]:
-    """Tell what an image is called in texts, and the unit of its values."""
-    from ..images import IMAGES, STACK_IMAGES
-
-    return STACK_IMAGES[name] if name in STACK_IMAGES else (IMAGES[name].words, IMAGES[name].unit)
 
 
 def save(output: Path, image: NDArray[Any], about: About, problems: list[str]) -> Path:
@@ -350,7 +343,7 @@ def described(
     names: Sequence[str] = (),
 ) -> list[tuple[str, str]]:
     """Tell what was reconstructed, these images or the UDF's, in rows for `report`."""
-    from ..images import STACK_IMAGES
+    from ..images import STACK_IMAGES, words_and_unit
 
     plan = udf.params.geometry.plan
     scan, part = plan.scan_shape, []
@@ -362,7 +355,7 @@ def described(
     sizes: dict[int, list[str]] = {}  # names of images by their upsampling
     for name in names or udf.params.image:
         u = 1 if name in STACK_IMAGES else plan.upsampling_factor
-        sizes.setdefault(u, []).append(_named(name)[0])
+        sizes.setdefault(u, []).append(words_and_unit(name)[0])
     images = [
         f"{' and '.join(words)}, {by(u * n for n in scan)} pixels of "
         f"{by(f'{size / u / 10:.4g}' for size in udf.params.geometry.scan_sampling)} nm"

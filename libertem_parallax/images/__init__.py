@@ -7,7 +7,7 @@ from .phase import PHASE
 from .phase_flip import PHASE_FLIP
 from .sums import Image, Imaging, Sums
 
-__all__ = ["IMAGES", "STACK_IMAGES", "Image", "Imaging", "Sums", "check_images"]
+__all__ = ["IMAGES", "STACK_IMAGES", "Image", "Imaging", "Sums", "check_images", "words_and_unit"]
 
 #: All images by name.
 IMAGES: Mapping[str, Image] = {
@@ -47,3 +47,10 @@ def check_images(image: str | Iterable[str], *, stacks: bool = False) -> tuple[s
     if not names or any(name not in known for name in names):
         raise ValueError(f"image = {image!r}: expected one or several of {', '.join(known)}.")
     return tuple(dict.fromkeys(names))
+
+
+def words_and_unit(name: str) -> tuple[str, str]:
+    """Tell what an image is called in texts, and the unit of its values."""
+    if name in STACK_IMAGES:
+        return STACK_IMAGES[name]
+    return IMAGES[name].words, IMAGES[name].unit

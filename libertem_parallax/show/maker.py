@@ -14,17 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..accumulate import CudaStack, Stack, place_stack
+from ..direct import Direct
 from ..geometry import Geometry
-from ..images import IMAGES, Imaging, Sums, check_images
-from ..memory import check_image
+from ..images import IMAGES, STACK_IMAGES, Imaging, Sums, check_images
+from ..memory import check_direct, check_image
 from ..parameters import DEFAULTS, Parameters
 
 __all__ = [
     "Maker",
     "Picture",
     "Wanted",
-    "mean_pattern",
-    "odd_pixels",
     "reconstruct",
     "sharpness",
     "thinned",
@@ -34,8 +33,8 @@ __all__ = [
 #: second's worth on two cores, get a coarser image first.
 _AT_ONCE = 1 << 26
 
-#: Frames whose mean is shown as diffraction pattern: enough to see the disk.
-_PATTERN_FRAMES = 4096
+#: So many times as long as an addition takes direct ptychography.
+_DIRECT_COST = 8
 
 #: Standard deviation in scan steps of what images are blurred with before their variance is taken.
 _SHARPNESS_BLUR = 1.5
@@ -50,9 +49,9 @@ class Picture:
     number
         Of the change that asked for it: the last one of them is shown.
     name
-        Of the image, one of `IMAGES`.
+        Of the image, one of `IMAGES` or `STACK_IMAGES`.
     image : (rows, cols) float32
-        As the UDF makes it of the same frames.
+        As the UDF, or `direct_phase`, makes it of the same frames.
     parameters
         With which it was made.
     geometry
@@ -172,58 +171,6 @@ def thinned(stack: Stack, step: int) -> Stack:
     )
 
 
-def mean_pattern(stack: Stack, most: int = _PATTERN_FRAMES) -> NDArray[np.float64]:
-    """Average frames of a stack, evenly spread over what is scanned.
-
-    Parameters
-    ----------
-    stack
-        Of frames.
-    most
-        Frames to take at most. Default: enough to see the disk.
-
-    Returns
-    -------
-    (rows, cols) float64
-        NaN at pixels that the stack does not have, and everywhere if nothing is scanned.
-    """
-    pattern = np.full(stack.detector_shape, np.nan)
-    there = np.flatnonzero(stack.scanned)
-    if len(there):
-        some = there[:: math.ceil(len(there) / most)]
-        parts = np.array_split(some, math.ceil(len(some) / _PATTERN_FRAMES))
-        sums = sum(stack.frames[part].sum(axis=0, dtype=np.float64) for part in parts)
-        pattern[tuple(stack.pixels.T)] = sums / len(some)
-    return pattern
-
-
-def odd_pixels(pattern: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Find pixels that may be dead or hot: unlike all their neighbors but one.
-
-    Parameters
-    ----------
-    pattern : (rows, cols) float
-        Mean of frames; NaN where it is not known.
-
-    Returns
-    -------
-    (n, 2) int64
-        Rows and columns of those that are less than half of the second lowest neighbor, or more
-        than twice the second highest one and the pattern's mean.
-    """
-    rows, cols = pattern.shape
-    padded = np.pad(pattern, 1, constant_values=np.nan)
-    steps = [(y, x) for y in range(3) for x in range(3) if (y, x) != (1, 1)]
-    around = np.stack([padded[y : y + rows, x : x + cols] for y, x in steps])
-    low = np.sort(np.nan_to_num(around, nan=np.inf), axis=0)[1]
-    high = np.sort(np.nan_to_num(around, nan=-np.inf), axis=0)[-2]
-    # Next to nothing, one electron more is not much.
-    least = np.nanmean(pattern) if np.isfinite(pattern).any() else 0.0
-    odd = (2 * pattern < np.where(low < np.inf, low, -np.inf)) & (low > least)
-    odd |= pattern > 2 * np.maximum(high, least)
-    return np.argwhere(odd)
-
-
 def sharpness(stack: Stack, parameters: Parameters, defocus: float) -> float:
     """Tell how well the images of all pixels fall onto each other, if the defocus is this.
 
@@ -282,8 +229,11 @@ class Maker:
         start = time.perf_counter()
         imaging, notes = self._imaging(wanted, coarse)
         name = _shown(wanted.parameters)
-        placed = self._placed(wanted)
-        if placed is not None:
+        geometry, placed = imaging.geometry, self._placed(wanted)
+        if name in STACK_IMAGES:
+            geometry = geometry.replace(upsampling_factor=1)
+            image, scanned = self._direct(wanted, coarse, geometry, imaging, placed)
+        elif placed is not None:
             with self._noting():
                 image, scanned = _make(placed, imaging, name, threads)
         else:
@@ -291,14 +241,16 @@ class Maker:
             sums = self._once("sums", coarse, key, lambda: _add(stack, imaging, threads))
             image, scanned = sums.once(IMAGES[name].make), sums.scanned
         notes = (*notes, *self._notes)
-        if problem := IMAGES[name].problem(imaging.geometry):
-            notes = (*notes, problem)
+        if name not in STACK_IMAGES:
+            self._forget("direct")
+            if problem := IMAGES[name].problem(geometry):
+                notes = (*notes, problem)
         return Picture(
             wanted.number,
             name,
             image,
             wanted.parameters,
-            imaging.geometry,
+            geometry,
             scanned,
             coarse,
             time.perf_counter() - start,
@@ -307,13 +259,43 @@ class Maker:
 
     def preview(self, wanted: Wanted) -> int:
         """Choose how coarse an image is had at once; 1 if that is the image itself."""
-        key, _ = self._kept.get(("sums", 1), (None, None))
-        if key == (wanted.geometry, wanted.frames):
-            return 1
-        if self._placed(wanted) is not None:
-            return 1
+        direct = _shown(wanted.parameters) in STACK_IMAGES
+        if not direct:
+            key, _ = self._kept.get(("sums", 1), (None, None))
+            if key == (wanted.geometry, wanted.frames) or self._placed(wanted) is not None:
+                return 1
         plan = self._imaging(wanted, 1)[0].geometry.plan
-        return math.ceil(math.sqrt(math.prod(plan.scan_shape) * len(plan.pixels) / _AT_ONCE))
+        work = math.prod(plan.scan_shape) * len(plan.pixels) * (_DIRECT_COST if direct else 1)
+        return math.ceil(math.sqrt(work / _AT_ONCE))
+
+    def _direct(
+        self,
+        wanted: Wanted,
+        coarse: int,
+        geometry: Geometry,
+        imaging: Imaging,
+        placed: CudaStack | None,
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Make the image by direct ptychography; transforms are kept for other aberrations."""
+        scanned = wanted.stack.scanned.copy()
+        if not scanned.all():
+            raise ValueError(
+                f"direct ptychography needs all frames, {scanned.mean():.0%} of them are there. "
+                "Choose another image until the scan is complete."
+            )
+        semiangle = geometry.parameters["semiangle_cutoff"]
+        places = geometry.plan.pixels.tobytes(), geometry.angles.tobytes()
+        edges = semiangle, geometry.soft_edge, geometry.scan_sampling
+        key = (wanted.frames, placed is not None, *places, *edges)
+        if self._kept.get(("direct", coarse), (None,))[0] != key:
+            self._forget("direct")  # they are large
+            check_direct(geometry.plan.scan_shape, len(geometry.plan.pixels))
+        stack = placed if coarse == 1 and placed is not None else self._thinned(wanted, coarse)[0]
+        direct = self._once("direct", coarse, key, lambda: Direct.of(stack, geometry))
+        return direct.phase(direct.interference(geometry), imaging.regularization), scanned
+
+    def _forget(self, what: str) -> None:
+        self._kept = {key: kept for key, kept in self._kept.items() if key[0] != what}
 
     def _placed(self, wanted: Wanted) -> CudaStack | None:
         """Take the stack with its frames so far on the GPU; None where the CPU adds."""
@@ -370,4 +352,4 @@ class Maker:
 
 def _shown(parameters: Parameters) -> str:
     """Of the images that are named, the one to show."""
-    return check_images(parameters["image"])[0]
+    return check_images(parameters["image"], stacks=True)[0]

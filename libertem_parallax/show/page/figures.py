@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ... import aberrations
 from ...geometry import Geometry
-from ...images import IMAGES
+from ...images import words_and_unit
 from ..maker import Picture
 from ..pictures import blur
 from .drawing import MARK, WARM, draw, field, gray, limits, plain, ranges
@@ -119,7 +119,7 @@ class ImageView:
         rows, cols = picture.image.shape
         if 0 <= row < rows and 0 <= col < cols:
             u = picture.geometry.plan.upsampling_factor
-            value = f"{picture.image[row, col]:.4g} {IMAGES[picture.name].unit}"
+            value = f"{picture.image[row, col]:.4g} {words_and_unit(picture.name)[1]}"
             if not picture.scanned[row // u, col // u]:
                 value = "not scanned yet"
             self._tell(f"{event.x:.2f}, {event.y:.2f} nm: {value}")

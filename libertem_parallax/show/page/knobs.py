@@ -23,7 +23,7 @@ from bokeh.models import (
 
 from ...aberrations import SYMBOLS
 from ...geometry import Geometry
-from ...images import IMAGES
+from ...images import IMAGES, STACK_IMAGES
 from ...parameters import DEFAULTS, Parameters
 from ..tuning import Tuning
 from .drawing import MARK, on_change
@@ -33,6 +33,8 @@ __all__ = ["Knobs", "drawer"]
 
 #: Defocus in nm that the slider reaches at least.
 _LEAST_REACH = 20.0
+
+_IMAGES = (*IMAGES, *STACK_IMAGES)
 
 _ORDERS = ("detector_flip_rows", "detector_flip_cols", "detector_transpose")
 
@@ -92,7 +94,7 @@ class Knobs:
             u = parameters.get("upsampling_factor", DEFAULTS["upsampling_factor"])
             self.upsampling.active = u - 1 if u <= len(self.upsampling.labels) else None
             self.orders.active = [i for i, name in enumerate(_ORDERS) if parameters.get(name)]
-            self.image.active = list(IMAGES).index(parameters["image"][0])
+            self.image.active = _IMAGES.index(parameters["image"][0])
             for name, widget in self.higher.items():
                 value = coefs.get(name)
                 if value is not None:
@@ -304,11 +306,10 @@ class Knobs:
     # What there is an image of, and higher orders
 
     def _others(self) -> None:
-        names = list(IMAGES)
         self.image = self._on(
-            RadioButtonGroup(labels=[name.replace("_", " ") for name in names], name="image_name",
+            RadioButtonGroup(labels=[name.replace("_", " ") for name in _IMAGES], name="image_name",
                              sizing_mode="stretch_width"),
-            lambda active: self._set_parameter(image=names[active]),
+            lambda active: self._set_parameter(image=_IMAGES[active]),
             "active",
         )  # fmt: skip
         self.higher = {

@@ -26,7 +26,8 @@ from bokeh.models import (
     UIElement,
 )
 
-from ..maker import Picture, mean_pattern, odd_pixels
+from ..maker import Picture
+from ..patterns import mean_pattern, odd_pixels
 from ..tuning import Tuning
 from .calibrator import Calibrator
 from .drawing import MARK, on_change

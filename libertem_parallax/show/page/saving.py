@@ -9,14 +9,34 @@ from typing import Any
 
 import numpy as np
 
-from ... import files
-from ...aberrations import unit
-from ...images import IMAGES
+from ... import aberrations, files
+from ...images import STACK_IMAGES, words_and_unit
 from ...parameters import Parameters
 from ..maker import Picture
 from ..pictures import blur
 
 __all__ = ["save", "script"]
+
+_STREAMED = """\
+    udf = prlx.ParallaxUDF.from_parameters(
+        shape=ds.shape,
+        image={name!r},
+{body}
+    )
+    image = ctx.run_udf(dataset=ds, udf=udf)[{name!r}].data
+"""
+
+_DIRECT = """\
+    parameters = prlx.Parameters(
+{body}
+    )
+    udf = prlx.StackUDF.for_dataset(ds)
+    ctx.run_udf(dataset=ds, udf=udf)
+    image = prlx.direct_phase(udf.stack, parameters{regularization})
+"""
+
+#: Parameters that are of other images; and one that is an argument.
+_NOT_DIRECT = frozenset({"suppress_Nyquist_noise", "upsampling_factor", "regularization"})
 
 
 def save(folder: Path, stem: str, picture: Picture, sigma: float = 0.0) -> list[Path]:
@@ -50,10 +70,10 @@ def save(folder: Path, stem: str, picture: Picture, sigma: float = 0.0) -> list[
         number += 1
     tif, png, toml = (folder / f"{stem}_{number:03d}{end}" for end in (".tif", ".png", ".toml"))
     picture.parameters.replace(image=picture.name).save(toml)
-    image, kind = picture.image, IMAGES[picture.name]
+    image, (words, unit) = picture.image, words_and_unit(picture.name)
     values = {**picture.parameters, **picture.parameters.files, "image": picture.name}
     values = {key: value for key, value in values.items() if not isinstance(value, np.ndarray)}
-    about = files.About(picture.pixel_size, kind.unit, kind.words, {"parameters": values})
+    about = files.About(picture.pixel_size, unit, words, {"parameters": values})
     files.save(tif, image, about)
     if sigma:
         image = blur(image, picture.pixel_size, sigma)
@@ -80,8 +100,9 @@ def script(parameters: Parameters, name: str, source: Mapping[str, Any]) -> str:
         A script. It names a mask that came from a file, and leaves out any other.
     """
     lines = []
+    direct = name in STACK_IMAGES
     for key, value in parameters.items():
-        if key in ("image", "engine"):
+        if key in ("image", "engine") or (direct and key in _NOT_DIRECT):
             continue
         if key == "bf_mask":
             if key in parameters.files:
@@ -93,23 +114,21 @@ def script(parameters: Parameters, name: str, source: Mapping[str, Any]) -> str:
         elif key == "aberration_coefs":
             lines.append("aberration_coefs={")
             lines += [
-                f"    {symbol!r}: {number!r},  # {unit(symbol)}" for symbol, number in value.items()
+                f"    {symbol!r}: {number!r},  # {aberrations.unit(symbol)}"
+                for symbol, number in value.items()
             ]
             lines.append("},")
         else:
             lines.append(f"{key}={value!r},")
     body = "\n".join(f"        {line}" for line in lines)
+    make = _DIRECT if direct else _STREAMED
     load = ", ".join(f"{key}={value!r}" for key, value in source.items())
+    regularization = parameters.get("regularization", "auto")
+    argument = "" if regularization == "auto" else f", regularization={regularization!r}"
     return f"""import libertem.api
 import libertem_parallax as prlx
 
 if __name__ == "__main__":
     ctx = libertem.api.Context()
     ds = ctx.load({load})
-    udf = prlx.ParallaxUDF.from_parameters(
-        shape=ds.shape,
-        image={name!r},
-{body}
-    )
-    image = ctx.run_udf(dataset=ds, udf=udf)[{name!r}].data
-"""
+{make.format(name=name, body=body, regularization=argument)}"""
