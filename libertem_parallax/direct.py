@@ -4,14 +4,19 @@ With γ, the transfer over i a, and images G = I / a of pixels, whose noise is a
 
     φ = -i Σ_m γ_m* G_m / (I0 (Σ_m |γ_m|² + N / S))
 
-where I0 are the counts of a pixel inside the aperture, N and S the powers of noise and signal. That
-is what parallax would be if images were not added before their transfer is undone: nothing is lost
-to the rounding of shifts, where pixels disagree, or beyond the semiangle. It needs the images of
-all pixels in memory, so it is for the end of a scan.
+where I0 are the counts of a pixel inside the aperture, N and S the powers of noise and signal. The
+sum is over the bright field and, where the stack has them, the pixels around it of which a quarter
+or more is lit: low frequencies show at the rim of the aperture only.
+
+That is what parallax would be if images were not added before their transfer is undone: nothing is
+lost to the rounding of shifts, where pixels disagree, or beyond the semiangle. It needs the images
+of all pixels in memory, so it is for the end of a scan.
 """
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -27,12 +32,18 @@ from .images.wiener import Spectrum
 from .interference import beams, polynomial
 from .likelihood import Engine, Interference, make_engine
 from .memory import check_direct
-from .weak_object import aperture, frequencies
+from .weak_object import aperture, frequencies, transfer
 
-__all__ = ["Direct", "direct_phase"]
+__all__ = ["Direct", "direct_phase", "with_rim"]
 
 #: Images that are transformed at a time.
 _BLOCK = 32
+
+#: Of a pixel: how much of it must be lit.
+_LIT = 0.25
+
+#: Frequencies whose noise stands for that of all.
+_SOME = 300
 
 #: Of the specimen's power spectrum, where noise hides it. At low frequencies, where only the rim of
 #: the aperture shows them, little is known.
@@ -54,7 +65,7 @@ def direct_phase(
     Parameters
     ----------
     stack
-        With all pixels of the bright field, as `StackUDF` fills it.
+        With all pixels of the bright field, better also of its rim, as `StackUDF` fills it.
     parameters
         Of the acquisition: `Parameters`, or arguments of ``ParallaxUDF.from_parameters``. The image
         is on the grid of the scan, whatever the upsampling_factor is.
@@ -100,6 +111,24 @@ def direct_phase(
     return wave
 
 
+def with_rim(geometry: Geometry) -> Geometry:
+    """Add the pixels around the bright field that are lit in part.
+
+    Parameters
+    ----------
+    geometry
+        With the bright field.
+
+    Returns
+    -------
+    Geometry
+        Whose `plan.pixels` and `angles` have them; a larger semiangle says which.
+    """
+    more = (0.5 - _LIT) * geometry.soft_edge * 1e3
+    with warnings.catch_warnings(action="ignore"):  # that has been told
+        return geometry.replace(semiangle_cutoff=geometry.parameters["semiangle_cutoff"] + more)
+
+
 def _turned(beams: Interference, turns: float) -> Interference:
     """Turn the phase of the second beam."""
     plus = beams.plus.copy()
@@ -120,10 +149,20 @@ class Direct:
         That were scanned.
     inside
         Counts of a pixel inside the aperture in all frames, over their number: I0.
+    noise : (M,) float64
+        Power of the noise of each pixel's G, over that of one inside.
     """
 
-    def __init__(self, engine: Engine, geometry: Geometry, frames: int, inside: float) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        geometry: Geometry,
+        frames: int,
+        inside: float,
+        noise: NDArray[np.float64],
+    ) -> None:
         self._engine, self._frames, self._inside = engine, frames, inside
+        self._noise = noise
         self._shape = geometry.plan.scan_shape
         self._q = frequencies(self._shape, geometry.scan_sampling)
         # The mean, and frequencies with two signs, tell nothing.
@@ -153,17 +192,21 @@ class Direct:
         """
         ny, nx = stack.scan_shape
         semiangle = geometry.parameters["semiangle_cutoff"] * 1e-3
-        edge, xi = geometry.soft_edge / semiangle, geometry.angles / semiangle
+        seen = with_rim(geometry)
+        try:
+            columns = stack.columns(seen.plan.pixels)
+        except ValueError:  # of the bright field alone
+            seen, columns = geometry, stack.columns(geometry.plan.pixels)
+        edge, xi = geometry.soft_edge / semiangle, seen.angles / semiangle
         a = aperture(xi, 1.0, edge)
-        columns = stack.columns(geometry.plan.pixels)
         check_direct(stack.scan_shape, len(columns))
         images = np.empty((ny, nx // 2 + 1, len(columns)), np.complex64)
-        scanned, counts = stack.scanned.ravel(), 0.0
+        scanned, counts = stack.scanned.ravel(), np.empty(len(columns))
         for start in range(0, len(columns), _BLOCK):
             part = slice(start, start + _BLOCK)
             block = stack.frames[:, columns[part]].astype(np.float32)
             means = block[scanned].sum(axis=0, dtype=np.float64) / max(1, scanned.sum())
-            counts += float(means.sum())
+            counts[part] = means
             # What is not scanned yet is as the mean, and says nothing.
             block -= means.astype(np.float32)
             block[~scanned] = 0
@@ -172,7 +215,10 @@ class Direct:
             images[..., part] = scipy.fft.rfft2(grid, axes=(0, 1), overwrite_x=True)
         device = getattr(stack, "device", None)  # where the stack is
         engine = make_engine("auto", images.reshape(-1, len(columns)), xi, edge, device)
-        return cls(engine, geometry, int(scanned.sum()), counts / float((a**2).sum()))
+        # Pixels of the rim get more than a² of that, as a part of them is lit, and not all weakly.
+        inside = float(counts[a == a.max()].mean() / a.max() ** 2)
+        noise = counts / a**2 / max(inside, _LEAST)
+        return cls(engine, geometry, int(scanned.sum()), inside, noise)
 
     def interference(self, geometry: Geometry) -> Interference:
         """Phases of the beams, for other aberrations of the same pixels as well."""
@@ -180,8 +226,13 @@ class Direct:
         turns = polynomial(geometry.aberration_coefs, semiangle, geometry.wavelength)
         return beams(turns, self._q.reshape(-1, 2) * (geometry.wavelength / semiangle))
 
-    def agreement(self, interference: Interference) -> float:
+    def agreement(self, geometry: Geometry) -> float:
         """Tell how well the images agree with a weak object.
+
+        Parameters
+        ----------
+        geometry
+            Of the same pixels, with any aberrations.
 
         Returns
         -------
@@ -189,13 +240,20 @@ class Direct:
             Power that it explains over that of noise, as a mean over frequencies within half a
             semiangle: 1 if there is nothing but noise.
         """
+        interference = self.interference(geometry)
         within = np.hypot(*interference.center.T) < 0.5
-        use = within & (self._tells > 0)
-        if not use.any() or not self._inside > 0:
+        use = np.flatnonzero(within & (self._tells > 0))
+        if not len(use) or not self._inside > 0:
             return 1.0
         explained = self._engine.sums(interference).explained[use]
-        # The noise of G has the same power at all pixels: the counts of one inside.
-        return float(explained.mean() / (self._inside * self._frames))
+        at, edge = self._engine.positions, self._engine.edge
+        semiangle = geometry.parameters["semiangle_cutoff"] * 1e-3
+        q = self._q.reshape(-1, 2)[use[:: math.ceil(len(use) / _SOME)]]
+        coefs, wavelength = geometry.aberration_coefs, geometry.wavelength
+        T = transfer(at * semiangle, q, coefs, wavelength, semiangle, edge * semiangle)
+        power = np.abs(T / aperture(at, 1.0, edge)) ** 2
+        noise = float((power @ self._noise / np.maximum(power.sum(axis=1), _LEAST)).mean())
+        return float(explained.mean() / (noise * self._inside * self._frames))
 
     def phase(self, interference: Interference, regularization: float | str) -> NDArray[np.float32]:
         """Make the phase image in rad, (Ny, Nx)."""

@@ -102,10 +102,9 @@ def defocus_series(
             coarse = geometry if u == 1 else geometry.replace(upsampling_factor=1)
         if direct is None:
             direct = Direct.of(stack, coarse)
-        beam = direct.interference(coarse)
-        sharpness[i] = direct.agreement(beam)
+        sharpness[i] = direct.agreement(coarse)
         if image == "direct":
-            images[i] = direct.phase(beam, options[1])
+            images[i] = direct.phase(direct.interference(coarse), options[1])
         else:
             images[i] = _image(stack, Imaging(geometry, *options), image)
     return Series(values, images, sharpness)

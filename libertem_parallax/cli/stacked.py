@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 
 def fill_stack(ctx: Any, dataset: Any, made_for: Any) -> tuple[Stack, str]:
-    """Read what a UDF uses of all frames, with a progress bar; put it on the GPU if there is one.
+    """Read the bright field of all frames and its rim, with a progress bar.
 
-    Returns the stack, and how fast it was read.
+    It goes on the GPU if there is one. Returns the stack, and how fast it was read.
 
     Raises
     ------
@@ -39,13 +39,14 @@ def fill_stack(ctx: Any, dataset: Any, made_for: Any) -> tuple[Stack, str]:
 
 
 def _stack_udf(dataset: Any, made_for: Any) -> StackUDF:
-    """Make the UDF that keeps what another one uses, or say that memory does not hold it."""
+    """Make the UDF that keeps the bright field and its rim, or say that memory does not hold it."""
     import numpy as np
 
+    from ..direct import with_rim
     from ..memory import check_direct
     from ..udf import StackUDF
 
-    plan = made_for.params.geometry.plan
+    plan = with_rim(made_for.params.geometry).plan
     mask = np.zeros(plan.detector_shape, bool)
     mask[tuple(plan.pixels.T)] = True
     with warnings.catch_warnings(action="ignore"):  # of a part, which is refused
