@@ -221,6 +221,13 @@ def test_a_wrong_semiangle_is_told() -> None:
         calibrated(frames(), semiangle_cutoff=13.0)
 
 
+@pytest.mark.parametrize("semiangle", [16.0, 40.0])
+def test_a_semiangle_that_may_be_wrong_is_told(semiangle: float) -> None:
+    """It changes little but what an Å of defocus is."""
+    [note] = calibrated(frames(), semiangle_cutoff=semiangle).notes
+    assert re.match(rf"semiangle_cutoff = {semiangle:g} mrad may be wrong: (19|2[01]) mrad", note)
+
+
 HIGHER = {**COEFS, "C21": 5e3, "phi21": 1.0, "C23": 4e3, "phi23": -0.3, "C30": 3e5}
 
 

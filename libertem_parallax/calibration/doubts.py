@@ -21,7 +21,7 @@ _FREQUENCIES = 700
 #: Weighted power that chance does not explain, and part of what was explained that is told.
 _CHANCE, _TOLD = 30.0, 0.03
 
-#: Semiangles that are tried, over the given one; what the right one explains more.
+#: Semiangles that are tried, over the given one; what the right one explains more than a wrong one.
 _FACTORS, _WRONG = [1.12**n for n in range(-6, 7) if n], 0.1
 
 #: Stretch of the image by a disk that moves, and standard errors of that, from which on it is told.
@@ -79,13 +79,17 @@ def doubts(model: Model, x: NDArray[np.float64], free: list[int]) -> list[str]:
         start = np.concatenate([x[:1], x[1:] * factor])
         gains[factor] = gain(other, start, free)
     best = max(gains, key=lambda factor: gains[factor])
-    if gains[best] > max(_CHANCE, _WRONG * explained):
-        raise CalibrationError(
-            f"semiangle_cutoff = {model.optics.semiangle * 1e3:.4g} mrad does not fit: "
+    notes = []
+    if gains[best] > max(_CHANCE, _TOLD * explained):
+        words = (
             f"{model.optics.semiangle * best * 1e3:.2g} mrad explain "
             f"{100 * gains[best] / explained:.0f} % more. Check semiangle_cutoff, scan_sampling "
             "and energy."
         )
+        given = f"semiangle_cutoff = {model.optics.semiangle * 1e3:.4g} mrad"
+        if gains[best] > _WRONG * explained:
+            raise CalibrationError(f"{given} does not fit: {words}")
+        notes.append(f"{given} may be wrong: {words}")
     higher = [order for order in ((2, 1), (2, 3), (3, 0)) if order not in model.orders]
     if len(higher) == 3:
         wider = Model(
@@ -96,11 +100,11 @@ def doubts(model: Model, x: NDArray[np.float64], free: list[int]) -> list[str]:
         new = [j for j, name in enumerate(wider.names) if name in ("C21", "C23", "C30")]
         more = gain(wider, start, [*free, *new])
         if more > max(_CHANCE, _TOLD * explained):
-            return [
+            notes.append(
                 f"higher aberrations explain {100 * more / explained:.0f} % more, and change the "
                 "others: search for C21, C23 and C30, too."
-            ]
-    return []
+            )
+    return notes
 
 
 def moves(
