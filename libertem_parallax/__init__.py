@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .direct import direct_phase
     from .parameters import Parameters, load_parameters
     from .series import defocus_series
+    from .show.notebook import tune
     from .udf import (
         Learning,
         ParallaxPhaseFlipUDF,
@@ -32,6 +33,7 @@ __all__ = [
     "direct_phase",
     "load_parameters",
     "transfer",
+    "tune",
 ]
 
 
@@ -43,6 +45,7 @@ _MODULES = {
     "defocus_series": "series",
     "direct_phase": "direct",
     "transfer": "curves",
+    "tune": "show.notebook",
     "load_parameters": "parameters",
 }
 

@@ -4,6 +4,7 @@ import contextlib
 import re
 import shlex
 import tomllib
+import urllib.request
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -224,3 +225,20 @@ def test_the_phase_image(demo: np.ndarray) -> None:
     np.testing.assert_allclose(tifffile.imread("phase.tif"), names["phase"], atol=1e-6)
     np.testing.assert_allclose(tifffile.imread("direct.tif"), names["direct"], atol=1e-6)
     assert tifffile.imread("series.tif").shape == (7, 36, 40)
+
+
+def test_the_page_in_a_notebook(demo: np.ndarray) -> None:
+    """It is served, and its parameters are those of the demo until somebody turns a knob."""
+    first, second = blocks("docs/page.md", "python")
+    with small(), libertem.api.Context.make_with("inline") as ctx:
+        names = {"ctx": ctx, "ds": ctx.load("memory", data=demo, sig_dims=2)}
+        exec(first, names)
+        page: Any = names["page"]
+        assert f'<iframe src="{page.url}"' in page._repr_html_()
+        with urllib.request.urlopen(page.url) as answer:
+            assert b"bokeh" in answer.read()
+        exec(second, names)
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(page.url)
+    np.testing.assert_array_equal(names["image"], reconstructed(demo)["reconstruction"])
+    assert libertem_parallax.load_parameters("tuned.toml")["aberration_coefs"] == {"C10": -1.5e4}

@@ -33,7 +33,7 @@ __all__ = [
 #: second's worth on two cores, get a coarser image first.
 _AT_ONCE = 1 << 26
 
-#: So many times as long as an addition takes direct ptychography.
+#: Direct ptychography takes longer than an addition: so many times fewer values are had at once.
 _DIRECT_COST = 8
 
 #: Standard deviation in scan steps of what images are blurred with before their variance is taken.

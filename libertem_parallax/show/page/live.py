@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
-import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -18,7 +16,7 @@ from ...parameters import Parameters
 from ..fill import stack_udf
 from ..tuning import Tuning
 from .page import Page
-from .server import Access, serve, url
+from .server import Access, Background
 
 __all__ = ["LivePage", "Progress"]
 
@@ -69,8 +67,7 @@ class LivePage:
     def __init__(self, access: Access, limit: int | None = None, **page: Any) -> None:
         self._access, self._limit, self._page = access, limit, page
         self._tuning: Tuning | None = None
-        self._server: Any = None
-        self._thread: threading.Thread | None = None
+        self._server: Background | None = None
         self._udf: Any = None
         self._note = ""
         self._first: float | None = None
@@ -81,7 +78,8 @@ class LivePage:
     @property
     def url(self) -> str:
         """Where it is served."""
-        return url(self._access, self._server.port)
+        assert self._server is not None
+        return self._server.url
 
     @property
     def tuning(self) -> Tuning:
@@ -106,24 +104,7 @@ class LivePage:
         stack = Stack(frames, pixels, _NOTHING, detector_shape, np.zeros(_NOTHING, bool))
         self._tuning = Tuning(stack, parameters.replace(load=None))
         self.progress = Progress("Waiting for an acquisition")
-        started = threading.Event()
-
-        def run() -> None:
-            asyncio.set_event_loop(asyncio.new_event_loop())
-            try:
-                self._server = serve(self._make, self._access)
-                self._server.io_loop.add_callback(started.set)
-                self._server.io_loop.start()
-                self._server.stop()
-                self._server.io_loop.close()
-            finally:
-                started.set()
-
-        self._thread = threading.Thread(target=run, name="page", daemon=True)
-        self._thread.start()
-        started.wait()
-        if self._server is None:
-            raise OSError("the page cannot be served.")
+        self._server = Background(self._make, self._access)
         self.on_ready(self.url)
 
     def _make(self) -> Page:
@@ -181,17 +162,16 @@ class LivePage:
 
     def wait(self) -> None:
         """Go on serving until Ctrl-C."""
-        assert self._thread is not None
+        assert self._server is not None
         try:
-            while self._thread.is_alive():
-                self._thread.join(0.5)
+            while self._server.thread.is_alive():
+                self._server.thread.join(0.5)
         except KeyboardInterrupt:
             pass
 
     def close(self) -> None:
         """End everything."""
-        if self._server is not None and self._thread is not None:
-            self._server.io_loop.add_callback(self._server.io_loop.stop)
-            self._thread.join(5)
+        if self._server is not None:
+            self._server.close()
         if self._tuning is not None:
             self._tuning.close()

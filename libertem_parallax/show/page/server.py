@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import ipaddress
 import secrets
 import socket
 import ssl
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +22,17 @@ from tornado.web import RequestHandler
 
 from .page import Page
 
-__all__ = ["LOOPBACK", "PORT", "Access", "encryption", "free_port", "is_loopback", "serve", "url"]
+__all__ = [
+    "LOOPBACK",
+    "PORT",
+    "Access",
+    "Background",
+    "encryption",
+    "free_port",
+    "is_loopback",
+    "serve",
+    "url",
+]
 
 _FOLDER = Path(__file__).parent
 
@@ -109,6 +121,58 @@ def serve(make: Callable[[], Page], access: Access = Access()) -> Any:  # noqa: 
     )
     server.start()
     return server
+
+
+class Background:
+    """Serves pages from a thread of its own.
+
+    Parameters
+    ----------
+    make, access
+        See `serve`.
+
+    Raises
+    ------
+    OSError
+        If nothing can listen there.
+    """
+
+    def __init__(self, make: Callable[[], Page], access: Access) -> None:
+        self._server: Any = None
+        self._problem: BaseException | None = None
+        started = threading.Event()
+
+        def run() -> None:
+            asyncio.set_event_loop(asyncio.new_event_loop())
+            try:
+                self._server = serve(make, access)
+                self._server.io_loop.add_callback(started.set)
+                self._server.io_loop.start()
+                self._server.stop()
+                self._server.io_loop.close()
+            # Told where it was started.
+            except Exception as error:
+                self._problem = error
+            finally:
+                started.set()
+
+        self.thread = threading.Thread(target=run, name="page", daemon=True)
+        self.thread.start()
+        started.wait()
+        if self._problem is not None:
+            raise OSError(f"the page cannot be served: {self._problem}") from self._problem
+        self.url = url(access, self.server.port)  #: where it is
+
+    @property
+    def server(self) -> Any:
+        """Bokeh's."""
+        return self._server
+
+    def close(self) -> None:
+        """End it; windows that are open show what they have."""
+        if self.thread.is_alive():
+            self._server.io_loop.add_callback(self._server.io_loop.stop)
+            self.thread.join(5)
 
 
 def url(access: Access, port: int) -> str:
