@@ -179,9 +179,21 @@ def try_to_write(path: Path) -> None:
     OSError
         If the file cannot be made that `save` makes first.
     """
-    part = _part(path)
-    part.open("xb").close()
-    part.unlink()
+    with _told_of(path):
+        part = _part(path)
+        part.open("xb").close()
+        part.unlink()
+
+
+@contextlib.contextmanager
+def _told_of(path: Path) -> Iterator[None]:
+    """Let errors name the file that was asked for, not a temporary one of which nobody knows."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _part(path: Path) -> Path:
@@ -198,14 +210,15 @@ def replacing(path: Path) -> Iterator[Any]:
     """
     part, target = _part(path), Path(os.path.realpath(path))
     try:
-        with part.open("xb") as file:
-            yield file
-            # A power cut leaves either the older file or the new one.
-            file.flush()
-            os.fsync(file.fileno())
-        with contextlib.suppress(OSError):  # there is none, or the file system has no permissions
-            shutil.copymode(target, part)
-        part.replace(target)
+        with _told_of(path):
+            with part.open("xb") as file:
+                yield file
+                # A power cut leaves either the older file or the new one.
+                file.flush()
+                os.fsync(file.fileno())
+            with contextlib.suppress(OSError):  # there is none, or no permissions on this disk
+                shutil.copymode(target, part)
+            part.replace(target)
     finally:
         part.unlink(missing_ok=True)
 

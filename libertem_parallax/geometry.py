@@ -205,7 +205,7 @@ class Geometry:
         )
         enough = math.floor(1 / spread) + 1
         if enough <= _USUAL_UPSAMPLING:
-            return f"{reason} An upsampling_factor of {enough} is enough for these. Or: {units}"
+            return f"{reason} An upsampling_factor of {enough} is enough for these. {units}"
         return f"{reason} {units}"
 
     @property

@@ -235,7 +235,7 @@ def record(
         *found,
         ("Recorded", speed_text(count, added.seconds) + on),
         *zip(("Written to", ""), map(str, written_to), strict=False),
-        *(("Snapshot", name) for name in shows if window is None),
+        *(("Snapshot", name) for name in shows if window is None and Path(name).exists()),
     ]
     places = " and ".join(map(str, written_to))
     problem = " ".join((*problems, f"It was written to {places}.")) if problems else None

@@ -106,7 +106,14 @@ def run(
             "nav_shape, sig_shape and dtype, or convert the file."
         ) from error
     speed = speed_text(frames, time.perf_counter() - start)
-    return {name: buffer.data for name, buffer in results.items()}, speed + where(udf)
+    images = {name: buffer.data for name, buffer in results.items()}
+    if blank := [name for name, image in images.items() if not image.any()]:
+        warnings.warn(
+            f"{' and '.join(blank)}: zero everywhere, as all frames are alike in the bright field, "
+            "or empty. Check the file, how it was loaded (dtype, shapes), and center.",
+            stacklevel=2,
+        )
+    return images, speed + where(udf)
 
 
 def where(udf: Any) -> str:

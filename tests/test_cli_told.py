@@ -1,0 +1,42 @@
+"""What commands say where nothing can be seen, or written, is what a user can act on."""
+
+import re
+import shutil
+
+import numpy as np
+import pytest
+from file_commands import SHAPE, Run, succeeded
+
+from libertem_parallax.files import About, replacing, save
+
+OPTIONS = (
+    "--scan-sampling 4 5 --energy 200e3 --semiangle-cutoff 4 --angular-sampling 1 1.5 "
+    "--aberration C10=-2000 -o image.npy"
+)
+
+
+@pytest.mark.parametrize("value", [0, 3])
+def test_frames_that_make_a_blank_image_are_told(run: Run, tmp_path, monkeypatch, value):
+    monkeypatch.chdir(tmp_path)
+    frames = np.full(SHAPE, value, np.uint8)
+    np.save("scan.npy", frames)
+    result = succeeded(run(f"reconstruct scan.npy {OPTIONS}"))
+    assert "Warning: parallax: zero everywhere" in result.stderr
+    assert run(f"reconstruct scan.npy {OPTIONS} --overwrite --strict").exit_code == 1
+
+    frames[2, 3, 5, 6] += 1
+    np.save("scan.npy", frames)
+    assert "zero" not in succeeded(run(f"reconstruct scan.npy {OPTIONS} --overwrite")).stderr
+
+
+def test_errors_name_the_file_that_was_asked_for(tmp_path):
+    """No temporary one, whose name is another each time: so a warning of it comes but once."""
+    path = tmp_path / "gone" / "image.tif"
+    problem = re.escape(f"No such file or directory: '{path}'") + "$"
+    with pytest.raises(FileNotFoundError, match=problem):
+        save(path, np.zeros((4, 4)), About((1.0, 1.0)))
+    path.parent.mkdir()
+    with pytest.raises(FileNotFoundError, match=problem), replacing(path):
+        shutil.rmtree(path.parent)
+    with pytest.raises(OSError, match=r"No space.*image\.tif"), replacing(tmp_path / "image.tif"):
+        raise OSError(28, "No space left on device")
