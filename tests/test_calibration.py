@@ -195,6 +195,16 @@ def test_a_sampling_that_does_not_fit_is_told() -> None:
     assert not calibrated(frames(), angular_sampling=(3.0, 3.0)).notes
 
 
+def test_a_center_that_does_not_fit_is_told() -> None:
+    pattern = frames().mean(axis=(0, 1))
+    beam = find_beam(pattern, Parameters(**KNOWN, center=(9.3, 7.4)))
+    [note] = beam.notes
+    assert re.match(
+        r"the disk's center is row 8\.[34], column 7\.[345]; 9\.3, 7\.4 was given", note
+    )
+    assert not find_beam(pattern, Parameters(**KNOWN, center=(8.4, 7.3))).notes
+
+
 def test_oblong_pixels_are_seen() -> None:
     center = (9.4, 10.2)
     found = calibrated(scan(specimen(SHAPE), oblong=0.9, detector=20, center=center))

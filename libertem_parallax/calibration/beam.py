@@ -24,6 +24,9 @@ _OBLONG = 0.04
 #: Relative difference of a given sampling from the disk's that is told.
 _DISAGREE = 0.03
 
+#: Distance of a given center from the disk's that is told, over the radius.
+_OFF = 0.1
+
 
 @dataclass(frozen=True, eq=False)
 class Beam:
@@ -100,6 +103,14 @@ def find_beam(pattern: NDArray[Any], parameters: Parameters) -> Beam:
     center = parameters.get("center")
     if center is None and disk is not None:
         center, errors["center"] = disk.center, disk.center_error
+    elif center is not None and disk is not None:
+        pixel = (1.0, 1.0) if sampling is None else sampling
+        off = math.hypot(*(np.subtract(disk.center, center) * pixel))
+        if off > _OFF * disk.radius:
+            notes.append(
+                f"the disk's center is row {disk.center[0]:.1f}, column {disk.center[1]:.1f}; "
+                f"{center[0]:g}, {center[1]:g} was given: leave it out if it is not known well."
+            )
     if sampling is None and disk is not None:
         sampling = (semiangle / disk.radius,) * 2
         errors["sampling"] = disk.radius_error / disk.radius

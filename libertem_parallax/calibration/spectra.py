@@ -166,7 +166,10 @@ def transform(
     # Pixels that blink see no specimen.
     used &= powers <= _BLINKS * noise
     if not noise or not used.any():
-        raise CalibrationError("the bright field counts nothing, or the same everywhere.")
+        raise CalibrationError(
+            "the bright field counts nothing, or the same everywhere: check center, the sampling "
+            "and bf_mask, and how the data were loaded."
+        )
     images = np.ascontiguousarray(images[:, used]) if not used.all() else images
     images /= np.float32(np.sqrt(noise))
     # Where there is more than noise, little of it is the specimen: it is noise to all models alike.

@@ -39,7 +39,7 @@ _GIVEN = (
 
 
 #: Of these, what is found.
-_FOUND = (
+FOUND = (
     "angular_sampling", "reciprocal_sampling", "center", "rotation_angle", "aberration_coefs",
     "detector_flip_cols",
 )  # fmt: skip
@@ -47,7 +47,7 @@ _FOUND = (
 
 def _known_options(command: Callable[..., None]) -> Callable[..., None]:
     for name in reversed(_GIVEN):
-        need = "default: it is found" if name in _FOUND else None
+        need = "default: it is found" if name in FOUND else None
         command = parameter_option(name, need)(command)
     return command
 

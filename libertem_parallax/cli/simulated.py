@@ -13,7 +13,7 @@ import click
 
 from ..live import Detector
 from ..parameters import Parameters
-from .calibrate import check_file
+from .calibrate import FOUND, check_file
 from .parameters import read_parameters
 from .record import Recording, record
 from .run import (
@@ -45,9 +45,6 @@ FOLDER = Path("libertem-parallax-live")
 #: Seconds of each frame.
 _DWELL_TIME = 1.5e-3
 
-#: What --calibrate finds though a simulation knows it.
-_FOUND = ("angular_sampling", "reciprocal_sampling", "center", "rotation_angle", "aberration_coefs")
-
 
 def live_simulated(
     kind: Detector,
@@ -78,7 +75,7 @@ def live_simulated(
     parameters, outputs = live_paths(output or folder / "image.tif", parameters)
     output = next(iter(outputs.values()))
     if recording.calibrate:
-        parameters = parameters.replace(**dict.fromkeys(_FOUND))
+        parameters = parameters.replace(**dict.fromkeys(FOUND))
     else:
         _check_parameters(parameters, kind.shape or shape[2:])
     try:
