@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .disk import Disk, find_disk
+from .disk import find_disk
 from .geometry import Geometry
 
-__all__ = ["contradiction", "positions_to_compare", "seems_to_differ"]
+__all__ = [
+    "add_frames",
+    "contradiction",
+    "pattern_shape",
+    "positions_to_compare",
+    "seems_to_differ",
+]
 
 #: A disk may be as many times larger or smaller than the bright field: its inner part may be used.
 _RATIO = 1.25
@@ -28,6 +35,9 @@ _NOISE, _CLEAR = 5.0, 30.0
 
 #: Pixels of which the scatter is not known.
 _FEW = 10
+
+#: A pattern has so many pixels along its longer side at least, and along the disk's radius.
+_PATTERN, _PATTERN_RADIUS = 64, 12
 
 
 @lru_cache(maxsize=16)
@@ -57,7 +67,88 @@ def positions_to_compare(scan_shape: tuple[int, int]) -> NDArray[np.int64]:
     return positions
 
 
+def _factor(geometry: Geometry) -> int:
+    """Rows and columns of the detector that are one of the pattern: large ones take time."""
+    radius = geometry.parameters["semiangle_cutoff"] / max(geometry.sampling)
+    smallest = min(max(geometry.plan.detector_shape) / _PATTERN, radius / _PATTERN_RADIUS)
+    return max(1, int(smallest))
+
+
+def pattern_shape(geometry: Geometry) -> tuple[int, int]:
+    """Tell the shape of the sum of frames that are compared: a coarse detector, if it is large.
+
+    Parameters
+    ----------
+    geometry
+        Of the acquisition.
+
+    Returns
+    -------
+    (int, int)
+        Rows and columns.
+    """
+    rows, columns = (-(-n // _factor(geometry)) for n in geometry.plan.detector_shape)
+    return rows, columns
+
+
 @np.errstate(all="ignore")  # pixels that are not in use may hold anything
+def add_frames(
+    geometry: Geometry,
+    pattern: NDArray[np.float64],
+    sums: NDArray[np.float64],
+    origin: tuple[int, int],
+) -> None:
+    """Add frames to the pattern that is compared.
+
+    Parameters
+    ----------
+    geometry
+        Of the acquisition.
+    pattern : pattern_shape, float64
+        To be added to.
+    sums : (rows, columns) float64
+        Sum of frames on a part of the detector; what is masked in it becomes 0.
+    origin
+        Row and column of the detector at which that part begins.
+    """
+    mask = geometry.parameters.get("bf_mask")
+    if mask is not None:
+        (row, column), (rows, columns) = origin, sums.shape
+        sums[~mask[row : row + rows, column : column + columns]] = 0
+    _bin(pattern, sums, origin, _factor(geometry))
+
+
+def _bin(
+    to: NDArray[np.float64], values: NDArray[Any], origin: tuple[int, int], factor: int
+) -> None:
+    """Add the values of a part of the detector, at `origin`, to a coarse detector."""
+    cells = []
+    for axis, (first, count) in enumerate(zip(origin, values.shape, strict=True)):
+        cell = np.arange(first, first + count) // factor
+        if factor > 1:
+            starts = np.flatnonzero(np.diff(cell, prepend=-1))
+            values = np.add.reduceat(values, starts, axis=axis, dtype=np.float64)
+        cells.append(slice(cell[0], cell[-1] + 1))
+    to[tuple(cells)] += values
+
+
+def _pattern(
+    geometry: Geometry, pattern: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_], list[NDArray[np.float64]]]:
+    """Mean of the pattern's pixels, which of them are usable, and their rows and columns."""
+    factor, shape = _factor(geometry), geometry.plan.detector_shape
+    counts = np.zeros_like(pattern)
+    mask = geometry.parameters.get("bf_mask")
+    known = np.ones(shape, bool) if mask is None else np.asarray(mask)
+    _bin(counts, known, (0, 0), factor)
+    values = pattern / np.maximum(counts, 1)
+    usable = np.abs(values) < _LARGEST  # of larger ones the squares overflow
+    usable &= 2 * counts >= factor**2
+    axes = [np.arange(n) * np.float64(factor) + (factor - 1) / 2 for n in pattern.shape]
+    return values, usable, axes
+
+
+@np.errstate(all="ignore")
 def seems_to_differ(geometry: Geometry, pattern: NDArray[np.float64]) -> bool:
     """Tell whether frames clearly do not show the bright field as the parameters have it.
 
@@ -68,8 +159,8 @@ def seems_to_differ(geometry: Geometry, pattern: NDArray[np.float64]) -> bool:
     ----------
     geometry
         Of the acquisition.
-    pattern : (rows, columns)
-        Sum or mean of some frames as stored.
+    pattern : pattern_shape, float64
+        Sum of some frames: see `add_frames`.
 
     Returns
     -------
@@ -78,11 +169,11 @@ def seems_to_differ(geometry: Geometry, pattern: NDArray[np.float64]) -> bool:
     """
     cutoff: float = geometry.parameters["semiangle_cutoff"]
     # In units of the bright field's radius.
+    pattern, usable, axes = _pattern(geometry, pattern)
     y, x = (
-        (np.arange(n) - c) * step / cutoff
-        for n, c, step in zip(pattern.shape, geometry.center, geometry.sampling, strict=True)
+        (axis - c) * step / cutoff
+        for axis, c, step in zip(axes, geometry.center, geometry.sampling, strict=True)
     )
-    usable = _usable(geometry, pattern)
     if not pattern[usable].any():
         return False
     distance = np.hypot(y[:, None], x)
@@ -94,12 +185,6 @@ def seems_to_differ(geometry: Geometry, pattern: NDArray[np.float64]) -> bool:
         return True
     # A few pixels tell nothing, whatever all others do.
     return _uneven(pattern, usable & (inside | (np.count_nonzero(inside) < _FEW)))
-
-
-def _usable(geometry: Geometry, pattern: NDArray[np.float64]) -> NDArray[np.bool_]:
-    usable: NDArray[np.bool_] = np.abs(pattern) < _LARGEST  # of larger ones the squares overflow
-    mask = geometry.parameters.get("bf_mask")
-    return usable if mask is None else usable & mask
 
 
 @np.errstate(all="ignore")
@@ -119,20 +204,23 @@ def contradiction(geometry: Geometry, pattern: NDArray[np.float64]) -> str | Non
     """
     center, sampling = geometry.center, geometry.sampling
     cutoff: float = geometry.parameters["semiangle_cutoff"]
-    disk = find_disk(pattern, _usable(geometry, pattern), sampling, rough=True)
+    values, usable, axes = _pattern(geometry, pattern)
+    factor = _factor(geometry)
+    disk = find_disk(values, usable, (sampling[0] * factor, sampling[1] * factor), rough=True)
     if disk is None:
         return (
             f"the frames show no disk at row {center[0]:.4g}, column {center[1]:.4g} with a radius "
             f"of {_pixels(cutoff, sampling)} pixels, where the parameters say that it is. {_CHECK}"
         )
-    off = np.abs(np.subtract(disk.center, center))
+    found = [axis[0] + place * factor for axis, place in zip(axes, disk.center, strict=True)]
+    off = np.abs(np.subtract(found, center))
     far = np.maximum(_OFF * disk.radius / np.asarray(sampling), _OFF_PIXELS)
     if (off < far).all() and 1 / _RATIO < disk.radius / cutoff < _RATIO:
         return None
     return (
-        f"the disk is at row {disk.center[0]:.1f}, column {disk.center[1]:.1f} with a radius of "
+        f"the disk is at row {found[0]:.1f}, column {found[1]:.1f} with a radius of "
         f"{_pixels(disk.radius, sampling)} pixels; the parameters say {center[0]:.4g}, "
-        f"{center[1]:.4g} and {_pixels(cutoff, sampling)}. {_advice(disk, geometry)}"
+        f"{center[1]:.4g} and {_pixels(cutoff, sampling)}. {_advice(found, disk.radius, geometry)}"
     )
 
 
@@ -223,18 +311,18 @@ _CHECK = (
 )
 
 
-def _advice(disk: Disk, geometry: Geometry) -> str:
+def _advice(center: Sequence[float], radius: float, geometry: Geometry) -> str:
     cutoff: float = geometry.parameters["semiangle_cutoff"]
-    if 1 / _RATIO < disk.radius / cutoff < _RATIO:
+    if 1 / _RATIO < radius / cutoff < _RATIO:
         return (
-            f"Give center=({disk.center[0]:.1f}, {disk.center[1]:.1f}) if that is the beam; else "
+            f"Give center=({center[0]:.1f}, {center[1]:.1f}) if that is the beam; else "
             "check how the data were loaded, and the order of their axes."
         )
     name = "angular_sampling"
     factor = 1.0
     if name not in geometry.parameters:
         name, factor = "reciprocal_sampling", 1e-3 / geometry.wavelength
-    fits = (f"{s * cutoff / disk.radius * factor:.4g}" for s in geometry.sampling)
+    fits = (f"{s * cutoff / radius * factor:.4g}" for s in geometry.sampling)
     return (
         f"With semiangle_cutoff={cutoff:g} mrad, the disk means {name}=({', '.join(fits)}). Check "
         "these, how the data were loaded, and the order of their axes."

@@ -1,5 +1,6 @@
 """Parameters that the frames contradict are told, those that fit are not."""
 
+import re
 import warnings
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from scipy.sparse import csr_array
 
 from libertem_parallax import ParallaxUDF
 from libertem_parallax.contradictions import (
+    add_frames,
     contradiction,
+    pattern_shape,
     positions_to_compare,
     seems_to_differ,
 )
@@ -240,6 +243,37 @@ def test_a_disk_is_fitted_once_in_a_run_at_most(
     ds = inline.load("memory", data=frames, sig_dims=2, num_partitions=128)
     assert len(warned(inline, ds)) == told
     assert len(fitted) == fits
+
+
+@pytest.mark.parametrize("center", [(90.2, 171.4), (101.0, 149.0)], ids=["off", "near"])
+def test_large_detectors_are_compared_by_a_coarse_copy(center):
+    """Whatever parts of the frames come, with masked pixels that hold anything."""
+    rows, columns, radius = 203, 300, 40.0
+    mask = np.ones((rows, columns), bool)
+    mask[80:84, 100:103] = False
+    geometry = Geometry.from_parameters(
+        (32, 32, rows, columns),
+        **{**PARAMETERS, "angular_sampling": (0.15, 0.15), "bf_mask": mask},
+    )
+    shown = draw_disk(center, radius, shape=(rows, columns), counts=20.0)
+    shown[~mask] = np.nan
+    pattern = np.zeros(pattern_shape(geometry))
+    for top, bottom in ((0, 7), (7, 100), (100, rows)):
+        for left, right in ((0, 131), (131, columns)):
+            part = shown[top:bottom, left:right].copy()
+            add_frames(geometry, pattern, part, (top, left))
+    assert pattern.size < shown.size / 4
+    factor = -(-rows // len(pattern))
+    y, x = np.indices(shown.shape) // factor
+    slow = np.zeros_like(pattern)
+    np.add.at(slow, (y[mask], x[mask]), shown[mask])
+    np.testing.assert_allclose(pattern, slow, rtol=1e-12)
+    differs = seems_to_differ(geometry, pattern)
+    assert differs == (center[0] < 91)
+    if differs:
+        told = contradiction(geometry, pattern)
+        found = re.search(r"at row ([\d.]+), column ([\d.]+) with a radius of ([\d.]+)", told)
+        np.testing.assert_allclose([float(n) for n in found.groups()], [*center, radius], atol=0.3)
 
 
 @pytest.mark.parametrize("radius", [2.5, 4.0])

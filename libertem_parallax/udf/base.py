@@ -13,7 +13,13 @@ from libertem.udf import UDF
 from numpy.typing import NDArray
 
 from ..accumulate import ENGINES, Engine, Plan, Stack, accumulator_dtype, make_engine
-from ..contradictions import contradiction, positions_to_compare, seems_to_differ
+from ..contradictions import (
+    add_frames,
+    contradiction,
+    pattern_shape,
+    positions_to_compare,
+    seems_to_differ,
+)
 
 __all__ = ["FramesUDF", "SumsUDF"]
 
@@ -146,10 +152,12 @@ class SumsUDF(FramesUDF):
             "scanned": self.buffer("nav", dtype=bool, use="private"),
             # What these belong to: Plan.digest; A's first row.
             "part": self.buffer("single", (2,), np.int64, use="private"),
-            # Sum of a few frames, whole; most partitions have none of them.
+            # Sum of a few frames; most partitions have none of them.
             "pattern": self.buffer(
                 "single",
-                plan.detector_shape if self._on_main or len(self._chosen) else (1, 1),
+                pattern_shape(self.params.geometry)
+                if self._on_main or len(self._chosen)
+                else (1, 1),
                 np.float64,
                 use="private",
             ),
@@ -211,15 +219,15 @@ class SumsUDF(FramesUDF):
             self._add_pattern(tile[chosen])
 
     def _add_pattern(self, tile: Any) -> None:
-        """Add frames to the pattern, all pixels of them."""
-        sig = self.meta.slice.get(sig_only=True)
-        pattern = self.results.get_buffer("pattern").raw_data[sig]
+        """Add frames to the pattern."""
+        sig = self.meta.slice.shape.sig
         with np.errstate(all="ignore"):  # other pixels than those in use may hold anything
             if self._events:
-                sums = np.bincount(tile.indices, tile.data, pattern.size)
-                pattern += sums.reshape(pattern.shape)
+                sums = np.bincount(tile.indices, tile.data, sig.size).reshape(tuple(sig))
             else:
-                pattern += tile.sum(axis=0, dtype=np.float64)
+                sums = tile.sum(axis=0, dtype=np.float64)
+        pattern = self.results.get_buffer("pattern").raw_data
+        add_frames(self.params.geometry, pattern, sums, self.meta.slice.origin[1:])
 
     def postprocess(self) -> None:
         """Complete the partition's sums; without halo there is less to send."""
