@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -78,8 +78,6 @@ class Estimate:
         Other maxima, the most likely first; not the twin.
     significance
         How far the likelihood lies above that of other rotations, in standard deviations.
-    spectra
-        Of the data.
     """
 
     best: Solution
@@ -88,7 +86,6 @@ class Estimate:
     decided: str
     others: list[Solution]
     significance: float
-    spectra: Spectra = field(repr=False)
 
 
 def estimate(
@@ -148,7 +145,7 @@ def estimate(
     x, decided = (best.x, GIVEN) if known else choose(model, best.x, hints)
     progress(1.0, "fit")
     stands_out = significance(model, x)
-    return Estimate(best._replace(x=x), C, tuple(free), decided, others, stands_out, spectra)
+    return Estimate(best._replace(x=x), C, tuple(free), decided, others, stands_out)
 
 
 def _thinned(index: NDArray[np.int64], count: int) -> NDArray[np.int64]:

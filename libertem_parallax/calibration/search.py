@@ -52,7 +52,6 @@ class Peak(NamedTuple):
     """A matrix of shifts that stands out."""
 
     shifts: NDArray[np.float64]  # (2, 2) Å along rows and columns of the scan per semiangle
-    height: float  # J, over that of noise
     band: float  # highest frequency of those that showed it, in 1/Å
 
 
@@ -201,7 +200,7 @@ def _search(
             tried.append(shell.reshape(-1, 2, 2).astype(np.float32))
             J.append(band.heights(tried[-1]))
     peaks = _peaks(band, np.concatenate(tried), np.concatenate(J), step)
-    return [Peak(*peak, highest) for peak in peaks]
+    return [Peak(M, highest) for M in peaks]
 
 
 def _bands(extent: float, highest: float) -> Iterator[tuple[float, float]]:
@@ -214,7 +213,7 @@ def _bands(extent: float, highest: float) -> Iterator[tuple[float, float]]:
 
 def _peaks(
     band: _Band, tried: NDArray[np.float64], J: NDArray[np.float64], step: float
-) -> Iterator[tuple[NDArray[np.float64], float]]:
+) -> NDArray[np.float64]:
     """Take the highest, none that is near one before, and refine them."""
     left = np.ones(len(J), bool)
     tops: list[NDArray[np.float64]] = []
@@ -226,14 +225,10 @@ def _peaks(
     # A pattern search, all peaks at once.
     now, size = np.array(tops), step / 2
     moves = np.concatenate([np.zeros((1, 4)), np.eye(4), -np.eye(4)]).reshape(-1, 2, 2)
-    heights = np.zeros(len(now))
     for _ in range(5):
         around = now[:, None] + size * moves
-        all_heights = band.heights(around)
-        best_move = all_heights.argmax(axis=1)
-        heights = all_heights.max(axis=1)
+        best_move = band.heights(around).argmax(axis=1)
         now = around[np.arange(len(now)), best_move]
         if not best_move.any():
             size /= 2
-    for M, height in zip(now, heights, strict=True):
-        yield M, float(height)
+    return now

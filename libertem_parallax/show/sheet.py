@@ -78,7 +78,7 @@ def _pattern(axes: Any, calibration: Calibration) -> None:
 def _likelihood(axes: Any, calibration: Calibration) -> None:
     """Likelihood over defocus and rotation, through what was found."""
     best = calibration.estimate.best
-    spectra = calibration.estimate.spectra
+    spectra = best.model.spectra
     highest = 0.5 * best.model.optics.semiangle / best.model.optics.wavelength
     # A crystal's few frequencies, or low ones.
     crystal = spectra.strong.sum() > 2
