@@ -63,14 +63,15 @@ def direct(question: dict[str, Any]) -> Callable[[], dict[str, Any]]:
     """Make a run of direct ptychography by this package, from the frames on."""
     import libertem_parallax
     from libertem_parallax import ParallaxUDF, StackUDF
+    from libertem_parallax.direct import with_rim
 
     ctx, dataset = _dataset(question)
     shape, parameters = tuple(dataset.shape), question["parameters"]
 
     def run() -> dict[str, Any]:
         udf = ParallaxUDF.from_parameters(shape=shape, **parameters)
-        bright_field = udf.params.geometry.plan.lookup >= 0
-        filling = StackUDF.for_dataset(dataset, bright_field, limit=sys.maxsize)
+        lit = with_rim(udf.params.geometry).plan.lookup >= 0
+        filling = StackUDF.for_dataset(dataset, lit, limit=sys.maxsize)
         ctx.run_udf(dataset, filling)
         np.save(question["output"], libertem_parallax.direct_phase(filling.stack, parameters))
         return {}
