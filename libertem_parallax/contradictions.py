@@ -137,10 +137,13 @@ def _pattern(
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_], list[NDArray[np.float64]]]:
     """Mean of the pattern's pixels, which of them are usable, and their rows and columns."""
     factor, shape = _factor(geometry), geometry.plan.detector_shape
-    counts = np.zeros_like(pattern)
     mask = geometry.parameters.get("bf_mask")
-    known = np.ones(shape, bool) if mask is None else np.asarray(mask)
-    _bin(counts, known, (0, 0), factor)
+    if mask is None:
+        along = [np.bincount(np.arange(n) // factor) for n in shape]
+        counts = np.outer(*along).astype(np.float64)
+    else:
+        counts = np.zeros_like(pattern)
+        _bin(counts, mask, (0, 0), factor)
     values = pattern / np.maximum(counts, 1)
     usable = np.abs(values) < _LARGEST  # of larger ones the squares overflow
     usable &= 2 * counts >= factor**2
