@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -127,15 +128,35 @@ def test_simulate_interrupted_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert "Written to" in stdout
 
 
-def test_simulate_and_calibrate(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parameters come from the first rows; the image has all frames nevertheless."""
+@pytest.fixture
+def brighter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A smaller specimen that gets more electrons."""
     plain = simulate.simulate
 
-    def brighter(**how: Any) -> simulate.Simulation:
+    def simulated(**how: Any) -> simulate.Simulation:
         more = {} if how["dose"] is None else {"scan_shape": (40, 48), "dose": 60.0}
         return plain(**{**how, **more})
 
-    monkeypatch.setattr(simulate, "simulate", brighter)
+    monkeypatch.setattr(simulate, "simulate", simulated)
+
+
+@pytest.mark.usefixtures("brighter")
+def test_calibrated_in_a_folder_that_is_gone(run: Run) -> None:
+    """The image is told, wherever it went, though the parameters have no place."""
+    Path("gone").mkdir()
+    going = when(Path("gone/image.tif").exists, lambda: shutil.rmtree("gone"))
+    result = run("live --simulate merlin --calibrate --underfocus -o gone/image.tif")
+    going.join()
+    assert result.exit_code == 1
+    assert "Error: The parameters could not be written to gone" in result.stderr
+    written = result.stderr.rpartition("It was written to ")[2].strip().removesuffix(".")
+    assert not Path(written).is_relative_to(Path("gone").absolute())
+    assert tifffile.imread(written).any()
+
+
+@pytest.mark.usefixtures("brighter")
+def test_simulate_and_calibrate(run: Run) -> None:
+    """Parameters come from the first rows; the image has all frames nevertheless."""
     result = run("live --simulate merlin --calibrate --underfocus")
     assert result.exit_code == 0, result.output
     assert "calibrated" in result.stderr

@@ -220,8 +220,12 @@ def record(
         scan = tuple(acquisition.shape)[:2]
         found = found_rows(learning.calibration, parameters, scan)
         parameters = learning.calibration.parameters
-        learning.calibration.save(output.with_suffix(".toml"), overwrite=True)
-        found.append(("Parameters", str(output.with_suffix(".toml"))))
+        sheet = output.with_suffix(".toml")
+        try:
+            learning.calibration.save(sheet, overwrite=True)
+            found.append(("Parameters", str(sheet)))
+        except OSError as error:  # the image is written, and where that is has to be told
+            problems.insert(0, f"The parameters could not be written to {sheet}: {error}.")
     on = f", by {workers} workers" if workers > 1 else where(udf)
     images = {parameters["image"][0]: image}
     if direct is not None and kept is not None:
