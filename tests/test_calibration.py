@@ -33,6 +33,7 @@ from libertem_parallax.calibration import (
     reduce,
     without,
 )
+from libertem_parallax.calibration.calibration import _within_errors
 from libertem_parallax.calibration.fit import (
     ascend,
     covariance,
@@ -266,6 +267,17 @@ def test_a_crystal_tells_alternatives() -> None:
     assert len(every) > 2  # more than the twin
     assert min(abs(p["aberration_coefs"]["C10"] + 420) for p in every) < 10
     assert all("explains" in other.why for other in found.alternatives[1:])
+
+
+def test_what_lies_within_errors_is_no_alternative() -> None:
+    estimate = plain().estimate
+    model, x = estimate.best.model, estimate.best.x
+    away = np.linalg.cholesky(estimate.covariance)[:, 0]  # one standard deviation
+    for start in (x, twin(model, x)):
+        for deviations, other in ((2, False), (5, True)):
+            solution = estimate.best._replace(x=start + deviations * away)
+            assert _within_errors(estimate, solution) != other
+            assert not _within_errors(estimate, solution._replace(mirrored=True))
 
 
 def test_uncertainties_are_true() -> None:

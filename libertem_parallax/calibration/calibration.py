@@ -33,6 +33,9 @@ _STANDS_OUT = 10.0
 #: Of the excess of explained power: solutions that explain as much are told.
 _ALIKE = 0.7
 
+#: Standard deviations within which a solution is no other one: climbing stopped on its way.
+_SAME = 3.0
+
 
 class Alternative(NamedTuple):
     """Other parameters that explain the data, too."""
@@ -357,6 +360,20 @@ def _alternatives(
             why = f"the twin, which inverts the contrast; {estimated.decided} decided against it"
         yield Alternative(described(best, twin(model, best.x)), 1.0, why)
     for other in estimated.others:
-        if other.share > _ALIKE:
+        if other.share > _ALIKE and not _within_errors(estimated, other):
             why = f"explains {100 * other.share:.0f} % as much"
             yield Alternative(described(other, other.x), other.share, why)
+
+
+def _within_errors(estimated: Estimate, other: Solution) -> bool:
+    """Tell whether a solution is the best one, or its twin, but for what is stated as error."""
+    best, free = estimated.best, list(estimated.free)
+    if other.mirrored != best.mirrored or not free:
+        return False
+    inverse = np.linalg.pinv(estimated.covariance[np.ix_(free, free)])
+    for x in (best.x, twin(best.model, best.x)):
+        off = other.x - x
+        off[0] = math.remainder(off[0], 2 * math.pi)
+        if off[free] @ inverse @ off[free] < _SAME**2:
+            return True
+    return False
