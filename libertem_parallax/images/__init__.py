@@ -41,7 +41,7 @@ def check_images(image: str | Iterable[str], *, stacks: bool = False) -> tuple[s
         if not stacks and name in names:
             raise ValueError(
                 f"image = {image!r}: {name} is made of all frames at once, when they are there: "
-                f"by libertem-parallax reconstruct, or {name}_phase in Python."
+                f"by libertem-parallax reconstruct or live, or {name}_phase in Python."
             )
     known += STACK_IMAGES if stacks else ()
     if not names or any(name not in known for name in names):
