@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from .disk import find_disk
 from .geometry import Geometry
@@ -209,7 +210,9 @@ def contradiction(geometry: Geometry, pattern: NDArray[np.float64]) -> str | Non
     cutoff: float = geometry.parameters["semiangle_cutoff"]
     values, usable, axes = _pattern(geometry, pattern)
     factor = _factor(geometry)
-    disk = find_disk(values, usable, (sampling[0] * factor, sampling[1] * factor), rough=True)
+    # Small matrices in many threads take ten times as long where all cores are busy.
+    with threadpool_limits(1):
+        disk = find_disk(values, usable, (sampling[0] * factor, sampling[1] * factor), rough=True)
     if disk is None:
         return (
             f"the frames show no disk at row {center[0]:.4g}, column {center[1]:.4g} with a radius "
