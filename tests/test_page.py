@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import http.client
 import io
 import shutil
@@ -58,12 +59,17 @@ def browser():
         browser.close()
 
 
-@pytest.fixture(scope="module")
-def data():
-    """A scan of a specimen, and its parameters."""
+@functools.cache
+def simulated():
+    """Frames of a scan of a specimen, and its parameters."""
     simulation = simulate(dose=100, seed=3)
     given = {k: v for k, v in simulation.parameters.items() if k != "shape"}
     return simulation.frames, Parameters(**given, image="phase_flip")
+
+
+@pytest.fixture(scope="module")
+def data():
+    return simulated()
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +188,6 @@ def only_window(browser, served):
 @pytest.fixture
 def window(only_window, tuning):
     """The window of all tests, with what the page shows at first."""
-    only_window.set("blur", 0)
     assert_follows(only_window, tuning)
     yield only_window
     assert not only_window.wrong
@@ -451,6 +456,8 @@ def test_contrast_and_blur_are_for_the_eye_only(window, tuning):
         < np.abs(np.diff(before.astype(float))).mean() / 2
     )
     assert tuning.picture.image is image
+    window.set("blur", 0)
+    eventually(lambda: np.array_equal(window.shown(), before))
 
 
 def test_a_phone_beside_shows_the_same(window, tuning, browser, served):

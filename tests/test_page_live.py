@@ -21,12 +21,12 @@ from test_page import (  # noqa: F401 - the browser, and what tests of it need
     browser,
     defocused,
     pytestmark,
+    simulated,
 )
 
-from libertem_parallax import ParallaxUDF, Parameters, load_parameters
+from libertem_parallax import ParallaxUDF, load_parameters
 from libertem_parallax.show.page.live import LivePage
 from libertem_parallax.show.page.server import Access
-from libertem_parallax.simulate import simulate
 
 
 @pytest.fixture
@@ -72,17 +72,15 @@ def by_the_udf(data, parameters):
 
 def test_knobs_are_turned_while_it_records(browser, tmp_path):  # noqa: F811
     """Partition by partition, so that the middle of the scan lasts as long as it is looked at."""
-    simulation = simulate(dose=100, seed=3)
-    given = {k: v for k, v in simulation.parameters.items() if k != "shape"}
-    parameters = Parameters(**given, image="phase_flip")
-    shape = simulation.frames.shape
+    frames, parameters = simulated()
+    shape = frames.shape
     page = LivePage(Access(port=0), title="detector", folder=tmp_path)
     interrupted = []
     before = signal.signal(signal.SIGINT, lambda *_: interrupted.append(True))
     try:
         with Context.make_with("inline") as ctx:
-            dataset = ctx.load("memory", data=simulation.frames, sig_dims=2, num_partitions=8)
-            page.ready(shape[2:], simulation.frames.dtype, parameters)
+            dataset = ctx.load("memory", data=frames, sig_dims=2, num_partitions=8)
+            page.ready(shape[2:], frames.dtype, parameters)
             window = Window(browser, page.url)
             window.wait("m => m.text.includes('Waiting for an acquisition')", "told")
             udfs = [ParallaxUDF.from_parameters(shape, **parameters), page.begin(dataset)]
