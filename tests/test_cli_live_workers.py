@@ -50,7 +50,9 @@ def test_what_was_added_is_kept(
             gate.opened.set()
 
         failing = when(Path("image.tif").exists, fail if what == "worker" else lambda: None)
-        result = run(arguments(merlin, "--start --workers 2 --silence 0.5"))
+        # A worker that is killed is to be noticed before the detector is silent.
+        silence = 0.5 if what == "detector" else 30
+        result = run(arguments(merlin, f"--start --workers 2 --silence {silence}"))
         failing.join()
     message = {"detector": "no more frames came through", "worker": "could not be added"}
     check_error(result, message[what], "It was written to image.tif")

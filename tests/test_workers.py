@@ -131,7 +131,10 @@ def test_all_workers_add_frames_whatever_the_main_process_has(
     ctx, gpus = cluster
     load, expected = data
     set_environment(monkeypatch, environment)
-    image, told = run(ctx, load[kind])
+    for _ in range(10):  # where cores are busy, one worker may be done before the others begin
+        image, told = run(ctx, load[kind])
+        if {*told["gpu"].flat} == gpus:
+            break
     assert_added_by(told, gpus)
     # LiberTEM must not make dense frames of events, on no worker.
     assert {*told["events"].flat} == {kind == "events"}
