@@ -70,8 +70,9 @@ class _Recorded(NamedTuple):
         if self.page is not None:
             if self.problem is not None:
                 click.echo(f"\n{self.problem}", err=True)
-            click.echo(f"\nThe page is still at {self.page.url} (Ctrl-C ends)")
-            self.page.wait()
+            with contextlib.suppress(KeyboardInterrupt):  # from the moment that it is told
+                click.echo(f"\nThe page is still at {self.page.url} (Ctrl-C ends)")
+                self.page.wait()
         try:
             if self.problem is not None:
                 raise click.ClickException(self.problem)

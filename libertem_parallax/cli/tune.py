@@ -220,9 +220,9 @@ def serve_pages(tuning: Any, access: Access, *, browser: bool | None, **page: An
             "images. Give a --certificate, or use an SSH tunnel."
         )
     where = url(access, server.port)
-    click.echo(f"The page is at {where} (Ctrl-C ends)")
-    open_browser(where, wanted=browser)
     try:
+        click.echo(f"The page is at {where} (Ctrl-C ends)")
+        open_browser(where, wanted=browser)
         server.io_loop.start()
     except KeyboardInterrupt:
         click.echo(err=True)

@@ -161,13 +161,10 @@ class LivePage:
         os.kill(os.getpid(), signal.SIGINT)
 
     def wait(self) -> None:
-        """Go on serving until Ctrl-C."""
+        """Go on serving until Ctrl-C, which is a KeyboardInterrupt as ever."""
         assert self._server is not None
-        try:
-            while self._server.thread.is_alive():
-                self._server.thread.join(0.5)
-        except KeyboardInterrupt:
-            pass
+        while self._server.thread.is_alive():
+            self._server.thread.join(0.5)
 
     def close(self) -> None:
         """End everything."""
