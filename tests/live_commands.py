@@ -107,7 +107,7 @@ def check_error(result: Result, *messages: str) -> None:
     assert result.exit_code == 1, result.output
     assert isinstance(result.exception, SystemExit)
     for message in messages:
-        assert message in result.stderr
+        assert message in result.stderr, result.output
 
 
 def check_partial(result: Result, frames: NDArray[Any], *messages: str) -> int:

@@ -66,7 +66,9 @@ def test_what_images_ask_of_numpy_is_handed_on_to_cupy():
         lambda: array[0::2].sum(axis=1, keepdims=True),
     ):
         if without_driver():
-            with pytest.raises(cupy.cuda.runtime.CUDARuntimeError, match="InsufficientDriver"):
+            # Or the library of transforms, which only the extras install.
+            refused = cupy.cuda.runtime.CUDARuntimeError, ImportError
+            with pytest.raises(refused, match="InsufficientDriver|libcufft"):
                 call()
         else:
             assert isinstance(call(), cupy.ndarray)
