@@ -68,7 +68,7 @@ def test_what_images_ask_of_numpy_is_handed_on_to_cupy():
         if without_driver():
             # Or the library of transforms, which only the extras install.
             refused = cupy.cuda.runtime.CUDARuntimeError, ImportError
-            with pytest.raises(refused, match="InsufficientDriver|libcufft"):
+            with pytest.raises(refused, match=r"InsufficientDriver|libcufft"):
                 call()
         else:
             assert isinstance(call(), cupy.ndarray)
