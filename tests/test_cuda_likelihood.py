@@ -8,10 +8,10 @@ import warnings
 import numpy as np
 import pytest
 from helpers import needs_compiler
+from interferences import COEFS, case
 from scans import KNOWN, bright_field, scan, specimen
 from standin import compiler
 from standin.cupy import CUDARuntimeError
-from test_likelihood import COEFS, case
 
 from kernels import SANITIZE, SOURCES, sanitized
 from libertem_parallax.accumulate import CudaError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from libertem.api import Context
-from test_tuning import FRAMES, PARAMETERS
+from tuned import FRAMES, PARAMETERS
 
 import libertem_parallax as prlx
 from libertem_parallax.show import notebook

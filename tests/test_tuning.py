@@ -8,6 +8,7 @@ import threading
 import numpy as np
 import pytest
 from libertem.api import Context
+from tuned import FRAMES, PARAMETERS, assert_shown
 
 from libertem_parallax import ParallaxUDF, Parameters
 from libertem_parallax.accumulate import Stack
@@ -18,19 +19,6 @@ from libertem_parallax.show.maker import reconstruct, sharpness, thinned
 from libertem_parallax.show.patterns import mean_pattern, odd_pixels
 from libertem_parallax.show.tuning import Tuning
 from libertem_parallax.simulate import simulate
-
-PARAMETERS = Parameters(
-    scan_sampling=(20.0, 25.0),
-    angular_sampling=(1.0, 1.1),
-    energy=300e3,
-    semiangle_cutoff=4.0,
-    center=(6.2, 7.1),
-    aberration_coefs={"C10": -1.3e4, "C12": 900.0, "phi12": 0.3},
-    rotation_angle=0.2,
-    upsampling_factor=2,
-    image="phase_flip",
-)
-FRAMES = np.random.default_rng(1).poisson(3, (9, 12, 14, 15)).astype(np.uint16)
 
 
 @pytest.fixture
@@ -51,18 +39,6 @@ def by_the_udf(parameters, frames=FRAMES, roi=None):
         udf = ParallaxUDF.from_parameters(dataset.shape, **parameters)
         results = ctx.run_udf(dataset, udf, roi=roi)
     return {name: results[name].data for name in parameters["image"]}
-
-
-def assert_shown(tuning):
-    """The picture is that of the present parameters and frames, and nothing is wrong."""
-    assert tuning.wait(30)
-    assert tuning.problem is None
-    picture = tuning.picture
-    assert picture.parameters is tuning.parameters
-    assert picture.coarse == 1
-    np.testing.assert_array_equal(
-        picture.image, reconstruct(tuning.stack, tuning.parameters, picture.name)
-    )
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tifffile
 from click.testing import CliRunner
-from test_tuning import FRAMES, PARAMETERS, assert_shown
+from tuned import FRAMES, PARAMETERS, assert_shown
 
 from libertem_parallax import direct_phase
 from libertem_parallax.accumulate import Stack

@@ -4,50 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from weak import COEFS, DETECTORS, EDGE, SEMIANGLE, WAVELENGTH, N, scan
 
 from libertem_parallax import aberrations
 from libertem_parallax.weak_object import aperture, blocks, frequencies, transfer
-
-N = 60  # Å and pixels of the periodic field, so that samples of the pattern are 1/N apart
-WAVELENGTH = 0.025
-SEMIANGLE, EDGE = 17.3 * WAVELENGTH / N, 5 * WAVELENGTH / N
-COEFS = {"C10": 900.0, "C12": 300.0, "phi12": 0.4, "C21": 4e4, "phi21": -0.9, "C30": 4e6}
-#: Samples of the pattern that are one detector row and one column away from the center, of
-#: detectors whose lattice fits the samples: turned by 0°, 90°, atan(3/4), and of oblong pixels.
-DETECTORS = {
-    "0": ((5, 0), (0, 5), 0.0),
-    "90": ((0, 5), (-5, 0), np.pi / 2),
-    "36.9": ((4, 3), (-3, 4), np.arctan2(3, 4)),
-    "143.1": ((-8, 6), (-3, -4), np.arctan2(3, -4)),
-}
-
-
-def chi(angles):
-    """The aberrations above, from their definition."""
-    y, x = np.moveaxis(angles, -1, 0)
-    alpha, phi = np.hypot(y, x), np.arctan2(x, y)
-    path = (
-        COEFS["C10"] * alpha**2 / 2
-        + COEFS["C12"] * alpha**2 / 2 * np.cos(2 * (phi - COEFS["phi12"]))
-        + COEFS["C21"] * alpha**3 / 3 * np.cos(phi - COEFS["phi21"])
-        + COEFS["C30"] * alpha**4 / 4
-    )
-    return 2 * np.pi / WAVELENGTH * path
-
-
-def scan(phase, steps, samples):
-    """Counts (Ny, Nx, M) at samples (M, 2) of the pattern, for each position of the probe."""
-    k = np.stack(np.meshgrid(*2 * [np.fft.fftfreq(N, 1 / N)], indexing="ij"), axis=-1)
-    angles = k * WAVELENGTH / N
-    rim = (SEMIANGLE - np.hypot(*np.moveaxis(angles, -1, 0))) / EDGE + 0.5
-    pupil = np.clip(rim, 0, 1) * np.exp(-1j * chi(angles))
-    counts = np.empty((N // steps[0], N // steps[1], len(samples)))
-    for i, y in enumerate(range(0, N, steps[0])):
-        for j, x in enumerate(range(0, N, steps[1])):
-            probe = np.fft.ifft2(pupil * np.exp(-2j * np.pi * (k @ [y, x]) / N))
-            pattern = np.fft.fft2(probe * np.exp(1j * phase))
-            counts[i, j] = np.abs(pattern[tuple(samples.T % N)]) ** 2
-    return counts
 
 
 @pytest.mark.parametrize("steps", [(3, 3), (2, 5)], ids=["square", "oblong"])
