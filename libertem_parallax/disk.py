@@ -47,9 +47,9 @@ class Disk(NamedTuple):
     center: tuple[float, float]
     #: In the unit of the pixel's size.
     radius: float
-    #: Standard errors of the center's row and column, in pixels.
+    #: Standard errors of the center's row and column by noise, in pixels.
     center_error: tuple[float, float]
-    #: Standard error of the radius.
+    #: Standard error of the radius by noise.
     radius_error: float
     #: Standard deviation of the edge, as if a Gaussian had blurred it, in the radius's unit.
     edge: float
@@ -202,7 +202,8 @@ class _Fit(NamedTuple):
     parameters: NDArray[
         np.float64
     ]  # center's row and column, radius, root of the blur's covariance
-    errors: NDArray[np.float64]
+    errors: NDArray[np.float64]  # by all that the model does not describe
+    noise_errors: NDArray[np.float64]
     inside: float
     outside: float
 
@@ -213,7 +214,7 @@ class _Fit(NamedTuple):
 
     def disk(self, unit: float) -> Disk:
         row, column, radius = map(float, self.parameters[:3])
-        row_error, column_error, radius_error = map(float, self.errors[:3])
+        row_error, column_error, radius_error = map(float, self.noise_errors[:3])
         return Disk(
             (row, column),
             radius * unit,
@@ -251,7 +252,7 @@ def _fit(
         if np.count_nonzero(chosen) < 16 or np.ptp(given[chosen]) == 0:
             return None
         here = _Edge(y[chosen], x[chosen], given[chosen], near, pixel, factor)
-        weights = here.weights(parameters)
+        weights, _ = here.weights(parameters)
         solved = scipy.optimize.least_squares(
             here.residuals, parameters, args=(weights,), max_nfev=30
         )
@@ -319,8 +320,13 @@ class _Edge:
         """Weighted differences between pattern and model."""
         return self._solve(parameters, weights)[1] * weights
 
-    def weights(self, parameters: NDArray[np.float64]) -> NDArray[np.float64]:
-        """One over the noise, which differs inside and outside; less where pixels do not fit."""
+    def weights(
+        self, parameters: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """One over what pixels deviate by, less where they do not fit; and variances by noise.
+
+        Noise differs inside and outside. On the edge, the shape of pixels is added to it.
+        """
         weights = np.ones_like(self._values)
         exact = 1e-6 * float(np.ptp(self._values))
         for _ in range(3):
@@ -338,11 +344,11 @@ class _Edge:
             noise = np.sqrt(variances + (_ROUGH * step) ** 2 * inside * (1 - inside))
             fits = np.clip(1 - (differences / noise / _OUTLIER) ** 2, 0, None)
             weights = fits / noise
-        return weights
+        return weights, variances
 
     def judge(self, parameters: NDArray[np.float64], jacobian: NDArray[np.float64]) -> _Fit | None:
         """Add standard errors; return None where the edge may be chance."""
-        weights = self.weights(parameters)
+        weights, variances = self.weights(parameters)
         _, functions = self._model(parameters)
         _, differences, coefficients = self._solve(parameters, weights)
         freedom = np.count_nonzero(weights) - 14
@@ -353,7 +359,13 @@ class _Edge:
         covariance = np.linalg.pinv(weighted.T @ weighted) * variance
         step = coefficients[0] - coefficients[4]
         error = math.sqrt(covariance[0, 0] + covariance[4, 4] - 2 * covariance[0, 4])
-        errors = np.sqrt(np.diag(np.linalg.pinv(jacobian.T @ jacobian)) * variance)
+        inverse = np.linalg.pinv(jacobian.T @ jacobian)
+        errors = np.sqrt(np.diag(inverse) * variance)
+        # What the shape of pixels leaves is the same in every scan. Noise moves what is found by
+        # inverse J^T (weights noise).
+        moved = (jacobian * (weights * np.sqrt(variances))[:, None]) @ inverse
+        noise_errors = np.sqrt((moved**2).sum(axis=0))
         if not step > _SIGNIFICANT * error:
             return None
-        return _Fit(parameters, errors, float(coefficients[0]), float(coefficients[4]))
+        inside, outside = float(coefficients[0]), float(coefficients[4])
+        return _Fit(parameters, errors, noise_errors, inside, outside)

@@ -68,13 +68,16 @@ def test_a_masked_beam_stop_does_not_matter():
     np.testing.assert_allclose(disk.radius, 13.2, rtol=0.01)
 
 
-def test_errors_are_standard_deviations():
-    patterns = (draw((32.2, 31.9), 9.3, counts=8.0, outside=0.2, seed=seed) for seed in range(16))
+@pytest.mark.parametrize("counts", [8.0, 800.0])
+def test_errors_are_standard_deviations(counts):
+    """By noise, also where the shape of pixels moves what is found by more than that."""
+    places = {"center": (32.2, 31.9), "radius": 9.3, "counts": counts, "outside": counts / 40}
+    patterns = (draw(**places, seed=seed) for seed in range(30))
     found = [find_disk(pattern) for pattern in patterns]
     scatter = np.std([(*disk.center, disk.radius) for disk in found], axis=0)
     stated = np.mean([(*disk.center_error, disk.radius_error) for disk in found], axis=0)
-    assert (scatter < 1.7 * stated).all()
-    assert (scatter > stated / 1.7).all()
+    assert (scatter < 1.5 * stated).all()
+    assert (scatter > stated / 1.5).all()
 
 
 def test_levels_and_edge_are_told():
