@@ -30,6 +30,7 @@ __all__ = [
     "About",
     "event_files",
     "is_ours",
+    "keep_frames",
     "replacing",
     "save",
     "save_series",
@@ -116,6 +117,38 @@ def save_somewhere(path: Path, image: NDArray[Any], about: About) -> tuple[Path,
     for folder in (Path.cwd, lambda: Path(tempfile.gettempdir())):
         with contextlib.suppress(OSError):  # there may be neither of them any more
             return _save_new(folder() / path.name, image, about), str(problem)
+    raise problem
+
+
+def keep_frames(path: Path, frames: NDArray[Any]) -> Path:
+    """Write frames that would be lost, under a name that no file has yet.
+
+    Parameters
+    ----------
+    path
+        Where they should go, a name that ends with .npy; else it is the current folder, else the
+        temporary one.
+    frames : (Ny, Nx, rows, columns)
+        In any dtype.
+
+    Returns
+    -------
+    pathlib.Path
+        Where they are.
+
+    Raises
+    ------
+    OSError
+        If they can be written nowhere; of the first place.
+    """
+    about = About((1.0, 1.0))
+    try:
+        return _save_new(path, frames, about)
+    except OSError as error:
+        problem = error
+    for folder in (Path.cwd, lambda: Path(tempfile.gettempdir())):
+        with contextlib.suppress(OSError):
+            return _save_new(folder() / path.name, frames, about)
     raise problem
 
 

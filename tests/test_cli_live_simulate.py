@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+from libertem.api import Context
+from libertem.udf.raw import PickUDF
 from live_commands import SECONDS, Run, simulators, when
 from PIL import Image
 
@@ -155,6 +157,24 @@ def test_calibrated_in_a_folder_that_is_gone(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("brighter")
+def test_frames_are_kept_where_no_parameters_are_found(run: Run) -> None:
+    """The scan cannot be repeated; nothing of the same name is replaced."""
+    folder = Path("libertem-parallax-live")
+    folder.mkdir()
+    (folder / "image_frames.npy").write_text("mine", encoding="utf-8")
+    result = run("live --simulate merlin --calibrate --defocus-between 200 300")
+    assert result.exit_code == 1, result.output
+    assert not (folder / "image.tif").exists()
+    kept = folder / "image_frames_2.npy"
+    assert (folder / "image_frames.npy").read_text(encoding="utf-8") == "mine"
+    with Context.make_with("inline") as ctx:
+        sent = ctx.load("mib", path=str(folder / "frames.hdr"))
+        everywhere = np.ones(tuple(sent.shape.nav), bool)
+        pick = ctx.run_udf(sent, PickUDF(), roi=everywhere)["intensity"].data
+    assert f"{len(pick):,} frames were written to {kept}." in result.stderr
+    np.testing.assert_array_equal(np.load(kept).reshape(pick.shape), pick)
+
+
 def test_simulate_and_calibrate(run: Run) -> None:
     """Parameters come from the first rows; the image has all frames nevertheless."""
     result = run("live --simulate merlin --calibrate --underfocus")

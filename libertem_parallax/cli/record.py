@@ -32,6 +32,7 @@ from .stacked import keep_stack, make_direct
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from ..accumulate import Stack
     from ..files import About
     from ..parameters import Parameters
     from ..show.page.live import LivePage
@@ -195,7 +196,10 @@ def record(
             )
         if learning is not None and learning.calibration is None:
             reason = learning.problem or added.problem or "there were too few rows of the scan"
-            raise click.ClickException(f"no image was written: {reason.removesuffix('.')}.")
+            raise click.ClickException(
+                f"no image was written: {reason.removesuffix('.')}. "
+                + _kept_frames(learning.stack.stack, output)
+            )
         # Before anything is shown or closed, which may fail as well.
         image, count = (made := grown(added.results)).image, made.frames
         written_to = [save(output, image, said(count), problems)]
@@ -245,6 +249,22 @@ def record(
     places = " and ".join(map(str, written_to))
     problem = " ".join((*problems, f"It was written to {places}.")) if problems else None
     return _Recorded(images, udf, parameters, rows, problem, window, page)
+
+
+def _kept_frames(stack: Stack, output: Path) -> str:
+    """Write the frames of a scan of which no parameters were found; say where they are."""
+    from .. import files
+
+    frames = stack.frames.reshape(stack.scan_shape + stack.detector_shape)
+    count = int(stack.scanned.sum())
+    try:
+        path = files.keep_frames(output.with_name(f"{output.stem}_frames.npy"), frames)
+    except (OSError, ValueError) as error:
+        return f"Its frames could not be written, either: {error}."
+    return (
+        f"{count:,} frames were written to {path}. Calibrate these with other options: "
+        f"libertem-parallax calibrate {path} ..."
+    )
 
 
 class _Unbreakable:
