@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import distributed
@@ -23,12 +24,23 @@ TIMEOUT = 60  # seconds
 
 
 class WorkerUDF(UDF):
-    """Process that was given the partition of each frame."""
+    """Process that was given the partition of each frame; the first waits for a second.
+
+    Else one worker may have taken all partitions before the other has its first.
+    """
+
+    def __init__(self, folder):
+        super().__init__(folder=folder)
 
     def get_result_buffers(self):
         return {"process": self.buffer("nav", dtype=np.int64)}
 
     def process_partition(self, partition):
+        folder = Path(self.params.folder)
+        (folder / str(os.getpid())).touch()
+        end = time.monotonic() + TIMEOUT
+        while len(list(folder.iterdir())) < 2 and time.monotonic() < end:
+            time.sleep(0.01)
         self.results.process[:] = os.getpid()
 
 
@@ -93,6 +105,7 @@ def test_two_workers_give_the_same_bits_as_one(scheduler, tmp_path) -> None:
     frames = np.random.default_rng(0).poisson(3, SHAPE).astype(np.uint16)
     file = tmp_path / "frames.npy"
     np.save(file, frames)
+    (tmp_path / "took_part").mkdir()
 
     def run(ctx):
         udf = ParallaxPhaseFlipUDF.from_parameters(
@@ -105,7 +118,7 @@ def test_two_workers_give_the_same_bits_as_one(scheduler, tmp_path) -> None:
             upsampling_factor=2,
         )
         ds = ctx.load("npy", path=file, num_partitions=8)
-        images, workers = ctx.run_udf(dataset=ds, udf=[udf, WorkerUDF()])
+        images, workers = ctx.run_udf(dataset=ds, udf=[udf, WorkerUDF(str(tmp_path / "took_part"))])
         sums = [udf.results.get_buffer(name).raw_data.copy() for name in "AS"]
         images = [images[name].data for name in ("parallax", "reconstruction")]
         return sums + images, set(workers["process"].data.reshape(-1))
