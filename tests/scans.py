@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,11 @@ from libertem_parallax.weak_object import aperture, frequencies, transfer
 KNOWN: dict[str, Any] = {"energy": 300e3, "scan_sampling": (0.9, 0.9), "semiangle_cutoff": 20.0}
 COEFS = {"C10": -420.0, "C12": 60.0, "phi12": 0.4}
 SAMPLING, CENTER, ROTATION = 3.0, (8.3, 7.4), 0.7
+SHAPE = (36, 36)
 
 
 def specimen(
-    shape: tuple[int, int] = (36, 36), seed: int = 0, step: float = 0.9
+    shape: tuple[int, int] = SHAPE, seed: int = 0, step: float = 0.9
 ) -> NDArray[np.float64]:
     """Phase in rad, (Ny, Nx): blobs that add phase."""
     rng = np.random.default_rng(seed)
@@ -96,3 +98,15 @@ def count(mean: NDArray[np.float64], seed: int = 0) -> NDArray[np.uint16]:
 def bright_field(frames: NDArray[Any], mask: NDArray[np.bool_]) -> Stack:
     """Stack of the pixels of a mask."""
     return Stack.from_array(frames, mask)
+
+
+@cache
+def frames(flip: bool = False, dose: float = 3000.0) -> NDArray[Any]:
+    """Of the specimen."""
+    return scan(specimen(SHAPE), flip=flip, dose=dose)
+
+
+def part(coefs: dict[str, float], order: str = "12") -> complex:
+    """Coefficient with its azimuth, as a complex number."""
+    m = int(order[1])
+    return complex(coefs[f"C{order}"] * np.exp(1j * m * coefs[f"phi{order}"]))

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from helpers import make_frames, make_plan, run_engine
 
-from libertem_parallax.accumulate import ENGINES, Plan, accumulator_dtype, compiled
+from libertem_parallax.accumulate import ENGINES, Plan, accumulator_dtype, compiled, loops
 
 SCRIPT = """
 import numpy as np
-from libertem_parallax.accumulate import ENGINES, Plan, compiled
+from libertem_parallax.accumulate import ENGINES, Plan, loops
 
 plan = Plan((2, 3), (8, 8), 1, np.array([[4, 4]]), np.array([[0, 0]]))
 A, S = np.zeros(plan.accumulator_shape, np.int32), np.zeros(6, np.int32)
@@ -26,7 +26,7 @@ worker.add(frames)
 frames.flags.writeable = False  # as memory maps are
 worker.add(frames)
 assert A.sum() == 12
-stats = compiled._accumulate.stats
+stats = loops.accumulate.stats
 print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
 """
 
@@ -72,7 +72,7 @@ def test_engines_leave_with_their_last_reference():
 def test_blocks_groups_and_chunks_of_any_size(dtype, width):
     """Against the plain engine: blocks end with a group or not, chunks with a row or not."""
     rng = np.random.default_rng(width)
-    nx, height = 2 * compiled.BLOCK + 61, 40
+    nx, height = 2 * loops.BLOCK + 61, 40
     pixels = np.argwhere(rng.random((height, width)) < 0.7)
     plan = Plan((2, nx), (height, width), 2, pixels, rng.integers(-9, 9, pixels.shape))
     index = np.flatnonzero(rng.random(2 * nx) < 0.99)
@@ -98,7 +98,7 @@ def test_narrow_frames_are_padded_in_pieces(monkeypatch, dtype):
     frames = make_frames(plan, dtype)
     index = np.sort(np.random.default_rng(0).permutation(7 * 41)[:200])
     expected = run_engine(ENGINES["numpy"], plan, frames[index], index)
-    for size in (9 * compiled.CHUNK * 30, 1):
+    for size in (9 * loops.CHUNK * 30, 1):
         monkeypatch.setattr(compiled, "PADDED_BYTES", size)
         for one, other in zip(
             run_engine(ENGINES["numba"], plan, frames[index], index), expected, strict=True

@@ -24,7 +24,7 @@ from kernels import (
 )
 from libertem_parallax.accumulate import accumulator_dtype
 from libertem_parallax.accumulate.cuda import device
-from libertem_parallax.accumulate.engine import value_range
+from libertem_parallax.accumulate.dtypes import value_range
 
 
 def run(dtype, accumulator, n, count, order, source=None, seed=0):

@@ -19,7 +19,8 @@ from numpy.typing import DTypeLike, NDArray
 
 from .compiled import CompiledEngine
 from .cuda import CudaEngine, CudaError, CudaStack
-from .engine import LARGEST, Engine, accumulator_dtype, is_small, native_dtype
+from .dtypes import LARGEST, accumulator_dtype, is_small, native_dtype
+from .engine import Engine
 from .fill import Fill
 from .plain import PlainEngine
 from .plan import Plan

@@ -9,9 +9,10 @@ import numpy as np
 from numba import uintp
 from numpy.typing import NDArray
 
-from .compiled import locked
 from .disk import keep_on_disk
-from .engine import check_tile, native_dtype, read_events, value_range
+from .dtypes import native_dtype, value_range
+from .engine import check_tile, read_events
+from .loops import locked
 
 __all__ = ["Fill"]
 

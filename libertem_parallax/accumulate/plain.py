@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .engine import Engine, Events, value_range
+from .dtypes import value_range
+from .engine import Engine, Events
 
 __all__ = ["PlainEngine"]
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .compiled import CompiledEngine
-from .engine import accumulator_dtype, native_dtype
+from .dtypes import accumulator_dtype, native_dtype
 from .fill import Fill
 from .plan import Plan, check_pixels
 

@@ -9,7 +9,8 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 
-from ..engine import Engine, accumulator_dtype
+from ..dtypes import accumulator_dtype
+from ..engine import Engine
 from ..plain import PlainEngine
 from ..plan import Plan
 from ..stack import Stack

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ..engine import Engine, Events, is_small, value_range
+from ..dtypes import is_small, value_range
+from ..engine import Engine, Events
 from ..plan import Plan
 from .device import (
     NO_TROUBLE,

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engine import accumulator_dtype, is_small
+from ..dtypes import accumulator_dtype, is_small
 from ..plan import Plan
 from ..stack import Stack
 from . import upload
