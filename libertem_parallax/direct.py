@@ -21,13 +21,12 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 import numpy as np
-import scipy.fft
 from numpy.typing import NDArray
 
 from . import checks
-from .accumulate import Stack
+from .accumulate import Blocks, Stack
 from .geometry import Geometry
-from .images.fourier import irfft2
+from .images.fourier import irfft2, pixel_spectra
 from .images.wiener import Spectrum
 from .interference import beams, polynomial
 from .likelihood import Engine, Interference, make_engine
@@ -35,9 +34,6 @@ from .memory import check_direct
 from .weak_object import aperture, frequencies, transfer
 
 __all__ = ["Direct", "direct_phase", "with_rim"]
-
-#: Images that are transformed at a time.
-_BLOCK = 32
 
 #: Of a pixel: how much of it must be lit.
 _LIT = 0.25
@@ -200,21 +196,29 @@ class Direct:
         edge, xi = geometry.soft_edge / semiangle, seen.angles / semiangle
         a = aperture(xi, 1.0, edge)
         check_direct(stack.scan_shape, len(columns))
-        images = np.empty((ny, nx // 2 + 1, len(columns)), np.complex64)
-        scanned, counts = stack.scanned.ravel(), np.empty(len(columns))
-        for start in range(0, len(columns), _BLOCK):
-            part = slice(start, start + _BLOCK)
-            block = stack.frames[:, columns[part]].astype(np.float32)
-            means = block[scanned].sum(axis=0, dtype=np.float64) / max(1, scanned.sum())
-            counts[part] = means
-            # What is not scanned yet is as the mean, and says nothing.
-            block -= means.astype(np.float32)
-            block[~scanned] = 0
-            block /= a[part].astype(np.float32)
-            grid = block.reshape(ny, nx, -1)
-            images[..., part] = scipy.fft.rfft2(grid, axes=(0, 1), overwrite_x=True)
-        device = getattr(stack, "device", None)  # where the stack is
-        engine = make_engine("auto", images.reshape(-1, len(columns)), xi, edge, device)
+        scanned, counts = stack.scanned.copy(), np.empty(len(columns))
+        weights = (1 / a).astype(np.float32)[:, None, None]
+
+        def made(blocks: Blocks) -> Any:
+            images: Any = None
+            for part, means, spectra in pixel_spectra(blocks, scanned):
+                if images is None:
+                    images = np.empty_like(spectra, shape=(ny * (nx // 2 + 1), len(columns)))
+                spectra *= np.asarray(weights[part], like=spectra)
+                images[:, part] = spectra.reshape(len(means), -1).T
+                counts[part] = means
+            return images
+
+        images, host = stack.with_images(columns, made), stack.on_host
+        on_host = isinstance(images, np.ndarray)
+        engine = make_engine(
+            "auto" if getattr(stack, "fall_back", True) or on_host else "cuda",
+            images,
+            xi,
+            edge,
+            None if on_host else images.device.id,
+            again=lambda: host.with_images(columns, made),
+        )
         # Pixels of the rim get more than a² of that, as a part of them is lit, and not all weakly.
         inside = float(counts[a == a.max()].mean() / a.max() ** 2)
         noise = counts / a**2 / max(inside, _LEAST)

@@ -26,6 +26,17 @@ def error(name="cudaErrorIllegalAddress"):
     return CUDARuntimeError(f"{name}: some words")
 
 
+class Late(dict):
+    """Faults that come after some launches."""
+
+    def __init__(self, cupy, launches, **faults):
+        super().__init__(faults)
+        self.cupy, self.launches = cupy, launches
+
+    def __contains__(self, operation):
+        return super().__contains__(operation) and self.cupy.launches >= self.launches
+
+
 # For engines, without LiberTEM
 
 DTYPES = ["uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"]

@@ -43,6 +43,11 @@ CUDA, NUMBA = ENGINES["cuda"], ENGINES["numba"]
             r"too old for this CUDA: libertem-parallax\[cuda12\]",
         ),
         ({"compile": RuntimeError("Failed to find CUDA headers")}, 13000, r"NVRTC.*\[cuda12\]"),
+        (
+            {"compile": RuntimeError('Failure finding "libcublas.so.13"')},
+            13000,
+            r"library of CUDA is missing \(.*cublas.*\[cuda12\]",
+        ),
         ({"compile": OSError("No space left on device")}, 13000, r"OSError: No space left[^R]*$"),
         ({"device": error("cudaErrorUnknown")}, 13000, "cudaErrorUnknown: some words.*restart"),
     ],

@@ -262,6 +262,31 @@ def test_tuning_goes_on_without_a_device_that_is_lost(standin, operation):
             assert len(notes) == 1
 
 
+@pytest.mark.parametrize(
+    ("operation", "fault", "words"),
+    [
+        (
+            "compute",
+            OutOfMemoryError("Out of memory allocating 3 bytes"),
+            "CPU this time. GPU 0, tr",
+        ),
+        ("launch", CUDARuntimeError("cudaErrorIllegalAddress: no"), "from now on. GPU 0, summing"),
+    ],
+)
+def test_tuning_direct_ptychography_without_a_device(standin, operation, fault, words):
+    cupy = standin()
+    with contextlib.closing(tune(image="direct")) as tuning:
+        assert tuning.wait(60)
+        cupy.faults[operation] = fault
+        for turn in (0.1, 0.2):
+            tuning.change(rotation_angle=turn)
+            assert tuning.wait(60)
+            assert tuning.problem is None
+            picture = tuning.picture
+            assert_equal(picture.image, direct_phase(tuning.stack, picture.parameters))
+            assert len([note for note in picture.notes if words in note]) == 1
+
+
 def test_tuning_without_enough_memory(standin):
     standin(memory=1000)
     with contextlib.closing(tune()) as tuning:

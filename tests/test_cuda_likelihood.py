@@ -9,18 +9,15 @@ import numpy as np
 import pytest
 from helpers import needs_compiler
 from interferences import COEFS, case
-from scans import KNOWN, bright_field, scan, specimen
 from standin import compiler
 from standin.cupy import CUDARuntimeError
 
 from kernels import SANITIZE, SOURCES, sanitized
 from libertem_parallax.accumulate import CudaError
 from libertem_parallax.accumulate.cuda import device, upload
-from libertem_parallax.calibration import calibrate_stack, find_beam
 from libertem_parallax.interference import beams
 from libertem_parallax.likelihood import ENGINES, Interference, make_engine, monomials
 from libertem_parallax.likelihood.cuda import check
-from libertem_parallax.parameters import Parameters
 
 pytestmark = needs_compiler
 
@@ -205,34 +202,3 @@ def test_a_device_that_is_lost_is_an_error_or_the_cpu_goes_on(standin, operation
         strict.sums(interference)
     with warnings.catch_warnings(action="error"):  # one warning will do
         assert_same(lenient.gradients(interference), expected)
-
-
-class Late(dict):
-    """Faults that come after some launches."""
-
-    def __init__(self, cupy, launches, **faults):
-        super().__init__(faults)
-        self.cupy, self.launches = cupy, launches
-
-    def __contains__(self, operation):
-        return super().__contains__(operation) and self.cupy.launches >= self.launches
-
-
-def test_a_calibration_goes_on_without_a_device_that_is_lost(standin):
-    cupy = standin(order="forward")
-    data = scan(specimen((24, 24)), flip=False, dose=3000.0)
-    parameters = Parameters(**KNOWN)
-    beam = find_beam(data.mean(axis=(0, 1)), parameters)
-    stack = bright_field(data, beam.mask)
-    expected = calibrate_stack(stack, parameters, beam).parameters
-    cupy.faults = Late(cupy, 3, launch=CUDARuntimeError("cudaErrorIllegalAddress: some words"))
-    with pytest.warns(RuntimeWarning, match="summed on the CPU from now on") as caught:
-        found = calibrate_stack(stack, parameters, beam, device=0).parameters
-    assert cupy.launches == 3
-    assert len({str(warning.message) for warning in caught}) == 1
-    assert found["rotation_angle"] == pytest.approx(expected["rotation_angle"], abs=1e-4)
-    C10 = expected["aberration_coefs"]["C10"]
-    assert found["aberration_coefs"]["C10"] == pytest.approx(C10, rel=1e-4)
-    launched = cupy.launches
-    calibrate_stack(stack, parameters.replace(engine="numba"), beam, device=0)
-    assert cupy.launches == launched

@@ -64,11 +64,15 @@ def test_what_images_ask_of_numpy_is_handed_on_to_cupy():
         lambda: np.subtract(array[0::2], array[1::2], out=array[0::2]),
         lambda: np.abs(array) <= 1,
         lambda: array[0::2].sum(axis=1, keepdims=True),
+        lambda: np.take(array, array.astype(np.int64), axis=1),
+        lambda: np.mean(array, axis=-1),
+        lambda: np.sqrt(np.maximum(array, 1))[:, None],
+        lambda: array @ array.T @ array,
     ):
         if without_driver():
-            # Or the library of transforms, which only the extras install.
+            # Or the libraries of transforms and products, which only the extras install.
             refused = cupy.cuda.runtime.CUDARuntimeError, ImportError
-            with pytest.raises(refused, match=r"InsufficientDriver|libcufft"):
+            with pytest.raises(refused, match=r"InsufficientDriver|libcu(fft|blas)"):
                 call()
         else:
             assert isinstance(call(), cupy.ndarray)

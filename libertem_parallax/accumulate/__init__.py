@@ -24,11 +24,12 @@ from .engine import Engine
 from .fill import Fill
 from .plain import PlainEngine
 from .plan import Plan
-from .stack import Stack, mask_pixels
+from .stack import Blocks, Stack, mask_pixels
 
 __all__ = [
     "ENGINES",
     "LARGEST",
+    "Blocks",
     "CudaError",
     "CudaStack",
     "Engine",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
@@ -17,12 +17,19 @@ from .dtypes import accumulator_dtype, native_dtype
 from .fill import Fill
 from .plan import Plan, check_pixels
 
-__all__ = ["Stack"]
+__all__ = ["Blocks", "Stack"]
 
 _Made = TypeVar("_Made", bound=NDArray[Any])
+_T = TypeVar("_T")
+
+#: Images of some pixels: which of them, and (m, Ny, Nx) float32.
+Blocks = Iterable[tuple[slice, Any]]
 
 #: Values that a thread should have to add at least, or starting it takes longer.
 _THREAD_VALUES = 1 << 21
+
+#: Values of images that are worked on at once: they stay in the cache.
+_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,6 +234,37 @@ class Stack:
             See `add`.
         """
         return function(*self.add(plan, threads))
+
+    def with_images(self, columns: NDArray[np.int64], function: Callable[[Blocks], _T]) -> _T:
+        """Make something of the images that some pixels see, where they are.
+
+        Parameters
+        ----------
+        columns : (M,) int64
+            Of `frames`: see `columns`.
+        function
+            Called once, with blocks of images: which of the M they are, and the images (m, Ny, Nx)
+            float32, which it may overwrite. They are CuPy's arrays if the stack is on a GPU, of
+            which NumPy's functions make others. If the GPU fails, it is called again for the CPU.
+
+        Returns
+        -------
+        object
+            What the function returned; arrays may be CuPy's.
+        """
+        return function(self._blocks(columns))
+
+    def _blocks(self, columns: NDArray[np.int64]) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        step = max(1, _BLOCK // max(1, len(self.frames)))
+        for start in range(0, len(columns), step):
+            part = slice(start, min(start + step, len(columns)))
+            images = np.ascontiguousarray(self.frames[:, columns[part]].T, dtype=np.float32)
+            yield part, images.reshape(-1, *self.scan_shape)
+
+    @property
+    def on_host(self) -> Stack:
+        """The same frames, to be used by the CPU only."""
+        return self
 
     def _check(self, plan: Plan) -> None:
         for name, of, own in (

@@ -6,15 +6,13 @@ import math
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import aberrations
-from ..accumulate import Stack
-from ..likelihood import make_engine
+from ..accumulate import CudaStack, Stack, place_stack
 from ..parameters import Parameters
 from .beam import Beam, find_beam
 from .doubts import doubts, moves
@@ -220,7 +218,7 @@ def calibrate_stack(
     """
     search = check_search(search)
     parameters = without(parameters, search)
-    stack = scanned_part(stack)
+    given_stack, stack = stack, scanned_part(stack.on_host)
     beam = beam or find_beam(mean_pattern(stack), parameters)
     bright = np.zeros(stack.detector_shape, bool)
     bright[tuple(stack.pixels.T)] = True
@@ -232,8 +230,14 @@ def calibrate_stack(
     if "rotation_angle" in parameters and "rotation_angle" not in search:
         fixed["rotation_angle"] = parameters["rotation_angle"]
     coarse, optics = binned(stack, beam.optics)
+    engine = parameters.get("engine", "auto")
+    placed = given_stack  # where it is, if that is a GPU and all of it is used
+    if coarse.frames is not given_stack.frames or not isinstance(placed, CudaStack):
+        placed = place_stack(coarse, "numba" if engine == "numpy" else engine, device)
+    elif engine not in ("auto", "cuda"):
+        placed = coarse
     estimated = estimate(
-        coarse,
+        placed,
         parameters["scan_sampling"],
         optics,
         _layouts(parameters, search),
@@ -241,7 +245,7 @@ def calibrate_stack(
         fixed,
         hints or Hints(),
         progress,
-        partial(make_engine, parameters.get("engine", "auto"), device=device),
+        engine,
     )
     if not estimated.significance > _STANDS_OUT:
         raise CalibrationError(

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..accumulate import Stack
-from ..likelihood import ENGINES, Engine
+from ..likelihood import make_engine
 from .failure import CalibrationError
 from .fit import ascend, covariance, decompose, frequency_weights, significance, twin
 from .model import Model, Optics
@@ -97,7 +97,7 @@ def estimate(
     fixed: Mapping[str, float],
     hints: Hints,
     progress: Callable[[float, str], None] = lambda *_: None,
-    engine: Callable[..., Engine] = ENGINES["numba"],
+    engine: str = "auto",
 ) -> Estimate:
     """Find the most likely rotation, hand and aberrations.
 
@@ -120,7 +120,7 @@ def estimate(
     progress
         Called with the fraction that is done, and what is being done.
     engine
-        Makes one of `libertem_parallax.likelihood` of images, positions and edge.
+        See `libertem_parallax.likelihood.make_engine`. The GPU is that on which the stack is.
 
     Returns
     -------
@@ -169,10 +169,10 @@ class _Finder:
         orders: Sequence[tuple[int, int]],
         fixed: Mapping[str, float],
         hints: Hints,
-        engine: Callable[..., Engine],
+        engine: str,
     ) -> None:
         self.spectra, self.optics, self.layouts = spectra, optics, layouts
-        self.make_engine = engine
+        self.engine = engine
         self.orders, self.fixed, self.hints = orders, fixed, hints
         self.radius = np.hypot(*spectra.q.T)
         self._engines: dict[int, Model] = {}
@@ -186,8 +186,14 @@ class _Finder:
             spectra, optics = self.spectra, self.optics
             if count < len(self.radius):
                 spectra = spectra.take(slice(0, count))
-            positions = optics.positions(spectra.pixels)
-            engine = self.make_engine(spectra.images, positions, optics.edge)
+            engine = make_engine(
+                self.engine,
+                spectra.images if spectra.there is None else spectra.there,
+                optics.positions(spectra.pixels),
+                optics.edge,
+                None if spectra.there is None else spectra.there.device.id,
+                again=lambda: spectra.images,
+            )
             self._engines[count] = Model(spectra, optics, layout, self.orders, engine=engine)
         made = self._engines[count]
         return Model(made.spectra, self.optics, layout, self.orders, engine=made.engine)

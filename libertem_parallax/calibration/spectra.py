@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
-import scipy.fft
 from numpy.typing import NDArray
 
 from .. import weak_object
-from ..accumulate import Stack
+from ..accumulate import Blocks, Stack
+from ..images.fourier import pixel_spectra
+from ..images.sums import here
 from .failure import CalibrationError
 
 __all__ = ["Spectra", "independent", "transform"]
@@ -21,9 +22,6 @@ _BLINKS = 2.5
 
 #: Power of a frequency above that of noise, in standard deviations, which chance does not reach.
 _STRONG = 6.0
-
-#: Values of images that are transformed at once.
-_BLOCK = 1 << 23
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +46,8 @@ class Spectra:
     noise
         What the power of the noise was, over that of counted electrons: below 1 where a pixel
         counts several electrons as one.
+    there : (Q, M) complex64
+        CuPy's array of the same images, if they were made on a GPU.
     """
 
     images: NDArray[np.complex64]
@@ -57,6 +57,7 @@ class Spectra:
     pixels: NDArray[np.int64]
     scan_shape: tuple[int, int]
     noise: float
+    there: Any = None
 
     @property
     def strong(self) -> NDArray[np.bool_]:
@@ -67,6 +68,7 @@ class Spectra:
     def take(self, frequencies: Any, pixels: Any = slice(None)) -> Self:
         """Take some frequencies and pixels."""
         images = np.ascontiguousarray(self.images[frequencies][:, pixels])
+        whole = isinstance(frequencies, slice) and pixels == slice(None)
         return type(self)(
             images,
             self.index[frequencies],
@@ -75,6 +77,7 @@ class Spectra:
             self.pixels[pixels],
             self.scan_shape,
             self.noise,
+            self.there[frequencies] if self.there is not None and whole else None,
         )
 
 
@@ -140,43 +143,49 @@ def transform(
         If there is no such pixel.
     """
     ny, nx = stack.scan_shape
+    count, M = max(1, int(stack.scanned.sum())), len(stack.pixels)
     smooth = _smooth(stack.scanned)
-    count = max(1, int(stack.scanned.sum()))
-    M = len(stack.pixels)
-    images = np.empty((len(index), M), np.complex64)
+    # Where in a half-spectrum the wanted frequencies are, and those that tell the noise.
+    places = np.ravel_multi_index(tuple(index.T), (ny, nx // 2 + 1)), _quiet((ny, nx))
     means, powers = np.empty(M), np.empty(M)
-    quiet = _quiet(stack.scan_shape)
-    step = max(1, _BLOCK // (ny * nx))
-    for start in range(0, M, step):
-        part = slice(start, start + step)
-        values = np.ascontiguousarray(stack.frames[:, part].T, dtype=np.float32)
-        mean = values.sum(axis=1, dtype=np.float64) / count
-        values -= mean[:, None].astype(np.float32)
-        values *= stack.scanned.ravel()
-        values -= values @ smooth.T @ smooth
-        spectrum = scipy.fft.rfft2(values.reshape(-1, ny, nx), overwrite_x=True)
-        weight = np.divide(1, mean * count, out=np.zeros_like(mean), where=mean > 0)
-        spectrum *= np.sqrt(weight).astype(np.float32)[:, None, None]
-        means[part] = mean
-        images[:, part] = spectrum[:, index[:, 0], index[:, 1]].T
-        powers[part] = (np.abs(spectrum[:, quiet]) ** 2).mean(axis=1)
-        progress(min(1.0, (start + step) / M))
-    used = means > 0
-    noise = float(np.median(powers[used])) if used.any() else 0.0
-    # Pixels that blink see no specimen.
-    used &= powers <= _BLINKS * noise
-    if not noise or not used.any():
+
+    def made(blocks: Blocks) -> tuple[Any, Any, NDArray[np.bool_], NDArray[Any], float]:
+        images: Any = None
+        for part, mean, spectra in pixel_spectra(blocks, stack.scanned, smooth):
+            if images is None:
+                images = np.empty_like(spectra, shape=(len(index), M))
+                wanted, quiet = (np.asarray(place, like=spectra) for place in places)
+            weight = np.divide(1, mean * count, out=np.zeros_like(mean), where=mean > 0)
+            spectra *= np.asarray(np.sqrt(weight).astype(np.float32), like=spectra)[:, None, None]
+            flat = spectra.reshape(len(mean), -1)
+            images[:, part] = np.take(flat, wanted, axis=1).T
+            means[part] = mean
+            powers[part] = here(_power(np.take(flat, quiet, axis=1)))
+            progress(part.stop / M)
+        used = means > 0
+        noise = float(np.median(powers[used])) if used.any() else 0.0
+        # Pixels that blink see no specimen.
+        used &= powers <= _BLINKS * noise
+        if not noise or not used.any():
+            return None, None, used, powers, 0.0
+        if not used.all():
+            images = np.take(images, np.asarray(np.flatnonzero(used), like=images), axis=1)
+        images /= np.float32(np.sqrt(noise))
+        # Where there is more than noise, little of it is the specimen: it is noise to all models
+        # alike.
+        power = _power(images)
+        images /= np.sqrt(np.maximum(power, 1))[:, None]
+        return images, here(images), used, here(power), noise
+
+    there, images, used, power, noise = stack.with_images(np.arange(M), made)
+    if there is None:
         raise CalibrationError(
             "the bright field counts nothing, or the same everywhere: check center, the sampling "
             "and bf_mask, and how the data were loaded."
         )
-    images = np.ascontiguousarray(images[:, used]) if not used.all() else images
-    images /= np.float32(np.sqrt(noise))
-    # Where there is more than noise, little of it is the specimen: it is noise to all models alike.
-    power = (images.real**2 + images.imag**2).mean(axis=1)
-    images /= np.sqrt(np.maximum(power, 1))[:, None]
     q = weak_object.frequencies(stack.scan_shape, scan_sampling)[tuple(index.T)]
-    return Spectra(images, index, q, power, stack.pixels[used], stack.scan_shape, noise)
+    there = None if there is images else there
+    return Spectra(images, index, q, power, stack.pixels[used], stack.scan_shape, noise, there)
 
 
 def _smooth(scanned: NDArray[np.bool_]) -> NDArray[np.float32]:
@@ -193,9 +202,13 @@ def _smooth(scanned: NDArray[np.bool_]) -> NDArray[np.float32]:
     return np.ascontiguousarray(orthonormal.T, np.float32)
 
 
-def _quiet(scan_shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """Tell which frequencies hold the least of a specimen: the highest ones."""
+def _power(values: Any) -> Any:
+    """Mean power of complex values, along the last axis."""
+    return np.mean(values.real**2 + values.imag**2, axis=-1)
+
+
+def _quiet(scan_shape: tuple[int, int]) -> NDArray[np.int64]:
+    """Tell which frequencies hold the least of a specimen, as places: the highest ones."""
     y = np.abs(np.fft.fftfreq(scan_shape[0]))[:, None]
     x = np.fft.rfftfreq(scan_shape[1])
-    quiet: NDArray[np.bool_] = (y > 0.35) & (x > 0.35)
-    return quiet
+    return np.flatnonzero((y > 0.35) & (x > 0.35))

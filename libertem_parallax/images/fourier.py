@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
-__all__ = ["irfft2", "rfft2"]
+from ..accumulate import Blocks
+from .sums import here
+
+__all__ = ["irfft2", "pixel_spectra", "rfft2"]
 
 #: Threads of a Fourier transform of so many points or more: two help, hundreds would only wait for
 #: each other. Smaller ones gain nothing, and would wait where other cores are busy.
@@ -17,7 +21,7 @@ _THREADS, _LARGE = min(4, os.cpu_count() or 1), 1 << 18
 
 
 def rfft2(values: NDArray[Any]) -> NDArray[Any]:
-    """Half-spectrum of real values, (rows, columns) to (rows, columns // 2 + 1)."""
+    """Half-spectra of real values, (..., rows, columns) to (..., rows, columns // 2 + 1)."""
     spectrum: NDArray[Any]
     if isinstance(values, np.ndarray):
         spectrum = scipy.fft.rfft2(values, workers=_threads(values))
@@ -45,6 +49,48 @@ def irfft2(spectrum: NDArray[Any], columns: int) -> NDArray[Any]:
     rows = scipy.fft.ifft(spectrum, axis=0, overwrite_x=True, workers=threads)
     values: NDArray[Any] = scipy.fft.irfft(rows, columns, axis=1, overwrite_x=True, workers=threads)
     return values
+
+
+def pixel_spectra(
+    blocks: Blocks, scanned: NDArray[np.bool_], without: NDArray[np.float32] | None = None
+) -> Iterator[tuple[slice, NDArray[np.float64], Any]]:
+    """Transform the images that single pixels see, less their means.
+
+    Parameters
+    ----------
+    blocks
+        Of `Stack.with_images`.
+    scanned : (Ny, Nx) bool
+        Scan positions that are there. The others are as the mean, and say nothing.
+    without : (K, Ny Nx) float32
+        Orthonormal functions of the scan that are taken off, too; 0 where nothing was scanned.
+
+    Yields
+    ------
+    slice
+        Which pixels.
+    (m,) float64
+        Their means.
+    (m, Ny, Nx // 2 + 1) complex64
+        Half-spectra, where the images are: they may be CuPy's.
+    """
+    count = max(1, int(scanned.sum()))
+    there = None if scanned.all() else scanned.ravel().astype(np.float32)
+    for part, images in blocks:
+        values = images.reshape(len(images), -1)
+        there, without = (
+            None if function is None else np.asarray(function, like=values)
+            for function in (there, without)
+        )
+        if there is not None:
+            values *= there
+        means = values.sum(axis=1, dtype=np.float64) / count
+        values -= means.astype(np.float32)[:, None]
+        if there is not None:
+            values *= there
+        if without is not None:
+            values -= values @ without.T @ without
+        yield part, here(means), rfft2(values.reshape(images.shape))
 
 
 def _threads(values: NDArray[Any]) -> int:

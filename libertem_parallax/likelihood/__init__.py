@@ -7,8 +7,9 @@ the interference of three beams, or of LiberTEM.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -29,10 +30,11 @@ ENGINES: Mapping[str, type[Engine]] = MappingProxyType(
 
 def make_engine(
     name: str,
-    images: NDArray[np.complex64],
+    images: Any,
     positions: ArrayLike,
     edge: float,
     device: int | None = None,
+    again: Callable[[], NDArray[np.complex64]] | None = None,
 ) -> Engine:
     """Make an engine by name, or the best one that works.
 
@@ -41,9 +43,11 @@ def make_engine(
     name
         A key of `ENGINES`; or ``"auto"``: CUDA where there is a GPU, else Numba.
     images, positions, edge
-        See `Engine`.
+        See `Engine`. The images may be CuPy's array on that GPU, which stays where it is.
     device
         Number of the GPU to use; None where there is none.
+    again
+        Makes the images for the CPU, where those on the GPU are CuPy's.
 
     Returns
     -------
@@ -69,11 +73,13 @@ def make_engine(
         return CudaEngine(images, positions, edge, device or 0)
     if name == "auto" and device is not None:
         try:
-            return CudaEngine(images, positions, edge, device, fall_back=True)
+            return CudaEngine(images, positions, edge, device, fall_back=True, again=again)
         except CudaError as error:
             warnings.warn(
                 f"the likelihood is summed on the CPU, since the GPU cannot be used. {error}",
                 RuntimeWarning,
                 stacklevel=2,
             )
+    if again is not None and not isinstance(images, np.ndarray):
+        images = again()
     return ENGINES["numba" if name == "auto" else name](images, positions, edge)

@@ -1,7 +1,8 @@
-"""CUDA: the default on GPUs, in float32. Images are uploaded once, and stay."""
+"""CUDA: the default on GPUs, in float32. Images are there, or are uploaded once, and stay."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,13 @@ class CudaEngine(Engine):
     Parameters
     ----------
     images, positions, edge
-        See `Engine`.
+        See `Engine`. The images may be CuPy's array on that GPU, C-contiguous and complete.
     device
         Number of the GPU.
     fall_back
         Whether the CPU goes on, with a warning, if the GPU fails later.
+    again
+        Makes the images for the CPU to go on with. Default: they are NumPy's.
 
     Raises
     ------
@@ -39,15 +42,17 @@ class CudaEngine(Engine):
 
     def __init__(
         self,
-        images: NDArray[np.complex64],
+        images: Any,
         positions: ArrayLike,
         edge: float,
         device: int = 0,
         *,
         fall_back: bool = False,
+        again: Callable[[], NDArray[np.complex64]] | None = None,
     ) -> None:
         super().__init__(images, positions, edge)
-        self.device, self.fall_back = device, fall_back
+        self.device, self.fall_back, self._again = device, fall_back, again
+        self._instead: CompiledEngine | None = None
         self._resident = _Resident(self.images, self.positions, device)
 
     def _sums(self, interference: Interference) -> Sums:
@@ -64,24 +69,28 @@ class CudaEngine(Engine):
         )
         if done is not None:
             return done
-        engine = CompiledEngine(self.images, self.positions, self.edge)
-        return engine._run(interference, derivatives=derivatives)
+        if self._instead is None:
+            images = self.images if self._again is None else self._again()
+            self._instead = CompiledEngine(images, self.positions, self.edge)
+        return self._instead._run(interference, derivatives=derivatives)
 
 
 class _Resident(upload.Resident):
     """Images and positions on the device."""
 
-    def __init__(
-        self, images: NDArray[np.complex64], positions: NDArray[np.float64], device: int
-    ) -> None:
+    def __init__(self, images: Any, positions: NDArray[np.float64], device: int) -> None:
         self.shape = images.shape
         kernel(device, "likelihood", 1, 0)  # or say what the GPU lacks
         doing = f", keeping images of {images.nbytes / 2**30:.3g} GiB"
-        size = max(upload.SLOT_BYTES, images.shape[1] * images.itemsize)
-        super().__init__(device, images.size, images.dtype, doing, size)
+        row = max(1, images.shape[1] * images.dtype.itemsize)
+        size, uploaded = max(upload.SLOT_BYTES, row), isinstance(images, np.ndarray)
+        values = images.size if uploaded else images.reshape(-1)
+        super().__init__(device, values, images.dtype, doing, size)
         with self.working(", uploading images"):
             self._positions = to_device(positions.T.astype(np.float32).reshape(-1))
-            rows = size // max(1, images.shape[1] * images.itemsize)
+            if not uploaded:
+                return
+            rows = size // row
             for number, start in enumerate(range(0, len(images), rows)):
                 slot, part = self.slots[number % 2], images[start : start + rows]
                 slot.stream.synchronize()  # its last piece may be under way

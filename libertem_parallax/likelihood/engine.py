@@ -87,7 +87,7 @@ class Engine(ABC):
 
     def __init__(self, images: NDArray[np.complex64], positions: ArrayLike, edge: float) -> None:
         self.positions = np.asarray(positions, np.float64)
-        if images.ndim != 2 or images.dtype != np.complex64:
+        if len(images.shape) != 2 or images.dtype != np.complex64:
             raise ValueError(
                 f"images: expected complex64 of shape (Q, M), got {images.dtype} of shape "
                 f"{images.shape}."

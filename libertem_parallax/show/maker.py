@@ -232,7 +232,8 @@ class Maker:
         geometry, placed = imaging.geometry, self._placed(wanted)
         if name in STACK_IMAGES:
             geometry = geometry.replace(upsampling_factor=1)
-            image, scanned = self._direct(wanted, coarse, geometry, imaging, placed)
+            with self._noting():
+                image, scanned = self._direct(wanted, coarse, geometry, imaging, placed)
         elif placed is not None:
             with self._noting():
                 image, scanned = _make(placed, imaging, name, threads)
@@ -322,7 +323,8 @@ class Maker:
         """Keep warnings of the GPU, to be told with every picture."""
         with warnings.catch_warnings(record=True, action="always") as caught:
             yield
-        self._notes += [str(warning.message) for warning in caught]
+        messages = (str(warning.message) for warning in caught)
+        self._notes = list(dict.fromkeys([*self._notes, *messages]))  # some come every time
 
     def _imaging(self, wanted: Wanted, coarse: int) -> tuple[Imaging, tuple[str, ...]]:
         def make() -> tuple[Imaging, tuple[str, ...]]:

@@ -272,6 +272,10 @@ class _Array(np.lib.mixins.NDArrayOperatorsMixin):
         return self._of(self._values.view(dtype))
 
     @property
+    def T(self):  # noqa: N802 - CuPy's name
+        return self._of(self._values.T)
+
+    @property
     def real(self):
         return self._of(self._values.real)
 
@@ -317,6 +321,8 @@ class _Array(np.lib.mixins.NDArrayOperatorsMixin):
 
     def __array_function__(self, function, _, arguments, options):
         if function is np.asarray:  # like=
+            if isinstance(arguments[0], _Array):
+                return arguments[0]
             values = np.asarray(*arguments, **options)
             self._cupy.uploaded += values.nbytes
             return self._compute(lambda: values)

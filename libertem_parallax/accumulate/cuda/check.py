@@ -13,7 +13,7 @@ from ..dtypes import accumulator_dtype
 from ..engine import Engine
 from ..plain import PlainEngine
 from ..plan import Plan
-from ..stack import Stack
+from ..stack import Blocks, Stack
 from .engine import CudaEngine
 from .stack import CudaStack
 
@@ -25,7 +25,7 @@ _DETECTOR = 9, 11
 def check(
     device: int = 0, dtypes: Iterable[str] = ("uint8",), scan_shape: tuple[int, int] = (5, 41)
 ) -> list[str]:
-    """Add random frames, events and a stack on a GPU, transform sums there, and do so by NumPy.
+    """Add random frames, events and a stack on a GPU, transform images there, and do so by NumPy.
 
     Parameters
     ----------
@@ -55,7 +55,8 @@ def check(
         frames = rng.integers(0, 100, shape, dtype=np.int8).astype(dtype)
         expected = _add(PlainEngine, plan, frames)
         events = _add(CudaEngine, plan, frames, device, events=True)
-        stack = CudaStack.of(Stack.from_array(frames.reshape(*scan_shape, *_DETECTOR)), device)
+        host = Stack.from_array(frames.reshape(*scan_shape, *_DETECTOR))
+        stack = CudaStack.of(host, device)
         stacked = stack.add(plan)
         for name, sums in (
             ("frames", _add(CudaEngine, plan, frames, device)),
@@ -66,12 +67,26 @@ def check(
                 wrong.append(f"sums of {name} of {dtype}")
     if not np.allclose(stack.make(plan, _transformed), stacked[1], rtol=0, atol=1e-6):
         wrong.append("Fourier transforms")
+    one, other = (on.with_images(np.arange(9), _spectra) for on in (stack, host))
+    if not np.allclose(one, other, rtol=0, atol=1e-5 * np.abs(other).max()):
+        wrong.append("transforms of single pixels' images")
     return wrong
 
 
 def _transformed(_: Any, S: Any) -> Any:
     """Transform sums of frames where they are, and back."""
     return np.fft.irfft2(np.fft.rfft2(S.astype(np.float64)), S.shape)
+
+
+def _spectra(blocks: Blocks) -> NDArray[Any]:
+    """Transform images where they are, and multiply them with each other."""
+    [(_, images)] = blocks
+    flat = images.reshape(len(images), -1)
+    flat -= np.mean(flat, axis=1)[:, None]
+    spectra = np.fft.rfft2((flat @ flat.T @ flat).reshape(images.shape))
+    made = np.take(spectra.reshape(len(flat), -1), np.asarray([1, 5, 2], like=flat), axis=1)
+    there: NDArray[Any] = made if isinstance(made, np.ndarray) else made.get()
+    return there
 
 
 def _add(

@@ -54,6 +54,8 @@ def reason(cupy: Any, error: Exception) -> str:
         return f"the kernel does not compile: {error}"
     if "nvrtc" in str(error).lower() or "CUDA headers" in str(error):
         return f"the compiler of kernels, NVRTC, does not work ({error}). {INSTALL}."
+    if "Failure finding" in str(error):
+        return f"a library of CUDA is missing ({error}). {INSTALL}."
     if name.startswith(("cuda", "CUDA_ERROR")):
         return f"{error}. If this goes on, restart Python: after some errors a GPU needs that."
     return say(error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from ..dtypes import accumulator_dtype, is_small
 from ..plan import Plan
-from ..stack import Stack
+from ..stack import Blocks, Stack
 from . import upload
 from .device import (
     gather_launch_shape,
     kernel,
     load_cupy,
+    memory,
     to_device,
     turn_launch_shape,
 )
@@ -28,6 +29,10 @@ _T = TypeVar("_T")
 
 #: Scan positions, which kernels count with 32 bits.
 _MOST_POSITIONS = 2**31 - 1
+
+#: Values of images that are worked on at once, and bytes that each of them takes then: itself, its
+#: transform, what the library of transforms needs, and others of that size.
+_BLOCK, _VALUE_BYTES = 1 << 24, 48
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,6 +193,33 @@ class CudaStack(Stack):
         # It tells what is wrong with a value.
         return function(*super().add(plan, threads))
 
+    def with_images(self, columns: NDArray[np.int64], function: Callable[[Blocks], _T]) -> _T:
+        """Make something of the images that some pixels see, on the GPU.
+
+        Parameters
+        ----------
+        columns, function
+            See `Stack.with_images`.
+
+        Returns
+        -------
+        object
+            What the function returned; arrays of CuPy's are complete.
+
+        Raises
+        ------
+        CudaError
+            If the GPU failed, or has too little memory, unless the CPU goes on.
+        """
+        made = self._on_gpu(lambda: (self._resident.with_images(columns, function),))
+        return super().with_images(columns, function) if made is None else made[0]
+
+    @property
+    def on_host(self) -> Stack:
+        """The same frames, to be used by the CPU only."""
+        scanned = self.scanned.copy()
+        return Stack(self.frames, self.pixels, self.scan_shape, self.detector_shape, scanned)
+
     def _fresh(self, scanned: NDArray[np.bool_]) -> list[tuple[int, int]]:
         """Find runs of scan positions that are to be uploaded."""
         edges = np.diff((scanned & ~self.scanned).reshape(-1).astype(np.int8), prepend=0, append=0)
@@ -196,7 +228,7 @@ class CudaStack(Stack):
 
     def _on_gpu(self, work: Callable[[], _T]) -> _T | None:
         """Do something there; None where the CPU has to go on."""
-        return self._resident.or_none(work, "the stack is added", fall_back=self.fall_back)
+        return self._resident.or_none(work, "the stack is used", fall_back=self.fall_back)
 
 
 class _Resident(Resident):
@@ -305,6 +337,22 @@ class _Resident(Resident):
             made = function(A.reshape(plan.folded_shape), S.reshape(self.scan_shape))
             image: NDArray[Any] = made if isinstance(made, np.ndarray) else made.get()
             return image
+
+    def with_images(self, columns: NDArray[np.int64], function: Callable[[Blocks], _T]) -> _T:
+        """Make something of the images of some pixels, and wait for it."""
+        with self.working(", transforming the images of a stack"):
+            made = function(self._blocks(columns))
+            load_cupy().cuda.get_current_stream().synchronize()
+            return made
+
+    def _blocks(self, columns: NDArray[np.int64]) -> Iterator[tuple[slice, Any]]:
+        images = self.values.reshape(-1, len(self.frames))
+        most = min(_BLOCK, memory(self.device.id)[0] // _VALUE_BYTES)
+        step = max(1, most // max(1, len(self.frames)))
+        for start in range(0, len(columns), step):
+            part = slice(start, min(start + step, len(columns)))
+            taken = np.take(images, to_device(columns[part]), axis=0).astype(np.float32)
+            yield part, taken.reshape(-1, *self.scan_shape)
 
 
 def _table(

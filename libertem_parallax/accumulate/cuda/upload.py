@@ -208,7 +208,7 @@ class Resident:
     device
         Number of the GPU.
     values
-        Number of values that stay.
+        Number of values that stay; or these, if they are there.
     dtype
         Of these.
     doing
@@ -223,7 +223,7 @@ class Resident:
     """
 
     def __init__(
-        self, device: int, values: int, dtype: np.dtype[Any], doing: str, slot_bytes: int
+        self, device: int, values: Any, dtype: np.dtype[Any], doing: str, slot_bytes: int
     ) -> None:
         self.failed = False
         self._lock = threading.Lock()
@@ -233,7 +233,7 @@ class Resident:
             with self.device:
                 # One is filled while the other is copied.
                 self.slots = [Slot(slot_bytes) for _ in range(2)]
-                self.values = cupy.empty(values, dtype)
+                self.values = cupy.empty(values, dtype) if isinstance(values, int) else values
                 cupy.cuda.get_current_stream().synchronize()  # see `to_device`
         abandon = weakref.finalize(self, drain, self.device, self.slots, [self.values])
         abandon.atexit = False
@@ -260,8 +260,9 @@ class Resident:
                     yield
             except ValueError:  # of what was to be done: nothing is wrong with the device
                 raise
-            except BaseException:
-                self.failed = True
+            except BaseException as error:
+                # Where there was too little memory, nothing that stays has changed.
+                self.failed = not isinstance(error.__cause__, MemoryError)
                 drain(self.device, self.slots, None)
                 raise
 
@@ -285,7 +286,7 @@ class Resident:
         Warns
         -----
         RuntimeWarning
-            Once, if the GPU failed, and the CPU goes on.
+            If the GPU failed, once, or has too little memory, and the CPU goes on.
         """
         if fall_back and self.failed:
             return None
@@ -294,7 +295,8 @@ class Resident:
         except CudaError as error:
             if not fall_back:
                 raise
-            warnings.warn(f"{what} on the CPU from now on. {error}", RuntimeWarning, stacklevel=4)
+            until = "from now on" if self.failed else "this time"
+            warnings.warn(f"{what} on the CPU {until}. {error}", RuntimeWarning, stacklevel=4)
             return None
 
 
