@@ -75,13 +75,15 @@ def engine(engine_name):
     return ENGINES[engine_name]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def inline():
     with libertem.api.Context.make_with("inline") as ctx:
         yield ctx
 
 
-@pytest.fixture(scope="module", params=["inline", "threads", "pipelined", "dask"])
+# Workers take seconds to start, so all modules share them: pytest runs the tests of one executor
+# after another. Those that have processes come first and are gone before other tests look for some.
+@pytest.fixture(scope="session", params=["dask", "pipelined", "threads", "inline"])
 def ctx(request):
     cpus = {} if request.param == "inline" else {"cpus": 2}
     with libertem.api.Context.make_with(request.param, **cpus) as ctx:

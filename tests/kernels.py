@@ -78,8 +78,11 @@ def launch(name, instance, shape, arguments, order, seed, source=None):
     compiler.launch(kernel, *shape, arguments, order, seed)
 
 
-def sanitized(test, file, **environment):
-    """Run tests of a file once more, in a process that AddressSanitizer is loaded in first."""
+def sanitized(test, *files):
+    """Run tests of files once more, in a process that AddressSanitizer is loaded in first.
+
+    Without `conftest.py`: there, imports take several times as long.
+    """
     library = compiler.sanitizer()
     if library is None:
         pytest.skip("g++ has no AddressSanitizer")
@@ -90,11 +93,10 @@ def sanitized(test, file, **environment):
         "UBSAN_OPTIONS": "halt_on_error=1",
         "PYTHONMALLOC": "malloc",
         "KERNELS_SANITIZE": "1",
-        **environment,
     }
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider"]
     return subprocess.run(
-        [*command, "-k", f"{test}[", "-x"],
+        [*command, "--noconftest", "-k", f"{test}[", "-x", *files],
         env=environment,
         capture_output=True,
         text=True,

@@ -80,7 +80,8 @@ def set_environment(patch, environment):
 
 @pytest.fixture(
     scope="module",
-    params=[*((pipelined, kind) for kind in WORKERS), (dask, "GPUs"), (dask, "both")],
+    # One more with GPUs alone is below.
+    params=[(pipelined, "CPUs"), (pipelined, "both"), (dask, "GPUs")],
     ids=lambda param: f"{param[0].__name__}-{param[1]}",
 )
 def cluster(request):
@@ -183,6 +184,8 @@ def test_gpus_that_are_not_visible_are_told_and_done_without(data, gpu, visible,
 def test_workers_of_a_process_that_sees_one_of_two_gpus(data):
     load, expected = data
     with started(pipelined, [], [0], CUDA_VISIBLE_DEVICES="1") as ctx:
-        image, told = run(ctx, load["dense"])
-    assert_added_by(told, {0})
-    np.testing.assert_array_equal(image, expected)
+        for kind in ("dense", "events"):
+            image, told = run(ctx, load[kind])
+            assert_added_by(told, {0})
+            assert {*told["events"].flat} == {kind == "events"}
+            np.testing.assert_array_equal(image, expected)
