@@ -87,10 +87,13 @@ def arguments(merlin: Simulator, options: str = "") -> str:
 
 
 def expected(
-    frames: NDArray[Any], count: int = FRAMES, cls: type[ParallaxUDF] = ParallaxUDF
+    frames: NDArray[Any],
+    count: int = FRAMES,
+    cls: type[ParallaxUDF] = ParallaxUDF,
+    **others: Any,
 ) -> NDArray[np.float32]:
-    """Image of the first frames, made offline."""
-    udf = cls.from_parameters(shape=frames.shape, **ACQUISITION)
+    """Image of the first frames, made offline; maybe with other parameters."""
+    udf = cls.from_parameters(shape=frames.shape, **{**ACQUISITION, **others})
     roi = (np.arange(FRAMES) < count).reshape(SHAPE[:2])
     with Context.make_with("inline") as ctx:
         dataset = ctx.load("memory", data=frames, sig_dims=2)

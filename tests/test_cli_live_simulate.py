@@ -142,13 +142,17 @@ def brighter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("brighter")
-def test_calibrated_in_a_folder_that_is_gone(run: Run) -> None:
+def test_calibrated_in_a_folder_that_is_gone(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """The image is told, wherever it went, though the parameters have no place."""
     Path("gone").mkdir()
-    # In one step: what is being written while a folder is emptied would hold it.
-    going = when(Path("gone/image.tif").exists, lambda: Path("gone").rename("elsewhere"))
+    save = files.save_somewhere
+
+    def late(*arguments: Any) -> Any:
+        Path("gone").rename("elsewhere")  # when all frames have come, however long that took
+        return save(*arguments)
+
+    monkeypatch.setattr(files, "save_somewhere", late)
     result = run("live --simulate merlin --calibrate --underfocus -o gone/image.tif")
-    going.join()
     assert result.exit_code == 1
     assert "Error: The parameters could not be written to gone" in result.stderr
     written = result.stderr.rpartition("It was written to ")[2].strip().removesuffix(".")

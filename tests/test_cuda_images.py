@@ -243,7 +243,7 @@ def test_tuning_a_stack_that_grows(standin):
             stack.frames.reshape(frames.shape)[rows] = frames[rows]
             stack.scanned[rows] = True
             before = cupy.uploaded
-            tuning.grow(stack, complete=True)
+            tuning.grow(stack, at_once=True)
             assert_shown(tuning)
             assert frames[rows].nbytes < cupy.uploaded - before < 2 * frames[rows].nbytes
             np.testing.assert_array_equal(tuning.picture.scanned, stack.scanned)

@@ -561,14 +561,14 @@ def test_what_is_calibrated_is_shown_and_then_taken(window, tuning):
 def test_what_cannot_be_calibrated_is_told(window, tuning):
     noise = np.random.default_rng(0).poisson(0.1, (8, 9, 64, 64)).astype(np.uint8)
     specimen = tuning.stack
-    tuning.grow(Stack.from_array(noise), complete=True)
+    tuning.grow(Stack.from_array(noise), at_once=True)
     try:
         window.press("Calibrate")
         window.page.get_by_text("Nothing was found").wait_for(timeout=60_000)
         window.press("Leave")
         window.wait("m => m.text == ''", "found")
     finally:
-        tuning.grow(specimen, complete=True)
+        tuning.grow(specimen, at_once=True)
 
 
 def test_a_malformed_message_does_no_harm(window, tuning, server):

@@ -6,7 +6,7 @@ import re
 import signal
 import subprocess
 import sys
-import time
+import threading
 import warnings
 
 import numpy as np
@@ -75,12 +75,11 @@ def test_knobs_are_turned_while_it_records(browser, tmp_path):  # noqa: F811
     frames, parameters = simulated()
     shape = frames.shape
     page = LivePage(Access(port=0), title="detector", folder=tmp_path)
-    interrupted = []
-    before = signal.signal(signal.SIGINT, lambda *_: interrupted.append(True))
+    stopped = threading.Event()
     try:
         with Context.make_with("inline") as ctx:
             dataset = ctx.load("memory", data=frames, sig_dims=2, num_partitions=8)
-            page.ready(shape[2:], frames.dtype, parameters)
+            page.ready(shape[2:], frames.dtype, parameters, lambda _: stopped.set())
             window = Window(browser, page.url)
             window.wait("m => m.text.includes('Waiting for an acquisition')", "told")
             udfs = [ParallaxUDF.from_parameters(shape, **parameters), page.begin(dataset)]
@@ -92,10 +91,7 @@ def test_knobs_are_turned_while_it_records(browser, tmp_path):  # noqa: F811
                 if number == 4:
                     look_at_the_middle(window, browser, page)
                     window.press("Stop")
-                    deadline = time.monotonic() + 20
-                    while not interrupted and time.monotonic() < deadline:
-                        time.sleep(0.02)
-                    assert interrupted
+                    assert stopped.wait(20)
             page.end(None)
             window.wait("m => m.text.includes('Recorded')", "told")
             assert not window.model("m => m.visible", "stop")
@@ -111,7 +107,6 @@ def test_knobs_are_turned_while_it_records(browser, tmp_path):  # noqa: F811
             np.testing.assert_array_equal(last.buffers[0]["phase_flip"].data, expected)
             window.close()
     finally:
-        signal.signal(signal.SIGINT, before)
         page.close()
 
 

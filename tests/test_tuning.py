@@ -194,7 +194,7 @@ def test_a_stack_that_fills(stack):
         part = slice(12 * rows[0], 12 * rows[1])
         growing.frames[part] = stack.frames[part]
         scanned[slice(*rows)] = True
-        tuning.grow(growing, complete=rows[1] == 9)
+        tuning.grow(growing, at_once=rows[1] == 9)
         if rows[1] == 6:  # a knob is turned while frames arrive
             tuning.change(rotation_angle=0.3)
             assert_shown(tuning)

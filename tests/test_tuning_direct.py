@@ -101,7 +101,7 @@ def test_it_waits_for_the_whole_scan():
     tuning.change(image="direct")
     assert tuning.wait(30)
     assert "needs all frames, 56% of them are there" in tuning.problem
-    tuning.grow(Stack.from_array(FRAMES), complete=True)
+    tuning.grow(Stack.from_array(FRAMES), at_once=True)
     np.testing.assert_array_equal(shown(tuning).image, direct_phase(tuning.stack, DIRECT))
     tuning.close()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +14,14 @@ from .calibrate import NEEDED, check_file, hint_options
 from .options import Finite, acquisition_options, blur_option, output_option, overwrite_option
 from .parameters import check_required, read_parameters
 from .record import Recording, record
+from .recorded import Recorded
 from .run import check_output, live_paths, messages_only, report
+from .sequence import record_all
 from .simulated import FOLDER, live_simulated
 from .tune import memory_option, open_browser, page_options, read_page_options
 
 if TYPE_CHECKING:
+    from ..parameters import Parameters
     from ..show.page.live import LivePage
 
 _EXAMPLES = """\b
@@ -123,7 +126,7 @@ _SIMULATED = [name for name, detector in DETECTORS.items() if detector.simulated
     "--page",
     is_flag=True,
     help="Show the growing image on a page in the browser, where parameters can be tuned while "
-    "frames come in, and afterwards, until Ctrl-C.",
+    "frames come in, and afterwards, and the next scan is started, until Ctrl-C.",
 )
 @partial(page_options, prefix="page-")
 @memory_option
@@ -195,8 +198,6 @@ def live(
             f"--workers {recording.workers}: with --calibrate, --page or --engine cuda, this "
             "process adds the frames. Leave one of them out."
         )
-    if recording.calibrate and access is not None:
-        raise click.UsageError("--calibrate and --page: live does one of them. Leave one out.")
     if simulate is not None:
         meaningless = [
             name
@@ -247,9 +248,11 @@ def live(
     shown = open_page(output, recording.blur)
     if shown is not None:
         snapshot = snapshot or output.parent
-    recorded = record(address, parameters, outputs, snapshot, recording, page=shown, asked=asked)
-    report(*recorded.rows)
-    recorded.end()
+
+    def once(parameters: Parameters, outputs: Mapping[str, Path], recording: Recording) -> Recorded:
+        return record(address, parameters, outputs, snapshot, recording, page=shown, asked=asked)
+
+    record_all(once, lambda done: report(*done.rows), parameters, outputs, recording, shown)
 
 
 def _asked(options: dict[str, Any], *, calibrate: bool) -> dict[str, Any]:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
 
 import click
 
-from .calibrate import described as found_rows
+from .connection import Link, Unbreakable, linked
+from .recorded import Added, Recorded, kept_frames, missing_frames, save_found
 from .run import (
     COMPILES,
     about,
@@ -30,14 +30,15 @@ from .run import (
 from .stacked import keep_stack, make_direct
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from ..accumulate import Stack
     from ..files import About
     from ..parameters import Parameters
     from ..show.page.live import LivePage
     from ..show.screen import Show
     from ..show.window import Window
+    from ..udf import StackUDF
+    from ..udf.learning import Learning
+
+__all__ = ["Recording", "record"]
 
 
 class Recording(NamedTuple):
@@ -55,34 +56,13 @@ class Recording(NamedTuple):
     workers: int | None
 
 
-class _Recorded(NamedTuple):
-    """What came of an acquisition."""
+class _Adding(NamedTuple):
+    """What is made of frames."""
 
-    images: dict[str, NDArray[Any]]  #: by name, first that which grew
-    udf: Any
-    parameters: Parameters
-    rows: list[tuple[str, str]]  #: for `report`
-    problem: str | None  #: why it is not complete, or not where it should be
-    window: Window | None  #: that shows the image
-    page: LivePage | None
-
-    def end(self) -> None:
-        """Wait until the user has seen the image; fail where it is not complete."""
-        if self.page is not None:
-            if self.problem is not None:
-                click.echo(f"\n{self.problem}", err=True)
-            with contextlib.suppress(KeyboardInterrupt):  # from the moment that it is told
-                click.echo(f"\nThe page is still at {self.page.url} (Ctrl-C ends)")
-                self.page.wait()
-        try:
-            if self.problem is not None:
-                raise click.ClickException(self.problem)
-            if self.window is not None:
-                click.echo("\nClose the window to end.")
-                self.window.wait()
-        finally:
-            if self.window is not None:
-                self.window.close()
+    udf: Any  #: makes the image
+    udfs: list[Any]  #: to be run, that first
+    kept: StackUDF | None  #: of these, keeps frames
+    learning: Learning | None  #: finds parameters on the way
 
 
 def record(
@@ -94,18 +74,16 @@ def record(
     more: Mapping[str, Show] = MappingProxyType({}),
     page: LivePage | None = None,
     asked: Mapping[str, Any] = MappingProxyType({}),
-) -> _Recorded:
+) -> Recorded:
     """Reconstruct an acquisition and write the image, as far as it came; `more` shows it, too.
 
     If `outputs` has a place for ``direct``, the bright field is kept, and that is made in the end.
     A `page` gets the frames beside. With ``recording.calibrate``, parameters are found from the
     beginning, as they are `asked` for.
     """
-    from .. import files, live
-    from ..accumulate.stack import cores
+    from .. import files
     from ..show.screen import Screen, grown
-    from ..udf import ParallaxUDF
-    from ..udf.learning import Learning, placeholder
+    from ..udf.learning import placeholder
 
     problems: list[str] = []  # of what is recorded already, which they must not take along
     output, direct = next(iter(outputs.values())), outputs.get("direct")
@@ -115,68 +93,29 @@ def record(
             "Leave one of them out."
         )
     with contextlib.ExitStack() as stack:
-        stack.enter_context(contextlib.redirect_stderr(cast(IO[str], _Unbreakable(sys.stderr))))
+        stack.enter_context(contextlib.redirect_stderr(cast(IO[str], Unbreakable(sys.stderr))))
         stack.enter_context(messages_only())
-        ctx = live.make_context(1)
-        stack.enter_context(_closed("LiberTEM", ctx, problems))
-        watch = stack.enter_context(live.Watch())
-        click.echo(f"Connecting to {address}", err=True)
-        conn = live.connect(ctx, address, watch)
-        stack.enter_context(_closed("the connection", conn, problems))
-        events = address.detector.events
-        detector_shape, dtype = live.describe(ctx, conn, address.detector, watch)
-        workers = recording.workers or 1
-        beside = page is not None or recording.calibrate or direct is not None
-        if not beside and recording.workers is None:
-            size = math.prod(detector_shape) * dtype.itemsize
-            workers = live.default_workers(address.detector.rate(conn), size, cores())
-        if workers > 1:
-            click.echo(f"Starting {workers} workers", err=True)
-            ctx = live.make_context(workers)
-            stack.enter_context(_closed("workers", ctx, problems))
-
-        def make_udf(shape: tuple[int, ...], parameters: Parameters) -> Any:
-            if recording.calibrate:
-                parameters = placeholder(parameters, (shape[2], shape[3]))
-            udf = ParallaxUDF.from_parameters(shape, **parameters)
-            live.warm_up(ctx, udf, dtype, events=events)
-            return udf
-
-        # Whatever takes time or may fail comes before the detector starts, as far as possible:
-        # where the shape is not known yet, a small scan on any detector gets everything compiled.
-        click.echo(f"Getting ready{COMPILES}", err=True)
-        known = recording.nav_shape is not None and not events
-        sure = known and not recording.calibrate
-        with contextlib.nullcontext() if sure else warnings.catch_warnings(action="ignore"):
-            anywhere = parameters.replace(center=None, bf_mask=None) if events else parameters
-            udf = make_udf((recording.nav_shape or (8, 8)) + detector_shape, anywhere)
-            refuse_zero_images(udf, parameters)
+        alone = page is None and not recording.calibrate and direct is None
+        workers = recording.workers or (None if alone else 1)
+        link = stack.enter_context(linked(address, workers, problems))
+        udf = _get_ready(link, parameters, recording)
         if page is not None:
-            page.ready(detector_shape, dtype, parameters)
-            click.echo(f"The page is at {page.url}", err=True)
+            first = not page.served
+            shown = parameters
+            if recording.calibrate:
+                shown = placeholder(parameters, link.detector_shape)
+            page.ready(link.detector_shape, link.dtype, shown, link.watch.stop)
+            if first:
+                click.echo(f"The page is at {page.url}", err=True)
             more = {**more, "the page": page.show}
         shows, window = _shows(output, snapshot, recording, image_pixel_size(udf))
         if window is not None:
             stack.push(lambda kind, *_: window.close() if kind is not None else None)
-        acquisition = _await(ctx, conn, watch, address, recording)
-        if events or tuple(acquisition.shape) != (recording.nav_shape or ()) + detector_shape:
-            with warnings.catch_warnings():
-                if recording.calibrate:
-                    warnings.simplefilter("ignore")
-                udf = make_udf(tuple(acquisition.shape), parameters)
-        learning = None
-        if recording.calibrate:
-            learning = Learning(acquisition, **asked, **parameters)
-            udf = learning.image
-
-        udfs, kept = [udf], None if learning is None else learning.stack
-        if page is not None:
-            kept = page.begin(acquisition)
-        elif direct is not None and learning is None:
-            kept = keep_stack(acquisition, udf, problems)
-        if kept is not None and learning is None:
-            udfs.append(kept)
-            live.warm_up(ctx, udfs, dtype, events=events)
+        acquisition = _await(link, recording)
+        total = acquisition.shape.nav.size
+        adding = _adding(link, acquisition, udf, parameters, recording, asked, page, problems,
+                         keep=direct is not None)  # fmt: skip
+        udf, learning = adding.udf, adding.learning
 
         def said(frames: int, name: str = parameters["image"][0]) -> About:
             found = learning.calibration if learning is not None else None
@@ -186,10 +125,9 @@ def record(
         # Nothing that comes later can take along the image that is written now and then.
         keep = {str(output): lambda made: files.save(output, made.image, said(made.frames))}
         screen = Screen({**keep, **shows, **more}, recording.interval)
-        added = _add(ctx, conn, watch, acquisition, learning or udfs, screen, recording, page)
+        added = _add(link, acquisition, adding, screen, recording, page)
         if page is not None:
             page.end(added.problem)
-        total = acquisition.shape.nav.size
         if added.results is None:
             raise click.ClickException(
                 f"none of {total:,} frames is in the image, which was not written: {added.problem}."
@@ -198,49 +136,28 @@ def record(
             reason = learning.problem or added.problem or "there were too few rows of the scan"
             raise click.ClickException(
                 f"no image was written: {reason.removesuffix('.')}. "
-                + _kept_frames(learning.stack.stack, output)
+                + kept_frames(learning.stack.stack, output)
             )
         # Before anything is shown or closed, which may fail as well.
         image, count = (made := grown(added.results)).image, made.frames
         written_to = [save(output, image, said(count), problems)]
         Screen({**shows, **more}, 0).show(added.results)
-    if count < total:
-        reason = added.problem or "the acquisition ended"
-        problems.insert(
-            0,
-            f"{count:,} of {total:,} frames ({count / total:.1%}) are in the image: "
-            f"{reason}. Another {max(0, added.arrived - count):,} had arrived: "
-            "only whole partitions count (--frames-per-partition).",
-        )
-        if not address.detector.counted and not reason.startswith("interrupted"):
-            problems.insert(
-                1,
-                "If frames were lost on the way, all that came after them are in wrong places: "
-                f"{address.detector.name} frames are taken in the order in which they come.",
-            )
-    elif added.problem is not None:  # of no consequence any more
-        problems.insert(0, f"{added.problem}.")
+    problems[:0] = missing_frames(added, count, total, address.detector)
     found: list[tuple[str, str]] = []
     if learning is not None and learning.calibration is not None:
         scan = tuple(acquisition.shape)[:2]
-        found = found_rows(learning.calibration, parameters, scan)
+        found = save_found(learning, output, parameters, scan, problems)
         parameters = learning.calibration.parameters
-        sheet = output.with_suffix(".toml")
-        try:
-            learning.calibration.save(sheet, overwrite=True)
-            found.append(("Parameters", str(sheet)))
-        except OSError as error:  # the image is written, and where that is has to be told
-            problems.insert(0, f"The parameters could not be written to {sheet}: {error}.")
-    on = f", by {workers} workers" if workers > 1 else where(udf)
+    on = f", by {link.workers} workers" if link.workers > 1 else where(udf)
     images = {parameters["image"][0]: image}
-    if direct is not None and kept is not None:
+    if direct is not None and adding.kept is not None:
         click.echo("Making the direct image", err=True)
-        phase = make_direct(kept, udf, parameters, problems)
+        phase = make_direct(adding.kept, udf, parameters, problems)
         if phase is not None:
             images["direct"] = phase
             written_to.append(save(direct, phase, said(count, "direct"), problems))
     rows = [
-        *described(udf, dtype, None, tuple(images)),
+        *described(udf, link.dtype, None, tuple(images)),
         *found,
         ("Recorded", speed_text(count, added.seconds) + on),
         *zip(("Written to", ""), map(str, written_to), strict=False),
@@ -248,62 +165,38 @@ def record(
     ]
     places = " and ".join(map(str, written_to))
     problem = " ".join((*problems, f"It was written to {places}.")) if problems else None
-    return _Recorded(images, udf, parameters, rows, problem, window, page)
+    return Recorded(images, udf, parameters, rows, problem, written_to, made, window)
 
 
-def _kept_frames(stack: Stack, output: Path) -> str:
-    """Write the frames of a scan of which no parameters were found; say where they are."""
-    from .. import files
+def _make_udf(
+    link: Link, shape: tuple[int, ...], parameters: Parameters, recording: Recording
+) -> Any:
+    """Make the UDF of the image, and have everything compiled that it needs."""
+    from .. import live
+    from ..udf import ParallaxUDF
+    from ..udf.learning import placeholder
 
-    frames = stack.frames.reshape(stack.scan_shape + stack.detector_shape)
-    count = int(stack.scanned.sum())
-    try:
-        path = files.keep_frames(output.with_name(f"{output.stem}_frames.npy"), frames)
-    except (OSError, ValueError) as error:
-        return f"Its frames could not be written, either: {error}."
-    return (
-        f"{count:,} frames were written to {path}. Calibrate these with other options: "
-        f"libertem-parallax calibrate {path} ..."
-    )
-
-
-class _Unbreakable:
-    """Standard error while frames are added, which go on where nobody can read it any more."""
-
-    def __init__(self, stream: IO[str] | None) -> None:
-        self._stream = stream
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> int:
-        if self._stream is not None:
-            with contextlib.suppress(
-                OSError, ValueError
-            ):  # a pipe or a terminal is gone, or closed
-                self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        if self._stream is not None:
-            with contextlib.suppress(OSError, ValueError):
-                self._stream.flush()
+    if recording.calibrate:
+        parameters = placeholder(parameters, (shape[2], shape[3]))
+    udf = ParallaxUDF.from_parameters(shape, **parameters)
+    live.warm_up(link.ctx, udf, link.dtype, events=link.address.detector.events)
+    return udf
 
 
-@contextlib.contextmanager
-def _closed(name: str, thing: Any, problems: list[str]) -> Iterator[None]:
-    """Close a thing in the end; that this fails is noted, and no reason to lose anything."""
-    from ..live.watch import ASKED_TO_END, first_line
+def _get_ready(link: Link, parameters: Parameters, recording: Recording) -> Any:
+    """Do what takes time or may fail before the detector starts, as far as possible.
 
-    try:
-        yield
-    finally:
-        try:
-            thing.close()
-        except ASKED_TO_END:
-            raise
-        except BaseException as error:  # Rust's panics are no Exception
-            problems.append(f"Closing {name} failed: {first_line(error)}.")
+    Where the shape is not known yet, a small scan on any detector gets everything compiled.
+    """
+    click.echo(f"Getting ready{COMPILES}", err=True)
+    events = link.address.detector.events
+    sure = recording.nav_shape is not None and not events and not recording.calibrate
+    with contextlib.nullcontext() if sure else warnings.catch_warnings(action="ignore"):
+        anywhere = parameters.replace(center=None, bf_mask=None) if events else parameters
+        shape = (recording.nav_shape or (8, 8)) + link.detector_shape
+        udf = _make_udf(link, shape, anywhere, recording)
+        refuse_zero_images(udf, parameters)
+    return udf
 
 
 def _shows(
@@ -327,54 +220,81 @@ def _shows(
     return {str(picture): snapshots(picture, pixel_size, sigma)}, None
 
 
-def _await(ctx: Any, conn: Any, watch: Any, address: Any, recording: Recording) -> Any:
+def _await(link: Link, recording: Recording) -> Any:
     """Start an acquisition, or wait until somebody does."""
     from .. import live
 
     if recording.start:
-        live.start(conn, address.detector, watch)
+        live.start(link.conn, link.address.detector, link.watch)
     else:
         click.echo(
             f"Waiting up to {recording.timeout:g} s for an acquisition to be started (Ctrl-C ends)",
             err=True,
         )
     return live.acquire(
-        ctx,
-        conn,
-        address,
-        watch,
+        link.ctx,
+        link.conn,
+        link.address,
+        link.watch,
         recording.nav_shape,
         recording.timeout,
         recording.frames_per_partition or live.FRAMES_PER_PARTITION,
     )
 
 
-class _Added(NamedTuple):
-    """Frames that were added."""
+def _adding(
+    link: Link,
+    acquisition: Any,
+    udf: Any,
+    parameters: Parameters,
+    recording: Recording,
+    asked: Mapping[str, Any],
+    page: LivePage | None,
+    problems: list[str],
+    *,
+    keep: bool,
+) -> _Adding:
+    """Choose what to make of the frames of an acquisition; `udf` is made for what was known."""
+    from .. import live
+    from ..udf.learning import Learning
 
-    results: Any  #: of LiberTEM; None if there are none
-    arrived: int  #: frames, not all of which may be added
-    seconds: float  #: since the first one arrived
-    problem: str | None  #: why they are not all, if so
+    events, shape = link.address.detector.events, tuple(acquisition.shape)
+    if events or shape != (recording.nav_shape or ()) + link.detector_shape:
+        with warnings.catch_warnings():
+            if recording.calibrate:
+                warnings.simplefilter("ignore")
+            udf = _make_udf(link, shape, parameters, recording)
+    if recording.calibrate:
+        limit = None if page is None else page.limit
+        learning = Learning(acquisition, **asked, limit=limit, **parameters)
+        if page is not None:
+            page.begin(acquisition, learning.stack)
+        return _Adding(learning.image, learning.udfs, learning.stack, learning)
+    kept = None
+    if page is not None:
+        kept = page.begin(acquisition)
+    elif keep:
+        kept = keep_stack(acquisition, udf, problems)
+    if kept is None:
+        return _Adding(udf, [udf], None, None)
+    live.warm_up(link.ctx, [udf, kept], link.dtype, events=events)
+    return _Adding(udf, [udf, kept], kept, None)
 
 
 def _add(
-    ctx: Any,
-    conn: Any,
-    watch: Any,
+    link: Link,
     acquisition: Any,
-    adding: Any,
+    adding: _Adding,
     screen: Any,
     recording: Recording,
     page: LivePage | None,
-) -> _Added:
+) -> Added:
     """Add frames as they arrive, with a progress bar and pictures, as long as they do."""
     from tqdm import tqdm
 
     from .. import live
-    from ..udf.learning import Learning
 
-    learning = adding if isinstance(adding, Learning) else None
+    learning = adding.learning
     handle: list[Any] = []
     results = problem = first = None
     with tqdm(total=acquisition.shape.nav.size, desc="Recording", unit=" frames") as bar:
@@ -388,11 +308,11 @@ def _add(
 
         try:
             for results in live.stream(
-                ctx,
-                conn,
+                link.ctx,
+                link.conn,
                 acquisition,
-                adding if learning is None else learning.udfs,
-                watch,
+                adding.udfs,
+                link.watch,
                 timeout=recording.timeout,
                 silence=recording.silence,
                 on_frames=arrived,
@@ -401,10 +321,12 @@ def _add(
                 if learning is not None:
                     if learning.step(handle[0]):
                         bar.set_description("Recording, calibrated")
+                        if page is not None and learning.calibration is not None:
+                            page.found(learning.calibration.parameters)
                     if learning.calibration is None:
                         continue
                 if screen.due():
                     screen.show(results)
         except live.DetectorError as error:
             problem = str(error).removesuffix(".")
-    return _Added(results, int(bar.n), time.perf_counter() - (first or 0), problem)
+    return Added(results, int(bar.n), time.perf_counter() - (first or 0), problem)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from ..parameters import Parameters
 from .calibrate import FOUND, check_file
 from .parameters import read_parameters
 from .record import Recording, record
+from .recorded import Recorded
 from .run import (
     check_output,
     image_pixel_size,
@@ -24,6 +25,7 @@ from .run import (
     refuse_zero_images,
     report,
 )
+from .sequence import record_all
 from .specimen import (
     check_folder,
     correlation,
@@ -57,10 +59,8 @@ def live_simulated(
     asked: dict[str, Any],
 ) -> None:
     """Record what a simulated detector sends; arguments are those of `live`."""
-    import numpy as np
     from tqdm import tqdm
 
-    from ..show import pictures
     from ..simulate import simulate
 
     folder, dose = FOLDER, 30.0
@@ -99,26 +99,50 @@ def live_simulated(
     page = open_page(output, blur)
     if page is not None:
         snapshot = snapshot or folder
-    with kind.simulate(folder, ny * nx, _DWELL_TIME) as address:
-        recorded = record(
-            address,
-            parameters,
-            outputs,
-            snapshot,
-            recording,
-            {"growth": lambda growing: grown.update({growing.frames: growing.image})},
-            page,
-            asked,
-        )
-    params = save_parameters(recorded.parameters.replace(image=[*outputs]), folder)
-    udf = recorded.udf
-    pixel_size, plan = image_pixel_size(udf), udf.params.geometry.plan
+
+    def once(parameters: Parameters, outputs: Mapping[str, Path], recording: Recording) -> Recorded:
+        grown.clear()
+        growth = {"growth": lambda made: grown.update({made.frames: made.image})}
+        with kind.simulate(folder, ny * nx, _DWELL_TIME) as address:
+            return record(address, parameters, outputs, snapshot, recording, growth, page, asked)
+
+    def tell(recorded: Recorded) -> None:
+        plan = recorded.udf.params.geometry.plan
+        first = recorded.written_to[0] == output
+        rows = [
+            *(describe_simulation(simulation.parameters, plan, dose) if first else ()),
+            *recorded.rows,
+            *_agreement(recorded, simulation.truth, blur),
+        ]
+        if not first:  # the other files are of the first
+            report(*rows)
+            return
+        params = save_parameters(recorded.parameters.replace(image=[*outputs]), folder)
+        _write_growth(growth, grown, recorded, blur)
+        report(*rows, ("As it grew", str(growth)), ("Data", f"{data}, {params}"))
+        if recorded.problem is None:
+            command = ["reconstruct", str(data), "--params", str(params)]
+            click.echo("\nThe same from the files:")
+            click.echo(f"  libertem-parallax {shlex.join(command)} -o image.tif")
+
+    record_all(once, tell, parameters, outputs, recording, page)
+
+
+def _write_growth(
+    path: Path, grown: dict[int, NDArray[Any]], recorded: Recorded, blur: float
+) -> None:
+    """Write a picture of how the image grew, which is there by the number of its frames."""
+    import numpy as np
+
+    from ..show import pictures
+
+    pixel_size, total = image_pixel_size(recorded.udf), recorded.grown.scanned.size
     chosen = np.unique(np.linspace(0, len(grown) - 1, 4).round().astype(int))
     write_overview(
-        growth,
+        path,
         [
             (
-                f"{frames / (ny * nx):.0%} scanned",
+                f"{frames / total:.0%} scanned",
                 f"blurred by {blur:g} Å",
                 pictures.blur(picture, pixel_size, blur),
                 pixel_size,
@@ -127,27 +151,21 @@ def live_simulated(
         ],
     )
 
-    agreement: list[tuple[str, str]] = []
+
+def _agreement(recorded: Recorded, truth: NDArray[Any], blur: float) -> list[tuple[str, str]]:
+    """Tell how well images agree with what was simulated, in rows for `report`."""
+    from ..show import pictures
+
+    rows: list[tuple[str, str]] = []
     for name, image in recorded.images.items():
-        u = image.shape[0] // ny
-        step = tuple(size / u for size in udf.params.geometry.scan_sampling)
-        blurred = pictures.blur(image, step, blur)
-        truth = pictures.blur(resample(simulation.truth, image.shape), step, blur)
-        text = f"{correlation(blurred, truth):.2f} with the truth, both blurred by {blur:g} Å"
+        u = image.shape[0] // recorded.grown.scanned.shape[0]
+        step = tuple(size / u for size in recorded.udf.params.geometry.scan_sampling)
+        blurred = pictures.blur(image, (step[0], step[1]), blur)
+        expected = pictures.blur(resample(truth, image.shape), (step[0], step[1]), blur)
+        text = f"{correlation(blurred, expected):.2f} with the truth, both blurred by {blur:g} Å"
         several = f"{name}: " if len(recorded.images) > 1 else ""
-        agreement.append(("" if agreement else "Correlation", several + text))
-    report(
-        *describe_simulation(simulation.parameters, plan, dose),
-        *recorded.rows,
-        *agreement,
-        ("As it grew", str(growth)),
-        ("Data", f"{data}, {params}"),
-    )
-    if recorded.problem is None:
-        command = ["reconstruct", str(data), "--params", str(params)]
-        click.echo("\nThe same from the files:")
-        click.echo(f"  libertem-parallax {shlex.join(command)} -o image.tif")
-    recorded.end()
+        rows.append(("" if rows else "Correlation", several + text))
+    return rows
 
 
 def _check_parameters(parameters: Parameters, detector_shape: tuple[int, int]) -> None:

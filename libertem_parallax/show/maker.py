@@ -323,14 +323,13 @@ class Maker:
         """Keep warnings of the GPU, to be told with every picture."""
         with warnings.catch_warnings(record=True, action="always") as caught:
             yield
-        messages = (str(warning.message) for warning in caught)
-        self._notes = list(dict.fromkeys([*self._notes, *messages]))  # some come every time
+        self._notes = list(dict.fromkeys([*self._notes, *_told(caught)]))  # some come every time
 
     def _imaging(self, wanted: Wanted, coarse: int) -> tuple[Imaging, tuple[str, ...]]:
         def make() -> tuple[Imaging, tuple[str, ...]]:
             with warnings.catch_warnings(record=True, action="always") as caught:
                 imaging = make_imaging(*self._thinned(wanted, coarse))
-            return imaging, tuple(dict.fromkeys(str(warning.message) for warning in caught))
+            return imaging, tuple(dict.fromkeys(_told(caught)))
 
         found: tuple[Imaging, tuple[str, ...]]
         found = self._once("imaging", coarse, wanted.geometry, make)
@@ -350,6 +349,11 @@ class Maker:
                 self._kept = {k: kept for k, kept in self._kept.items() if k[1] in (1, coarse)}
             known = self._kept[what, coarse] = (key, make())
         return known[1]
+
+
+def _told(caught: list[warnings.WarningMessage]) -> list[str]:
+    """Take those warnings that are for users; other threads' come as well."""
+    return [str(w.message) for w in caught if issubclass(w.category, UserWarning | RuntimeWarning)]
 
 
 def _shown(parameters: Parameters) -> str:

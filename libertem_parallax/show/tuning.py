@@ -141,15 +141,15 @@ class Tuning:
             self._set(self._past.pop(), geometry=True)
         self._tell()
 
-    def grow(self, stack: Stack, *, complete: bool = False) -> None:
+    def grow(self, stack: Stack, *, at_once: bool = False) -> None:
         """Take a stack with more frames, or of another scan.
 
         Parameters
         ----------
         stack
             Frames. Pictures that only have more of them take a twentieth of the time at most.
-        complete
-            Whether no more will come: then there is a picture at once.
+        at_once
+            Whether the picture is made now, as of the first frames or the last.
         """
         with self._state:
             old = self._stack
@@ -158,7 +158,7 @@ class Tuning:
             self._number += 1
             self._frames += 1
             self._geometry += other
-            self._urgent |= other or complete
+            self._urgent |= other or at_once
             self._state.notify_all()
 
     def when_idle(self, steps: Iterator[object] | None) -> None:

@@ -69,6 +69,9 @@ class Learning:
         Data set or acquisition of LiberTEM, scanned row by row.
     search, hints
         See `calibrate_stack`.
+    limit
+        Bytes that the frames of the beginning may take. Default: a quarter of the memory that is
+        free.
     **parameters
         What is known: ``energy``, ``scan_sampling`` and ``semiangle_cutoff`` at least.
 
@@ -83,6 +86,7 @@ class Learning:
         dataset: Any,
         search: Iterable[str] = (),
         hints: Hints | None = None,
+        limit: int | None = None,
         **parameters: Any,
     ) -> None:
         self._shape = checks.shape(dataset.shape)
@@ -95,9 +99,10 @@ class Learning:
         whole = StackUDF.for_dataset(dataset, limit=1 << 62)
         dtype, pixels = whole.params.dtype, whole.params.pixels
         ny, nx = self._shape[:2]
-        limit = psutil.virtual_memory().available * _SHARE
+        if limit is None:
+            limit = int(psutil.virtual_memory().available * _SHARE)
         rows = min(ny, max(1, int(limit / (nx * len(pixels) * dtype.itemsize))))
-        #: Keeps the frames of the beginning: all, if a quarter of the free memory holds them.
+        #: Keeps the frames of the beginning: all, if memory holds them.
         self.stack = StackUDF(self._shape, dtype, pixels, (slice(0, rows), slice(0, nx)))
         self._next = min(rows, max(_ROWS, math.ceil(_SCAN_FRAMES / nx)))
         self._rows = rows

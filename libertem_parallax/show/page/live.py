@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
-import os
-import signal
+import threading
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from ...accumulate import Stack
 from ...parameters import Parameters
 from ..fill import stack_udf
+from ..screen import Growing
 from ..tuning import Tuning
 from .page import Page
 from .server import Access, Background
+from .thumbnails import Thumbnail, thumbnail
 
 __all__ = ["LivePage", "Progress"]
 
 #: Rows and columns of what is shown before an acquisition.
 _NOTHING = (8, 8)
+
+#: Acquisitions of which small pictures are kept.
+_KEPT = 8
+
+#: What calibration may find.
+_FOUND = (
+    "center",
+    "angular_sampling",
+    "rotation_angle",
+    "detector_flip_cols",
+    "aberration_coefs",
+)
 
 
 class Progress(NamedTuple):
@@ -52,7 +67,8 @@ class Progress(NamedTuple):
 class LivePage:
     """Serves pages from a thread, while another one records.
 
-    The recording calls `ready`, `begin`, `arrived`, `show` and `end`, in that order.
+    For every acquisition, the recording calls `ready`, `begin`, `arrived`, `show` and `end`, in
+    that order, or `fail` at any time; then `keep` and `wait`.
 
     Parameters
     ----------
@@ -65,15 +81,27 @@ class LivePage:
     """
 
     def __init__(self, access: Access, limit: int | None = None, **page: Any) -> None:
-        self._access, self._limit, self._page = access, limit, page
+        self._access, self._page = access, page
+        self.limit = limit  #: bytes that the stack may take
         self._tuning: Tuning | None = None
         self._server: Background | None = None
         self._udf: Any = None
         self._note = ""
         self._first: float | None = None
+        self._stop: Callable[[str], object] = lambda _: None
+        self._next = threading.Event()
+        #: Whether an acquisition is awaited, comes in, or has ended.
+        self.stage: Literal["waiting", "recording", "ended"] = "waiting"
         self.progress = Progress("")
+        #: Of the last acquisitions.
+        self.thumbnails: deque[Thumbnail] = deque(maxlen=_KEPT)
         #: Called with where it is, as soon as it is there.
         self.on_ready: Callable[[str], object] = lambda _: None
+
+    @property
+    def served(self) -> bool:
+        """Whether there is a page yet."""
+        return self._server is not None
 
     @property
     def url(self) -> str:
@@ -88,49 +116,70 @@ class LivePage:
         return self._tuning
 
     def ready(
-        self, detector_shape: tuple[int, int], dtype: np.dtype[Any], parameters: Parameters
+        self,
+        detector_shape: tuple[int, int],
+        dtype: np.dtype[Any],
+        parameters: Parameters,
+        stop: Callable[[str], object] = lambda _: None,
     ) -> None:
-        """Serve pages, before there is anything to be seen.
+        """Wait for an acquisition; before the first one, serve pages.
 
         Parameters
         ----------
         detector_shape, dtype
             Of frames to come.
         parameters
-            Of the acquisition.
+            Of the first acquisition.
+        stop
+            Ends the acquisition, or the wait for it; called with why.
         """
+        self._next.clear()
+        self._stop, self.stage = stop, "waiting"
+        self.progress = Progress("Waiting for an acquisition")
+        if self._server is not None:
+            return
         pixels = np.argwhere(np.ones(detector_shape, bool))
         frames = np.zeros((_NOTHING[0] * _NOTHING[1], len(pixels)), dtype)
         stack = Stack(frames, pixels, _NOTHING, detector_shape, np.zeros(_NOTHING, bool))
         self._tuning = Tuning(stack, parameters.replace(load=None))
-        self.progress = Progress("Waiting for an acquisition")
         self._server = Background(self._make, self._access)
         self.on_ready(self.url)
 
     def _make(self) -> Page:
         return Page(self.tuning, recording=self, **self._page)
 
-    def begin(self, acquisition: Any) -> Any:
-        """Get ready for the frames of an acquisition.
+    def begin(self, acquisition: Any, kept: Any = None) -> Any:
+        """Get ready for the frames of an acquisition; those of the one before are forgotten.
+
+        Parameters
+        ----------
+        acquisition
+            Of LiberTEM.
+        kept
+            A StackUDF that keeps frames in any case. Default: one is made.
 
         Returns
         -------
         StackUDF
             To be run beside that which makes the image.
         """
-        with warnings.catch_warnings(record=True, action="always") as caught:
-            self._udf = stack_udf(acquisition, self.tuning.parameters, self._limit)
-        self._note = next((str(w.message) for w in caught if "the stack is" in str(w.message)), "")
+        self._udf = None
+        self._note = ""
+        if kept is None:
+            with warnings.catch_warnings(record=True, action="always") as caught:
+                kept = stack_udf(acquisition, self.tuning.parameters, self.limit)
+            notes = (str(w.message) for w in caught)
+            self._note = next((note for note in notes if "the stack is" in note), "")
+        self._udf = kept
         self._first = None
+        count = kept.scan_shape[0] * kept.scan_shape[1]
+        frames = np.zeros((count, len(kept.params.pixels)), kept.params.dtype)
+        scanned = np.zeros(kept.scan_shape, bool)
+        stack = Stack(frames, kept.params.pixels, kept.scan_shape, kept.params.shape[2:], scanned)
+        self.tuning.grow(stack, at_once=True)
         self.progress = Progress("Recording", 0, acquisition.shape.nav.size)
-        udf = self._udf
-        count = udf.scan_shape[0] * udf.scan_shape[1]
-        frames = np.zeros((count, len(udf.params.pixels)), udf.params.dtype)
-        scanned = np.zeros(udf.scan_shape, bool)
-        self.tuning.grow(
-            Stack(frames, udf.params.pixels, udf.scan_shape, udf.params.shape[2:], scanned)
-        )
-        return udf
+        self.stage = "recording"
+        return kept
 
     @property
     def note(self) -> str:
@@ -145,6 +194,10 @@ class LivePage:
             frames=self.progress.frames + frames, seconds=now - self._first
         )
 
+    def found(self, parameters: Parameters) -> None:
+        """Show frames with parameters that calibration found in them."""
+        self.tuning.change(**{name: parameters[name] for name in _FOUND if name in parameters})
+
     def show(self, *_: Any) -> None:
         """Show the frames that came in."""
         self.tuning.grow(self._udf.stack)
@@ -154,17 +207,59 @@ class LivePage:
         words = "Recorded" if problem is None else f"Not complete: {problem}"
         self.progress = Progress(words)
         if self._udf is not None and "frames" in self._udf.results.keys():  # noqa: SIM118
-            self.tuning.grow(self._udf.stack, complete=True)
+            self.tuning.grow(self._udf.stack, at_once=True)
+        self.stage = "ended"
+
+    def fail(self, problem: str) -> None:
+        """Tell why an acquisition came to nothing; what was shown before remains."""
+        self.progress = Progress(f"Not recorded: {problem.removesuffix('.')}")
+        self.stage = "ended"
+
+    def keep(self, path: Path, made: Growing) -> None:
+        """Keep a small picture of an image.
+
+        Parameters
+        ----------
+        path
+            Where it was written.
+        made
+            The image.
+        """
+        steps = zip(self.tuning.parameters["scan_sampling"], made.scanned.shape, strict=True)
+        height, width = (
+            step * n / size for (step, n), size in zip(steps, made.image.shape, strict=True)
+        )
+        small = thumbnail(path, made, (height, width), self._page.get("sigma", 0.0))
+        self.thumbnails.append(small)
 
     def stop(self) -> None:
-        """End the recording, as Ctrl-C does."""
-        os.kill(os.getpid(), signal.SIGINT)
+        """End the recording, or the wait for it."""
+        if self.stage != "ended":
+            self.progress = self.progress._replace(words="Stopping")
+            self._stop("stopped on the page")
 
-    def wait(self) -> None:
-        """Go on serving until Ctrl-C, which is a KeyboardInterrupt as ever."""
+    def next(self) -> None:
+        """Have the next acquisition recorded."""
+        if self.stage == "ended":
+            self.stage = "waiting"
+            self.progress = Progress("Connecting")
+            self._next.set()
+
+    def wait(self) -> bool:
+        """Go on serving until the next acquisition is asked for, or else until Ctrl-C.
+
+        Ctrl-C is a KeyboardInterrupt as ever.
+
+        Returns
+        -------
+        bool
+            False if the server has ended.
+        """
         assert self._server is not None
-        while self._server.thread.is_alive():
-            self._server.thread.join(0.5)
+        while not self._next.wait(0.5):
+            if not self._server.thread.is_alive():
+                return False
+        return True
 
     def close(self) -> None:
         """End everything."""

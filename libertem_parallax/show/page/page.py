@@ -6,7 +6,7 @@ import html
 import math
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,6 +35,7 @@ from .figures import ImageView, Spectrum
 from .focus import Depth, Sharpness
 from .knobs import Knobs, drawer
 from .saving import save, script
+from .thumbnails import Thumbnail, written
 
 __all__ = ["Page"]
 
@@ -70,11 +71,22 @@ class Recording(Protocol):
         """How far it is, as a text; ``running`` while it is."""
 
     @property
+    def stage(self) -> str:
+        """``waiting``, ``recording`` or ``ended``."""
+
+    @property
+    def thumbnails(self) -> Collection[Thumbnail]:
+        """Of those before."""
+
+    @property
     def note(self) -> str:
         """What does not fit the memory, if so."""
 
     def stop(self) -> None:
         """End it."""
+
+    def next(self) -> None:
+        """Begin the next one."""
 
 
 class Page:
@@ -173,8 +185,13 @@ class Page:
             on_change(widget, "value", lambda _: self._look())
         self.calibrator = Calibrator(self._tuning, self._schedule)
         self.stop = Button(label="Stop", name="stop", visible=False)
+        self.next = Button(label="Next scan", name="next", visible=False, button_type="success")
+        self.before = Div(text="", css_classes=["strip"], sizing_mode="stretch_width",
+                          name="before", visible=False)  # fmt: skip
+        self._before: tuple[Thumbnail, ...] = ()
         if self._recording is not None:
-            self.stop.on_click(self._recording.stop)
+            self._press(self.stop, self._recording.stop)
+            self._press(self.next, self._recording.next)
         self.undo = Button(label="Undo", name="undo")
         self.undo.on_click(self._tuning.undo)
         self.save = Button(label="Save", name="save", button_type="primary")
@@ -192,7 +209,7 @@ class Page:
         on_change(self.copy, "active", lambda _: self._write_script())
         head = Row(
             Div(text=html.escape(self._title), css_classes=["name"]),
-            self._told, self._pointed, self.stop,
+            self._told, self._pointed, self.stop, self.next,
             self.calibrator.button, self.undo, self.copy, self.save,
             css_classes=["head"], sizing_mode="stretch_width",
         )  # fmt: skip
@@ -215,7 +232,7 @@ class Page:
             sizing_mode="stretch_width",
         )
         side = Column(
-            self.script, self.calibrator.card, looks, picture, self.knobs.focus_card,
+            self.script, self.calibrator.card, self.before, looks, picture, self.knobs.focus_card,
             self.knobs.optics_card, self.knobs.detector_card, drawers,
             css_classes=["side"], sizing_mode="stretch_both",
         )  # fmt: skip
@@ -254,6 +271,7 @@ class Page:
         self.knobs.show(parameters)
         _set(self.undo, "disabled", not tuning.can_undo)
         self._tell(picture)
+        self._show_recording()
         self.calibrator.show()
         if not self._is_recording:  # it would take the time of frames
             self.sharpness.follow()
@@ -324,7 +342,6 @@ class Page:
 
     def _state(self, picture: Picture) -> str:
         """Tell what is shown, or how far a recording is."""
-        _set(self.stop, "visible", self._is_recording)
         if self._recording is not None and (self._is_recording or not picture.scanned.any()):
             return str(self._recording.progress)
         rows, cols = picture.image.shape
@@ -334,6 +351,26 @@ class Page:
         if self._recording is not None:
             text = f"{self._recording.progress}. {text}"
         return text
+
+    def _press(self, button: Button, act: Callable[[], None]) -> None:
+        """Have a button act, and the page follow."""
+
+        def pressed() -> None:
+            act()
+            self._schedule()
+
+        button.on_click(pressed)
+
+    def _show_recording(self) -> None:
+        """Show what can be done about a recording, and those before."""
+        if self._recording is None:
+            return
+        stage, before = self._recording.stage, tuple(self._recording.thumbnails)
+        _set(self.stop, "visible", stage != "ended")
+        _set(self.next, "visible", stage == "ended")
+        if before != self._before:
+            self._before = before
+            self.before.update(text=written(before), visible=True)
 
     @property
     def _is_recording(self) -> bool:

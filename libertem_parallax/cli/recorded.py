@@ -1,0 +1,100 @@
+"""What came of an acquisition: how much of it is in the image, where that is, what to tell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .calibrate import described as found_rows
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ..accumulate import Stack
+    from ..parameters import Parameters
+    from ..show.screen import Growing
+    from ..show.window import Window
+    from ..udf.learning import Learning
+
+__all__ = ["Added", "Recorded", "kept_frames", "missing_frames", "save_found"]
+
+
+class Added(NamedTuple):
+    """Frames that were added."""
+
+    results: Any  #: of LiberTEM; None if there are none
+    arrived: int  #: frames, not all of which may be added
+    seconds: float  #: since the first one arrived
+    problem: str | None  #: why they are not all, if so
+
+
+class Recorded(NamedTuple):
+    """What came of an acquisition."""
+
+    images: dict[str, NDArray[Any]]  #: by name, first that which grew
+    udf: Any
+    parameters: Parameters
+    rows: list[tuple[str, str]]  #: for `report`
+    problem: str | None  #: why it is not complete, or not where it should be
+    written_to: list[Path]  #: where they are, in that order
+    grown: Growing  #: the first one, and which frames it is of
+    window: Window | None  #: that shows the image
+
+
+def missing_frames(added: Added, count: int, total: int, detector: Any) -> list[str]:
+    """Tell in sentences what is missing of an image of so many frames, and why.
+
+    Parameters
+    ----------
+    added
+        What came.
+    count, total
+        Frames in the image, and of the scan.
+    detector
+        That sent them.
+    """
+    if count == total:  # then the problem is of no consequence any more
+        return [] if added.problem is None else [f"{added.problem}."]
+    reason = added.problem or "the acquisition ended"
+    sentences = [
+        f"{count:,} of {total:,} frames ({count / total:.1%}) are in the image: "
+        f"{reason}. Another {max(0, added.arrived - count):,} had arrived: "
+        "only whole partitions count (--frames-per-partition)."
+    ]
+    if not detector.counted and not reason.startswith(("interrupted", "stopped")):
+        sentences.append(
+            "If frames were lost on the way, all that came after them are in wrong places: "
+            f"{detector.name} frames are taken in the order in which they come."
+        )
+    return sentences
+
+
+def save_found(
+    learning: Learning, output: Path, given: Parameters, scan: Any, problems: list[str]
+) -> list[tuple[str, str]]:
+    """Write parameters that were found next to the image; rows for `report`."""
+    assert learning.calibration is not None
+    rows = found_rows(learning.calibration, given, scan)
+    sheet = output.with_suffix(".toml")
+    try:
+        learning.calibration.save(sheet, overwrite=True)
+        rows.append(("Parameters", str(sheet)))
+    except OSError as error:  # the image is written, and where that is has to be told
+        problems.insert(0, f"The parameters could not be written to {sheet}: {error}.")
+    return rows
+
+
+def kept_frames(stack: Stack, output: Path) -> str:
+    """Write the frames of a scan of which no parameters were found; say where they are."""
+    from .. import files
+
+    frames = stack.frames.reshape(stack.scan_shape + stack.detector_shape)
+    count = int(stack.scanned.sum())
+    try:
+        path = files.keep_frames(output.with_name(f"{output.stem}_frames.npy"), frames)
+    except (OSError, ValueError) as error:
+        return f"Its frames could not be written, either: {error}."
+    return (
+        f"{count:,} frames were written to {path}. Calibrate these with other options: "
+        f"libertem-parallax calibrate {path} ..."
+    )

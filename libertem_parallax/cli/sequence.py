@@ -1,0 +1,113 @@
+"""Acquisitions one after another: the first is the last, unless a page asks for the next."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .record import Recording
+from .recorded import Recorded
+
+if TYPE_CHECKING:
+    from ..parameters import Parameters
+    from ..show.page.live import LivePage
+
+__all__ = ["free_outputs", "record_all"]
+
+Once = Callable[["Parameters", Mapping[str, Path], Recording], Recorded]
+
+
+def record_all(
+    once: Once,
+    tell: Callable[[Recorded], None],
+    parameters: Parameters,
+    outputs: Mapping[str, Path],
+    recording: Recording,
+    page: LivePage | None,
+) -> None:
+    """Record an acquisition; with a page, others as they are asked for there, until Ctrl-C.
+
+    Those that follow have the parameters of the page, and their images go to new files. What goes
+    wrong with one of them is told on the page, which stays.
+
+    Parameters
+    ----------
+    once
+        Records an acquisition.
+    tell
+        Tells what came of it.
+    parameters, outputs, recording
+        Of the first one.
+    page
+        Where it is shown, if so.
+
+    Raises
+    ------
+    click.ClickException
+        If the last one is not complete.
+    """
+    if page is None:
+        recorded = once(parameters, outputs, recording)
+        tell(recorded)
+        _leave(recorded)
+        return
+    names, places = parameters["image"], outputs
+    while True:
+        try:
+            recorded = once(parameters, places, recording)
+        except click.ClickException as error:
+            problem: str | None = error.message
+            if not page.served or error.message.startswith("interrupted"):
+                raise
+            page.fail(error.message)
+        else:
+            tell(recorded)
+            problem = recorded.problem
+            page.keep(recorded.written_to[0], recorded.grown)
+            recording = recording._replace(calibrate=False)  # the page has what was found
+            places = {}
+        if problem is not None:
+            click.echo(f"\n{problem}", err=True)
+        again = False
+        with contextlib.suppress(KeyboardInterrupt):  # from the moment that it is told
+            click.echo(f"\nThe page is still at {page.url} (Ctrl-C ends)")
+            again = page.wait()
+        if not again:
+            break
+        parameters = page.tuning.parameters.replace(image=names)
+        places = places or free_outputs(outputs)
+        where = " and ".join(map(str, places.values()))
+        click.echo(f"\nThe next acquisition goes to {where}", err=True)
+    if problem is not None:
+        raise click.ClickException(problem)
+
+
+def free_outputs(outputs: Mapping[str, Path]) -> dict[str, Path]:
+    """Append a number to names of images, with which there are none yet."""
+    for number in itertools.count(2):
+        places = {
+            name: path.with_name(f"{path.stem}_{number}{path.suffix}")
+            for name, path in outputs.items()
+        }
+        if not any(path.exists() for path in places.values()):
+            return places
+    raise AssertionError  # numbers do not end
+
+
+def _leave(recorded: Recorded) -> None:
+    """Wait until the user has seen the image; fail where it is not complete."""
+    window = recorded.window
+    try:
+        if recorded.problem is not None:
+            raise click.ClickException(recorded.problem)
+        if window is not None:
+            click.echo("\nClose the window to end.")
+            window.wait()
+    finally:
+        if window is not None:
+            window.close()

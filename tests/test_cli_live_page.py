@@ -1,0 +1,201 @@
+"""`live --page`: one acquisition after another, on a page that nobody need look at."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from live_commands import (
+    SECONDS,
+    Gate,
+    Run,
+    arguments,
+    check_error,
+    expected,
+    interrupt,
+    simulators,
+    when,
+)
+from numpy.typing import NDArray
+
+pytest.importorskip("bokeh", reason="bokeh is missing, of which the page is made")
+
+from libertem_parallax.live.merlin import Simulator
+from libertem_parallax.show.page.live import LivePage
+from libertem_parallax.show.page.server import Access
+
+pytestmark = simulators
+
+PAGE = "--page --page-port 0 --no-browser"
+
+
+@pytest.fixture
+def pages(monkeypatch: pytest.MonkeyPatch) -> list[LivePage]:
+    """Of commands that are run, as soon as they are made."""
+    made: list[LivePage] = []
+    init = LivePage.__init__
+
+    def keep(page: LivePage, *arguments: Any, **more: Any) -> None:
+        init(page, *arguments, **more)
+        made.append(page)
+
+    monkeypatch.setattr(LivePage, "__init__", keep)
+    return made
+
+
+@contextmanager
+def looking(
+    pages: list[LivePage], *steps: tuple[Callable[[LivePage], Any], Callable[[LivePage], Any]]
+) -> Iterator[None]:
+    """Do something when it is time, one after the other; and Ctrl-C in the end."""
+
+    def look() -> None:
+        for ready, do in steps:
+            done = threading.Event()
+            when(
+                lambda ready=ready: pages and pages[0].served and ready(pages[0]),
+                lambda do=do, done=done: (do(pages[0]), done.set()),
+            )
+            done.wait(SECONDS)
+        interrupt()
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    yield
+    thread.join()
+
+
+def recorded(count: int) -> Callable[[LivePage], bool]:
+    """Whether so many acquisitions are complete."""
+    return lambda page: page.stage == "ended" and len(page.thumbnails) == count
+
+
+def test_the_next_acquisition_has_what_was_tuned(
+    run: Run, merlin: Simulator, frames: NDArray[Any], pages: list[LivePage]
+) -> None:
+    """Its image goes to another file; what was there before is kept."""
+    Path("image_2.tif").write_text("mine", encoding="utf-8")
+    seen: list[Any] = []
+
+    def tune(page: LivePage) -> None:
+        page.tuning.aberrate(C10=-2500.0)
+        page.next()
+
+    def look(page: LivePage) -> None:
+        page.tuning.wait(SECONDS)
+        seen.append(page.tuning.picture.image)  # type: ignore[union-attr]
+
+    with looking(pages, (recorded(1), tune), (recorded(2), look)):
+        result = run(arguments(merlin, f"--start {PAGE}"))
+    assert result.exit_code == 0, result.output
+    np.testing.assert_array_equal(tifffile.imread("image.tif"), expected(frames))
+    assert Path("image_2.tif").read_text(encoding="utf-8") == "mine"
+    other = tifffile.imread("image_3.tif")
+    np.testing.assert_array_equal(other, expected(frames, aberration_coefs={"C10": -2500.0}))
+    np.testing.assert_array_equal(seen[0], other)
+    assert [each.name for each in pages[0].thumbnails] == ["image.tif", "image_3.tif"]
+    assert "The next acquisition goes to image_3.tif" in result.stderr
+    assert result.stdout.count("Written to") == 2
+
+
+def test_a_page_outlives_what_goes_wrong(
+    run: Run, merlin: Simulator, frames: NDArray[Any], pages: list[LivePage]
+) -> None:
+    """Nobody starts the first one; the second one is stopped while it is awaited, the third not."""
+    said: list[str] = []
+
+    def again(page: LivePage) -> None:
+        said.append(str(page.progress))
+        page.next()
+
+    def stop(page: LivePage) -> None:
+        page.stop()
+        page.stop()  # impatiently
+
+    failed = "Not recorded"
+    with looking(
+        pages,
+        (lambda page: failed in str(page.progress), again),
+        (lambda page: "Waiting" in str(page.progress), stop),
+        (lambda page: failed in str(page.progress), again),
+        (lambda page: failed in str(page.progress), again),
+        (lambda page: "Waiting" in str(page.progress), lambda page: None),
+    ):
+        result = run(arguments(merlin, f"--timeout 0.5 {PAGE}"))
+    check_error(result, "no acquisition was started within 0.5 s")
+    assert "no acquisition was started within 0.5 s" in said[0]
+    assert "stopped on the page" in said[1]
+    assert not Path("image.tif").exists()
+
+
+def test_stopped_on_the_page(
+    run: Run,
+    merlin: Simulator,
+    frames: NDArray[Any],
+    pages: list[LivePage],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What has come is in the image, and the next acquisition is complete."""
+    gate = Gate(monkeypatch)
+
+    def again(page: LivePage) -> None:
+        gate.opened.set()
+        page.next()
+
+    with looking(
+        pages,
+        (lambda page: Path("live.png").exists(), LivePage.stop),
+        (recorded(1), again),
+        (recorded(2), lambda page: None),
+    ):
+        result = run(arguments(merlin, f"--start {PAGE}"))
+    assert result.exit_code == 0, result.output
+    told = re.search(r"(\d+) of 96 frames .*are in the image: stopped on the page", result.stderr)
+    assert told, result.stderr
+    first = expected(frames, int(told[1]))
+    np.testing.assert_array_equal(tifffile.imread("image.tif"), first)
+    assert "frames were lost" not in result.stderr
+    np.testing.assert_array_equal(tifffile.imread("image_2.tif"), expected(frames))
+
+
+def test_memory_and_thumbnails_are_bounded(tmp_path: Path) -> None:
+    """Of any number of acquisitions, eight are kept as small pictures, and frames of one."""
+    from libertem.api import Context
+
+    from libertem_parallax import Parameters
+    from libertem_parallax.show.screen import Growing
+
+    frames = np.random.default_rng(0).poisson(3, (6, 8, 12, 12)).astype(np.uint8)
+    parameters = Parameters(
+        scan_sampling=(4.0, 5.0), energy=200e3, semiangle_cutoff=4.0, angular_sampling=(1.0, 1.0)
+    )
+    page = LivePage(Access(port=0), folder=tmp_path)
+    try:
+        with Context.make_with("inline") as ctx:
+            dataset = ctx.load("memory", data=frames, sig_dims=2)
+            page.ready((12, 12), frames.dtype, parameters)
+            kept = []
+            for number in range(10):
+                page.ready((12, 12), frames.dtype, parameters)
+                kept.append(page.begin(dataset))
+                ctx.run_udf(dataset, kept[-1])
+                page.end(None)
+                image = np.random.default_rng(number).normal(size=(12, 16)).astype(np.float32)
+                page.keep(tmp_path / f"image_{number}.tif", Growing(image, np.ones((6, 8), bool)))
+                assert page.tuning.wait(SECONDS)
+                page.next()
+                assert page.wait()
+        assert [each.name for each in page.thumbnails] == [
+            f"image_{number}.tif" for number in range(2, 10)
+        ]
+        assert max(len(each.jpeg) for each in page.thumbnails) < 50_000
+        assert page.tuning.stack.frames is kept[-1].stack.frames
+    finally:
+        page.close()
