@@ -24,6 +24,14 @@ FLOOR = Row("w", "floor", 1000, 10, 5000.0, [0.1, 0.1, 0.1])
 NUMBA = Row("w", "numba", 1000, 10, 5000.0, [0.4, 0.5, 0.6], 1.0)
 WRONG = Row("w", "numpy", 1000, 10, 5000.0, [], 0.123)
 SMALL = Workload("small", (18, 20, 64, 64))
+#: What a device that is none is asked to calibrate.
+TINY = Workload(
+    "tiny",
+    (12, 14, 24, 24),
+    "uint16",
+    SMALL.parameters | {"angular_sampling": (0.8, 0.8), "aberration_coefs": {"C10": -1e4}},
+    electrons=100,
+)
 
 
 def slowed(row: Row, factor: float) -> Row:
@@ -193,8 +201,11 @@ def gpu_report(standin, monkeypatch, tmp_path):
     monkeypatch.setattr(floors, "_ROUNDS", 1)
     monkeypatch.setattr(parts, "C_TYPES", ["float32", "uint8"])
     for which in ("FRAMES", "STACKS", "RUNS"):
-        monkeypatch.setattr(gpu, which, (SMALL,))
+        monkeypatch.setattr(gpu, which, (TINY,))
+    # Of the calibration, the transforms and some sums.
+    monkeypatch.setattr(gpu, "TOLD", (*gpu.TOLD, "rotation_angle", "aberration_coefs"))
     monkeypatch.setattr(shutil, "which", lambda _: None)
+    monkeypatch.setattr(parts, "_run", lambda *_: ("9 passed in 1 s", True))  # on a GPU
 
     def run(*options, name="report.md"):
         file = tmp_path / name
@@ -218,8 +229,12 @@ def test_the_gpu_report_has_all_figures(gpu_report) -> None:
         "| likelihood against NumPy | equal to single precision |  |",
         "| compute-sanitizer | not installed |  |",
     ]
-    rows = [line.strip("| ").split(" | ") for line in lines[8:]]
-    kinds = [re.split("[,:]| from| on| to", what)[0] for what, *_ in rows]
+    assert lines[8] == "| tests that need a GPU | 9 passed in 1 s |  |"
+    rows = [line.strip("| ").split(" | ") for line in lines[9:]]
+    named = re.compile(
+        r"(?:direct ptychography|calibration), (?:its sums|a step|whole)|.*?(?=[,:]| from| on| to)"
+    )
+    kinds = [named.match(what)[0] for what, *_ in rows]
     expected = {
         "copies": 2,
         "additions": 3,
@@ -228,13 +243,20 @@ def test_the_gpu_report_has_all_figures(gpu_report) -> None:
         "upload of a stack": 1,
         "stack added again": 8,
         "upload of images": 1,
-        "direct ptychography": 1,
-        "calibration": 1,
+        "direct ptychography, its sums": 1,
+        "calibration, a step": 1,
+        "direct ptychography, whole": 1,
+        "calibration, whole": 1,
         "run_udf": 3,
         "live": 3,
     }
     assert kinds == [kind for kind, count in expected.items() for _ in range(count)]
     assert all(re.match(r"[\d,.e+-]+ (G?B?/s|s|frames|G )", figure) for _, figure, *_ in rows)
+    figures = dict(zip(kinds, rows, strict=True))
+    # Of both the same, to single precision.
+    assert figures["calibration, whole"][2].endswith("; C10 = -10000 Å")
+    difference = figures["direct ptychography, whole"][2].split("differs by ")[1]
+    assert float(difference.split()[0]) < 1e-5
     again, _ = gpu_report()
     assert again.exit_code == 1
     assert "report.md exists" in again.output
@@ -247,7 +269,7 @@ def test_a_gpu_that_adds_wrongly_is_not_measured(gpu_report, monkeypatch) -> Non
         result, lines = gpu_report(*options, name=f"{number}.md")
         assert result.exit_code == 1
         assert lines[5] == "| frames, events and stacks against NumPy | sums of events of int8 |  |"
-        assert len(lines) == 8 - number
+        assert len(lines) == 9 - 2 * number
 
 
 @pytest.mark.parametrize("path", ["floor", "floor, file mapped"])

@@ -28,11 +28,19 @@ class Floors(NamedTuple):
     additions: dict[str, float]  # to global memory, by dtype of the sum
 
 
-def seconds(work: Callable[[], Any]) -> float:
-    """Take the median time of a piece of work that waits for the device itself."""
+def seconds(work: Callable[[], Any], rounds: int | None = None) -> float:
+    """Take the median time of a piece of work that waits for the device itself.
+
+    Parameters
+    ----------
+    work
+        Done once before, so that all is compiled.
+    rounds
+        How often to do it at most.
+    """
     work()
     times = []
-    for _ in range(_ROUNDS):
+    for _ in range(min(rounds or _ROUNDS, _ROUNDS)):
         start = time.perf_counter()
         work()
         times.append(time.perf_counter() - start)

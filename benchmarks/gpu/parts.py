@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
 import subprocess
 import sys
@@ -11,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -37,9 +36,9 @@ from libertem_parallax.weak_object import frequencies
 from ..worker import make_context, make_run, make_udf
 from ..workloads import Workload, write
 from .floors import Floors, seconds
+from .rows import CORES, Row
 
 __all__ = [
-    "Row",
     "correctness",
     "end_to_end",
     "kernels",
@@ -47,17 +46,8 @@ __all__ = [
     "live",
     "sanitizer",
     "stacks",
+    "tests",
 ]
-
-_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-class Row(NamedTuple):
-    """A line of the report."""
-
-    what: str
-    figure: str
-    against: str = ""
 
 
 def correctness() -> tuple[list[Row], bool]:
@@ -73,18 +63,32 @@ def correctness() -> tuple[list[Row], bool]:
 
 def sanitizer() -> tuple[list[Row], bool]:
     """Look for accesses out of bounds and races, where CUDA's compute-sanitizer is installed."""
-    program = shutil.which("compute-sanitizer")
+    name = "compute-sanitizer"
+    program = shutil.which(name) or shutil.which(f"/usr/local/cuda/bin/{name}")
     if program is None:
-        return [Row("compute-sanitizer", "not installed")], True
+        return [Row(name, "not installed")], True
     rows, good = [], True
     for tool in ("memcheck", "racecheck"):
-        command = [program, "--tool", tool, "--error-exitcode", "1"]
-        command += [sys.executable, "-m", "benchmarks.gpu", "--check"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        last = (done.stdout + done.stderr).strip().splitlines()[-1:]
-        good &= done.returncode == 0
-        rows.append(Row(f"compute-sanitizer, {tool}", "nothing found" if good else "".join(last)))
+        last, clean = _run(program, "--tool", tool, "--error-exitcode", "1", *_SELF, "--check")
+        good &= clean
+        rows.append(Row(f"{name}, {tool}", "nothing found" if clean else last))
     return rows, good
+
+
+def tests() -> tuple[list[Row], bool]:
+    """Run the tests that need a GPU."""
+    last, good = _run(sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider")
+    return [Row("tests that need a GPU", last)], good
+
+
+_SELF = sys.executable, "-m", "benchmarks.gpu"
+
+
+def _run(*command: str) -> tuple[str, bool]:
+    """Run a command; its last line, and whether all went well."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = (done.stdout + done.stderr).strip().splitlines()
+    return "".join(lines[-1:]).replace("|", "/"), done.returncode == 0
 
 
 def _frames(workload: Workload, plan: Plan, size: int) -> Any:
@@ -202,8 +206,8 @@ def stacks(workload: Workload, floors: Floors) -> Iterator[Row]:
         ),
         "gather, parallax image made there": lambda: image(stack),
         "gather, phase-flipped image made there": lambda: image(stack, "phase_flip"),
-        f"CPU, {_CORES} cores": lambda: host.add(plan),
-        f"CPU, {_CORES} cores, parallax image": lambda: image(host),
+        f"CPU, {CORES} cores": lambda: host.add(plan),
+        f"CPU, {CORES} cores, parallax image": lambda: image(host),
     }
     for way, work in ways.items():
         rate = 1 / seconds(work)
@@ -237,7 +241,7 @@ def likelihoods(workload: Workload, floors: Floors) -> Iterator[Row]:
         yield Row(
             f"{what}: {name}",
             f"{times['cuda']:.3g} s",
-            f"{times['numba'] / times['cuda']:.3g} x as fast as numba on {_CORES} cores, "
+            f"{times['numba'] / times['cuda']:.3g} x as fast as numba on {CORES} cores, "
             f"{images.nbytes / times['cuda'] / floors.copy:.0%} of copies",
         )
 
@@ -263,9 +267,9 @@ def end_to_end(workload: Workload, folder: Path) -> Iterator[Row]:
     frames = workload.shape[0] * workload.shape[1]
     rates = {}
     for path, executor, workers in (
-        ("numba", "threads", _CORES),
+        ("numba", "threads", CORES),
         ("cuda", "inline", 1),
-        ("cuda", "threads", _CORES),
+        ("cuda", "threads", CORES),
     ):
         asked = question | {"executor": executor, "workers": workers}
         run = make_run(make_udf(path, asked), asked)
@@ -275,7 +279,7 @@ def end_to_end(workload: Workload, folder: Path) -> Iterator[Row]:
             f"{rate:,.0f} frames/s",
             ""
             if path == "numba"
-            else f"{rate / rates['numba', _CORES, 'threads']:.2f} of numba on {_CORES} cores",
+            else f"{rate / rates['numba', CORES, 'threads']:.2f} of numba on {CORES} cores",
         )
     make_context("inline", 1)  # and end the other
 

@@ -12,8 +12,10 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <numeric>
 #include <random>
+#include <setjmp.h>
 #include <type_traits>
 #include <ucontext.h>
 #include <utility>
@@ -37,9 +39,32 @@ struct Index
     unsigned x, y, z;
 };
 
-struct Fiber
+// Where to go on. Once it has run, a jump will do, which unlike `swapcontext` asks nothing of the system;
+// AddressSanitizer, though, has to be told of every change of the stack.
+struct Place
 {
     ucontext_t context;
+    jmp_buf jump;
+    bool ran = false;
+};
+
+inline void go_on(Place &from, Place &to)
+{
+#ifdef __SANITIZE_ADDRESS__
+    swapcontext(&from.context, &to.context);
+#else
+    from.ran = true;
+    if (_setjmp(from.jump) != 0)
+        return;
+    if (to.ran)
+        _longjmp(to.jump, 1);
+    setcontext(&to.context);
+#endif
+}
+
+struct Fiber
+{
+    Place place;
     std::vector<char> stack = std::vector<char>(1 << 16);
     Index index;
     bool done;
@@ -49,8 +74,8 @@ struct Fiber
 
 struct Block
 {
-    ucontext_t scheduler;
-    std::vector<Fiber> fibers;
+    Place scheduler;
+    std::deque<Fiber> fibers; // which stay where they are, to be used by all blocks
     Fiber *current;
     void (*kernel)(void *);
     void *arguments;
@@ -59,16 +84,19 @@ struct Block
 inline thread_local Block block;
 inline thread_local Index block_index, block_shape, grid_shape;
 
-inline void run_fiber()
-{
-    block.kernel(block.arguments);
-    block.current->done = true;
-    swapcontext(&block.current->context, &block.scheduler);
-}
-
 inline void barrier()
 {
-    swapcontext(&block.current->context, &block.scheduler);
+    go_on(block.current->place, block.scheduler);
+}
+
+inline void run_fiber()
+{
+    for (;;)
+    {
+        block.kernel(block.arguments);
+        block.current->done = true;
+        barrier(); // until the next block begins
+    }
 }
 
 // Order in which the threads of a block take their turns.
@@ -82,18 +110,21 @@ enum Order
 inline void run_block(Order order, std::mt19937 &random)
 {
     const unsigned count = block_shape.x * block_shape.y * block_shape.z;
-    if (block.fibers.size() < count)
-        block.fibers.resize(count);
+    while (block.fibers.size() < count)
+    {
+        Fiber &fiber = block.fibers.emplace_back();
+        ucontext_t &context = fiber.place.context;
+        getcontext(&context);
+        context.uc_stack.ss_sp = fiber.stack.data();
+        context.uc_stack.ss_size = fiber.stack.size();
+        context.uc_link = nullptr;
+        makecontext(&context, run_fiber, 0);
+    }
     for (unsigned i = 0; i < count; i++)
     {
         Fiber &fiber = block.fibers[i];
         fiber.index = {i % block_shape.x, i / block_shape.x % block_shape.y, i / block_shape.x / block_shape.y};
         fiber.done = false;
-        getcontext(&fiber.context);
-        fiber.context.uc_stack.ss_sp = fiber.stack.data();
-        fiber.context.uc_stack.ss_size = fiber.stack.size();
-        fiber.context.uc_link = nullptr;
-        makecontext(&fiber.context, run_fiber, 0);
     }
     std::vector<unsigned> turns(count);
     std::iota(turns.begin(), turns.end(), 0u);
@@ -108,7 +139,7 @@ inline void run_block(Order order, std::mt19937 &random)
         for (unsigned i : turns)
         {
             block.current = &block.fibers[i];
-            swapcontext(&block.scheduler, &block.current->context);
+            go_on(block.scheduler, block.current->place);
             ended_now += block.current->done;
         }
         if (ended_now != 0 && ended_now != count)
