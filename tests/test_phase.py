@@ -115,7 +115,11 @@ def test_equals_the_definition(inline, case):
     found = spectrum.fit((M.real**2 + M.imag**2).ravel(), counts / inside**2)
     S = found.S[spectrum.place]
     S[found.spots] = found.at_spots
+    # What is of second order in the phase: 0.03 of its variance, of both halves of the spectrum.
+    variance = 2 * S[(power.ravel() > 1e-6 * power.max()) & (made.noise.ravel() > 0)].sum()
+    missed = 0.03 * variance / image.size**2 * power.max()
     ratio = found.noise[beyond.astype(int)] * noise[half] / S.reshape(power.shape)
+    ratio += missed * noise[half]
     filtered = R[half] * P[half].conj() / np.maximum(abs(P[half]) ** 2 + ratio, 1e-30)
     expected = np.fft.irfft2(filtered, image.shape)
     actual = run_udf(inline, frames, ParallaxPhaseUDF.from_parameters(**parameters))["phase"]
@@ -231,6 +235,26 @@ def test_spots_of_a_crystal_have_a_signal_of_their_own():
     np.testing.assert_allclose(
         spectrum.ratio(found)[spots], found.noise[0] / found.at_spots, rtol=1e-5
     )
+
+
+def test_what_is_strong_where_contrast_is_weak_is_noise():
+    """Such as what a moving disk makes of the lowest frequencies."""
+    frequency, power, noise, _, measured = draw_spectrum(0.05)
+    spectrum = Spectrum(power, noise, frequency, np.zeros(len(power), bool))
+    before = spectrum.fit(measured, 1.0)
+    low = np.argsort(frequency)[1:6]
+    assert (power[low] < 1e-2 * power.max()).all()
+    measured[low] = 1e3
+    found = spectrum.fit(measured, 1.0)
+    np.testing.assert_array_equal(found.spots, np.sort(low))
+    S = found.S[spectrum.place][low]
+    np.testing.assert_allclose(found.S, before.S, rtol=0.2)
+    # Noise over signal, both in the units of P φ, as P² S and the rest of what is measured
+    expected = (1e3 - power[low] * S) / S
+    np.testing.assert_allclose(spectrum.ratio(found)[low], expected, rtol=1e-4)
+    # So that little of it is left: no more than the signal would be.
+    image = measured[low] * power[low] / (power[low] + spectrum.ratio(found)[low]) ** 2
+    assert (image < S).all()
 
 
 def test_weak_object_is_summed_once_and_before_the_first_frame(inline, monkeypatch):

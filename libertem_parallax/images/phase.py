@@ -7,7 +7,9 @@ pixel inside the aperture. Of all estimates that are linear in R, this one comes
 
     φ = R P* / (|P|² + N / S)
 
-N is the power of the noise of R, S that of φ. Both are found from the image: see `wiener`.
+N is the power of the noise of R, S that of φ. Both are found from the image: see `wiener`. What the
+model misses is of second order in φ, so its power is like that of noise of ``c var(φ) max|P|² S``.
+Where |P|² is less than that, the image would show that and not φ. c is from simulations.
 """
 
 from __future__ import annotations
@@ -25,6 +27,9 @@ from .sums import Image, Imaging, Sums, here
 from .wiener import Spectrum
 
 __all__ = ["PHASE", "phase"]
+
+#: What the model of a weak object misses, over the largest |P|² S and the variance of φ.
+_STRONG = 0.03
 
 
 class _Transfer(NamedTuple):
@@ -62,7 +67,10 @@ def phase(sums: Sums) -> NDArray[np.float32]:
     snr = sums.imaging.regularization
     if isinstance(snr, str):
         found = transfer.spectrum.fit(_power(R).ravel(), noise)
-        ratio = transfer.spectrum.ratio(found).reshape(R.shape)
+        # Of all frequencies, the half-spectrum has half.
+        variance = 2 * transfer.spectrum.total(found) / image.size**2
+        missed = _STRONG * variance * float(transfer.power.max())
+        ratio = transfer.spectrum.ratio(found, missed).reshape(R.shape)
     else:
         ratio = transfer.power.max() / np.float32(snr)
     R *= transfer.conj

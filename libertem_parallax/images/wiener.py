@@ -11,7 +11,8 @@ near a power law, as that of most specimens, and smooth, as far as the data do n
 no frequency is cut off, and what is hidden by noise at some is concluded from others.
 
 Crystals have spots, which are no part of anything smooth. What is far above μ is left out of the
-fit, and has an S of its own.
+fit. Where contrast is good, it has an S of its own. Where there is next to none, it is no signal,
+but something that the model knows nothing of, such as a disk that moves: it is counted as noise.
 """
 
 from __future__ import annotations
@@ -40,9 +41,9 @@ _GAIN = 0.05
 #: the second, there is none, and noise is measured.
 _LEAST, _NONE = 1e-3, 1e-6
 
-#: Spots: by how much they are above μ, at least, and where, of powers of P over the largest. Among
-#: as many frequencies as there are, noise should be so in one scan of a hundred at most.
-_SPOT, _SPOT_LEAST, _SPOT_RARE, _ROUNDS = 12.0, 1e-2, 5.0, 3
+#: Spots: by how much they are above μ, at least, and from which power of P over the largest on they
+#: are signal. Among as many frequencies as there are, noise should be so in one scan of thousands.
+_SPOT, _SPOT_LEAST, _SPOT_RARE, _ROUNDS = 12.0, 1e-2, 8.0, 3
 
 #: Steps to the maximum, the largest of one, in log S, and where to stop.
 _STEPS, _STEP, _ENOUGH = 20, 2.0, 0.01
@@ -53,8 +54,8 @@ class Found(NamedTuple):
 
     S: NDArray[np.float64]  # (places,) to be looked up at `Spectrum.place`
     noise: NDArray[np.float64]  # (2,) g times the factor of N, the second for beyond the scan's
-    spots: NDArray[np.intp]  # (spots,) frequencies that have an S of their own
-    at_spots: NDArray[np.float64]  # (spots,) that S
+    spots: NDArray[np.intp]  # (spots,) frequencies that are far above what is smooth
+    at_spots: NDArray[np.float64]  # (spots,) S there, next to the noise above
 
 
 class _Cells(NamedTuple):
@@ -102,6 +103,8 @@ class Spectrum:
         self._cells = _cells(power, noise, self.place, beyond)
         self._law = law[0] / 2 * np.log(np.exp(2 * span * np.linspace(0, 1, _KNOTS)) + law[1] ** 2)
         self._likely = power > _SPOT_LEAST * power.max()
+        self._shows = (power > _NONE * power.max()) & (noise > 0)
+        self._shown = np.bincount(self.place, self._shows, (_KNOTS - 1) * _PLACES + 1)
         self._spot = max(_SPOT, np.log(len(power)) + _SPOT_RARE)
 
     def fit(self, measured: NDArray[Any], noise: float) -> Found:
@@ -122,18 +125,43 @@ class Spectrum:
             S, g = self._values(theta)
             mean = self._power * S.astype(np.float32)[self.place]
             mean += self._noise * self._factor(g * noise)
-            found = np.flatnonzero((measured > self._spot * mean) & self._likely)
-            found = found[cells.of[found] > 0]
+            found = np.flatnonzero((measured > self._spot * mean) & self._shows)
             if len(found) == len(spots):
                 break
             spots = found
             counts = cells.counts - np.bincount(cells.of[spots], minlength=len(counts))
+            counts[0] = 0
             sums = self._sums(measured, slice(None)) - self._sums(measured, spots)
-        excess = measured[spots] - (self._noise * self._factor(g * noise))[spots]
-        return Found(S, g * noise, spots, np.maximum(excess, 0) / self._power[spots])
+        seen, power = measured[spots], self._power[spots]
+        quiet, smooth = (self._noise * self._factor(g * noise))[spots], S[self.place[spots]]
+        signal = (seen - quiet) / power
+        # The rest is noise, next to which the smooth signal is as this is next to the noise above.
+        hidden = smooth * quiet / (seen - power * smooth)
+        return Found(S, g * noise, spots, np.where(self._likely[spots], signal, hidden))
 
-    def ratio(self, found: Found) -> NDArray[np.float32]:
-        """Noise over signal, g N / S, at every frequency; what filters need.
+    def ratio(self, found: Found, missed: float = 0.0) -> NDArray[np.float32]:
+        """Noise over signal, (g / S + missed) N, at every frequency; what filters need.
+
+        Parameters
+        ----------
+        found
+            By `fit`.
+        missed
+            More noise that is in proportion to the signal.
+
+        Returns
+        -------
+        (Q,) float32
+        """
+        ratio: NDArray[np.float32] = (1 / found.S).astype(np.float32)[self.place]
+        ratio[found.spots] = 1 / np.maximum(found.at_spots, 1e-30)
+        ratio *= self._factor(found.noise)
+        ratio += np.float32(missed)
+        ratio *= self._noise
+        return ratio
+
+    def total(self, found: Found) -> float:
+        """Sum S over all frequencies that P shows.
 
         Parameters
         ----------
@@ -142,13 +170,10 @@ class Spectrum:
 
         Returns
         -------
-        (Q,) float32
+        float
         """
-        ratio: NDArray[np.float32] = (1 / found.S).astype(np.float32)[self.place]
-        ratio[found.spots] = 1 / np.maximum(found.at_spots, 1e-30)
-        ratio *= self._noise
-        ratio *= self._factor(found.noise)
-        return ratio
+        smooth = found.S[self.place[found.spots]]
+        return float(self._shown @ found.S + (found.at_spots - smooth).sum())
 
     def _factor(self, of: NDArray[np.float64]) -> NDArray[np.float32]:
         """Of N, at every frequency."""
