@@ -9,7 +9,7 @@ import warnings
 import numpy as np
 import pytest
 from helpers import make_frames, make_plan, needs_compiler
-from standin.cupy import CUDARuntimeError
+from standin.cupy import CUDARuntimeError, OutOfMemoryError
 
 from libertem_parallax.accumulate import CudaError, Stack, place_stack
 from libertem_parallax.accumulate.cuda import CudaStack, upload
@@ -189,14 +189,21 @@ def test_a_device_that_is_lost_is_an_error_or_the_cpu_goes_on(standin, operation
         lenient.refresh(np.ones((3, 21), bool))
 
 
-def test_an_upload_that_fails_is_not_taken_for_complete(standin):
+@pytest.mark.parametrize(
+    ("operation", "fault"),
+    [
+        ("launch", CUDARuntimeError("cudaErrorIllegalAddress: some words")),
+        ("synchronize", OutOfMemoryError("Out of memory allocating 3 bytes")),
+    ],
+)
+def test_an_upload_that_fails_is_not_taken_for_complete(standin, operation, fault):
     cupy = standin()
     plan = make_plan((3, 21))
     host = make_stack(plan)
     nothing = np.zeros((3, 21), bool)
     stack = CudaStack(host.frames, host.pixels, (3, 21), (9, 11), nothing, fall_back=True)
-    cupy.faults["launch"] = error()
-    with pytest.warns(RuntimeWarning, match="uploading a stack"):
+    cupy.faults[operation] = fault
+    with pytest.warns(RuntimeWarning, match="from now on. GPU 0, uploading a stack"):
         stack.refresh(np.ones((3, 21), bool))
     cupy.faults.clear()
     assert_same(stack.add(plan), host.add(plan))

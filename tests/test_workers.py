@@ -32,8 +32,12 @@ PARAMETERS = {
     "aberration_coefs": {"C10": -2500.0},
     "upsampling_factor": 2,
 }
-#: CPUs and GPUs of the workers.
-WORKERS = {"CPUs": ([0, 1], []), "GPUs": ([], [0, 1]), "both": ([0], [1])}
+#: CPUs and GPUs of the workers, and which GPUs there are for CUDA: default, two.
+WORKERS: dict = {
+    "CPUs": ([0], [], {}),
+    "GPUs": ([], [0, 1], {}),
+    "both": ([0], [0], {"CUDA_VISIBLE_DEVICES": "1"}),
+}
 ENVIRONMENTS = [{}, {"LIBERTEM_USE_CUDA": "0"}, {"LIBERTEM_USE_CPU": "0"}]
 
 
@@ -80,15 +84,14 @@ def set_environment(patch, environment):
 
 @pytest.fixture(
     scope="module",
-    # One more with GPUs alone is below.
-    params=[(pipelined, "CPUs"), (pipelined, "both"), (dask, "GPUs")],
+    params=[(make, kind) for make in (pipelined, dask) for kind in WORKERS],
     ids=lambda param: f"{param[0].__name__}-{param[1]}",
 )
 def cluster(request):
     """Workers of an executor, and the GPUs that they have; -1 for none."""
     make, kind = request.param
-    cpus, gpus = WORKERS[kind]
-    with started(make, cpus, gpus) as ctx:
+    cpus, gpus, environment = WORKERS[kind]
+    with started(make, cpus, gpus, **environment) as ctx:
         yield ctx, {*gpus} | ({-1} if cpus else set())
 
 
@@ -122,10 +125,8 @@ def assert_added_by(told, gpus):
     np.testing.assert_array_equal(told["launches"] > 0, told["gpu"] >= 0)
 
 
-@pytest.mark.parametrize(
-    ("kind", "environment"),
-    [("dense", {}), *(("events", environment) for environment in ENVIRONMENTS)],
-)
+@pytest.mark.parametrize("environment", ENVIRONMENTS, ids=repr)
+@pytest.mark.parametrize("kind", ["dense", "events"])
 def test_all_workers_add_frames_whatever_the_main_process_has(
     cluster, data, environment, kind, monkeypatch
 ):
@@ -179,13 +180,3 @@ def test_gpus_that_are_not_visible_are_told_and_done_without(data, gpu, visible,
             run(ctx, load["dense"], engine="cuda")
     assert not told["launches"].any()
     np.testing.assert_array_equal(image, expected)
-
-
-def test_workers_of_a_process_that_sees_one_of_two_gpus(data):
-    load, expected = data
-    with started(pipelined, [], [0], CUDA_VISIBLE_DEVICES="1") as ctx:
-        for kind in ("dense", "events"):
-            image, told = run(ctx, load[kind])
-            assert_added_by(told, {0})
-            assert {*told["events"].flat} == {kind == "events"}
-            np.testing.assert_array_equal(image, expected)

@@ -86,7 +86,7 @@ class _Resident(upload.Resident):
         size, uploaded = max(upload.SLOT_BYTES, row), isinstance(images, np.ndarray)
         values = images.size if uploaded else images.reshape(-1)
         super().__init__(device, values, images.dtype, doing, size)
-        with self.working(", uploading images"):
+        with self.working(", uploading images", writing=True):
             self._positions = to_device(positions.T.astype(np.float32).reshape(-1))
             if not uploaded:
                 return

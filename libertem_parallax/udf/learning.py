@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 
 from .. import checks
-from ..accumulate import Stack
+from ..accumulate import CudaError, Stack
 from ..calibration import (
     Calibration,
     CalibrationError,
@@ -157,7 +157,7 @@ class Learning:
             self._found = calibrate_stack(
                 stack, self._known, search=self._search, hints=self._hints
             )
-        except (CalibrationError, ValueError) as error:
+        except (CalibrationError, CudaError, ValueError) as error:
             self.problem = str(error)
 
     def _start(self, found: Calibration, results: Any) -> None:

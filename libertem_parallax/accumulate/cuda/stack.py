@@ -258,7 +258,7 @@ class _Resident(Resident):
         """Upload frames from the first to before the second of each pair."""
         count = self.frames.shape[1]
         step = len(self.slots[0].host) // (count * self.frames.itemsize)
-        with self.working(", uploading a stack"):
+        with self.working(", uploading a stack", writing=True):
             self._S = None
             pieces = [
                 slice(i, min(i + step, stop))

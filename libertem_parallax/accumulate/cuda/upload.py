@@ -239,13 +239,17 @@ class Resident:
         abandon.atexit = False
 
     @contextlib.contextmanager
-    def working(self, doing: str) -> Iterator[None]:
-        """Use the device; after an error nothing is done any more, as values may be incomplete.
+    def working(self, doing: str, *, writing: bool = False) -> Iterator[None]:
+        """Use the device; after an error nothing is done any more, as it may be lost.
+
+        Too little memory is no such error, unless values may be incomplete now.
 
         Parameters
         ----------
         doing
             See `explained`.
+        writing
+            Whether what stays is changed.
 
         Raises
         ------
@@ -261,8 +265,7 @@ class Resident:
             except ValueError:  # of what was to be done: nothing is wrong with the device
                 raise
             except BaseException as error:
-                # Where there was too little memory, nothing that stays has changed.
-                self.failed = not isinstance(error.__cause__, MemoryError)
+                self.failed = writing or not isinstance(error.__cause__, MemoryError)
                 drain(self.device, self.slots, None)
                 raise
 
