@@ -7,6 +7,7 @@ import warnings
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from helpers import PARAMETERS, Late, error, make_scan, needs_compiler
 from scans import KNOWN, bright_field, scan, specimen
 from standin.cupy import OutOfMemoryError
@@ -15,10 +16,11 @@ from libertem_parallax.accumulate import CudaError, Stack, place_stack
 from libertem_parallax.accumulate.cuda import stack as cuda_stack
 from libertem_parallax.calibration import calibrate_stack, find_beam
 from libertem_parallax.calibration.spectra import independent, transform
+from libertem_parallax.cli import main
 from libertem_parallax.direct import direct_phase, with_rim
 from libertem_parallax.geometry import Geometry
 from libertem_parallax.likelihood import monomials
-from libertem_parallax.parameters import Parameters
+from libertem_parallax.parameters import Parameters, load_parameters
 
 pytestmark = needs_compiler
 
@@ -232,3 +234,32 @@ def test_a_calibration_goes_on_without_a_device(standin, operation):
     assert found["aberration_coefs"] == expected["aberration_coefs"]
     with pytest.raises(CudaError, match=r"GPU 0, .*cudaErrorIllegalAddress"):
         calibrate_stack(stack, parameters.replace(engine="cuda"), beam, device=0)
+
+
+@pytest.mark.parametrize("command", ["calibrate", "reconstruct"])
+def test_commands_go_on_without_a_device_or_say_why_not(standin, monkeypatch, tmp_path, command):
+    """As it is lost when images are transformed; or it is asked for, and that is an error."""
+    cupy = standin(order="forward")
+    monkeypatch.chdir(tmp_path)
+    data, parameters, _ = case()
+    np.save("scan.npy", data)
+    parameters = parameters.replace(angular_sampling=(3.0, 3.0))
+    if command == "calibrate":
+        command += " scan.npy --params {}.toml -o {}_found.toml"
+    else:
+        parameters = parameters.replace(aberration_coefs={"C10": -420.0})
+        command += " scan.npy --params {}.toml --image direct -o {}.npy"
+    cupy.faults["compute"] = error("cudaErrorIllegalAddress")
+    results = {}
+    for engine in ("numba", "auto", "cuda"):
+        parameters.replace(engine=engine).save(f"{engine}.toml")
+        results[engine] = CliRunner().invoke(main, command.format(engine, engine).split())
+        told = "Warning: the stack is used on the CPU from now on. GPU 0, transforming the images"
+        assert (told in results[engine].stderr) == (engine == "auto")
+    assert [result.exit_code for result in results.values()] == [0, 0, 1]
+    assert "GPU 0, transforming the images of a stack: cudaErrorI" in results["cuda"].stderr
+    if "calibrate" in command:
+        found = [load_parameters(f"{engine}_found.toml") for engine in ("numba", "auto")]
+        assert found[0]["aberration_coefs"] == found[1]["aberration_coefs"]
+    else:
+        np.testing.assert_array_equal(np.load("numba.npy"), np.load("auto.npy"))
