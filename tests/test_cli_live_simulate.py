@@ -21,8 +21,15 @@ from live_commands import SECONDS, Run, simulators, when
 from PIL import Image
 
 from libertem_parallax import files, load_parameters, simulate
+from libertem_parallax.cli import simulated
 
 pytestmark = simulators
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames come sooner than they are good to look at."""
+    monkeypatch.setattr(simulated, "_DWELL_TIME", 3e-4)
 
 
 @pytest.mark.parametrize(
@@ -134,11 +141,11 @@ def brighter(monkeypatch: pytest.MonkeyPatch) -> None:
     """A smaller specimen that gets more electrons."""
     plain = simulate.simulate
 
-    def simulated(**how: Any) -> simulate.Simulation:
+    def small(**how: Any) -> simulate.Simulation:
         more = {} if how["dose"] is None else {"scan_shape": (40, 48), "dose": 60.0}
         return plain(**{**how, **more})
 
-    monkeypatch.setattr(simulate, "simulate", simulated)
+    monkeypatch.setattr(simulate, "simulate", small)
 
 
 @pytest.mark.usefixtures("brighter")
@@ -179,6 +186,7 @@ def test_frames_are_kept_where_no_parameters_are_found(run: Run) -> None:
     np.testing.assert_array_equal(np.load(kept).reshape(pick.shape), pick)
 
 
+@pytest.mark.usefixtures("brighter")
 def test_simulate_and_calibrate(run: Run) -> None:
     """Parameters come from the first rows; the image has all frames nevertheless."""
     result = run("live --simulate merlin --calibrate --underfocus")
