@@ -26,14 +26,43 @@ if "KERNELS_FOLDER" not in os.environ:
     os.environ["KERNELS_FOLDER"] = _folder.name
 
 
+#: How kernels are compiled, and where addresses are checked.
+OPTIONS = ["-std=c++17", "-fPIC", "-O2", "-U_FORTIFY_SOURCE"]
+SANITIZED = ["-std=c++17", "-fPIC", "-g", "-fsanitize=address,undefined"]
+
+
 class CompileError(Exception):
     """g++ refused the source."""
 
 
 @functools.cache
+def header() -> Path:
+    """Copy of the header with what g++ makes of it beside: most of the time goes into that."""
+    folder = Path(os.environ["KERNELS_FOLDER"])
+    digest = hashlib.sha256(HEADER.read_bytes()).hexdigest()[:16]
+    path = folder / f"{digest}.hpp"
+    compiled = folder / f"{digest}.hpp.gch"
+    if not compiled.exists():
+        part = folder / f"{digest}.{os.getpid()}"
+        shutil.copy(HEADER, part)
+        part.replace(path)
+        compile_with(*OPTIONS, "-x", "c++-header", str(path), "-o", str(part))
+        part.replace(compiled)
+    return path
+
+
+def compile_with(*arguments: str, text: str | None = None) -> None:
+    done = subprocess.run(
+        ["g++", *arguments], input=text, text=True, capture_output=True, check=False
+    )
+    if done.returncode:
+        raise CompileError(done.stderr)
+
+
+@functools.cache
 def compile_kernels(source: str, expressions: tuple[str, ...], sanitize: bool = False):
     """Compile template instances of a kernel; returns what `launch` takes for each."""
-    text = f'#include "{HEADER}"\n{source}\n'
+    text = f'#include "{HEADER if sanitize else header()}"\n{source}\n'
     for i, expression in enumerate(expressions):
         text += f"""
 extern "C" void launch_{i}(
@@ -50,13 +79,8 @@ extern "C" int arguments_{i}(unsigned long *sizes)
     path = Path(os.environ["KERNELS_FOLDER"], f"{name}.so")
     if not path.exists():
         part = path.with_suffix(f".{os.getpid()}")
-        command = ["g++", "-x", "c++", "-", "-o", str(part), "-std=c++17", "-shared", "-fPIC"]
-        command += (
-            ["-g", "-fsanitize=address,undefined"] if sanitize else ["-O2", "-U_FORTIFY_SOURCE"]
-        )
-        done = subprocess.run(command, input=text, text=True, capture_output=True, check=False)
-        if done.returncode:
-            raise CompileError(done.stderr)
+        options = SANITIZED if sanitize else OPTIONS
+        compile_with(*options, "-shared", "-x", "c++", "-", "-o", str(part), text=text)
         part.replace(path)
     library = ctypes.CDLL(str(path))
     kernels = []
