@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import struct
@@ -85,7 +86,14 @@ def dectris_simulator(
         verbose=False,
         data_filter=None if dies_after is None and damages is None else fail,
     )
-    simulator.start()
+    # It forks. Connections of before that nobody uses any more must not be collected in that
+    # process: without their threads they would abort it.
+    gc.collect()
+    gc.freeze()
+    try:
+        simulator.start()
+    finally:
+        gc.unfreeze()
     try:
         simulator.wait_for_listen()
         yield simulator
