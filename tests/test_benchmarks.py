@@ -16,7 +16,7 @@ from helpers import needs_compiler
 from benchmarks import __main__ as command
 from benchmarks import growth, report, worker
 from benchmarks.gpu import __main__ as gpu
-from benchmarks.gpu import floors, parts
+from benchmarks.gpu import cutting, floors, parts
 from benchmarks.report import Row
 from benchmarks.workloads import Workload, write
 
@@ -260,6 +260,18 @@ def test_the_gpu_report_has_all_figures(gpu_report) -> None:
     again, _ = gpu_report()
     assert again.exit_code == 1
     assert "report.md exists" in again.output
+
+
+@pytest.mark.filterwarnings("ignore:shifts of up to")
+def test_the_host_cuts_frames_on_threads_without_a_gpu(monkeypatch) -> None:
+    """Of what it takes here nothing is said; bytes are those of a disk of 27 rows."""
+    monkeypatch.setattr(cutting, "WORKLOADS", (replace(SMALL, shape=(128, 2, 64, 64)),))
+    result = CliRunner().invoke(cutting.main, ["--threads", "2", "--rounds", "1"])
+    assert result.exit_code == 0, result.output
+    rows = [line.strip("| ").split(" | ") for line in result.output.splitlines()[2:]]
+    assert [row[1:3] for row in rows] == [[w, n] for w in ("cut", "added") for n in ("1", "2")]
+    # Rows of one cache line each are cut whole.
+    assert [row[-1] for row in rows] == [f"{64 * 27}, {b}, {b}" for b in (64 * 27,) * 2 + (0,) * 2]
 
 
 @needs_compiler
