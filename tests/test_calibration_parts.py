@@ -57,7 +57,7 @@ def test_uncertainties_are_true() -> None:
         free = list(range(model.size))
         best = ascend(model, model.vector(COEFS, ROTATION), free)
         radius = np.hypot(*spectra.q.T)
-        model = model.with_weights(frequency_weights(radius, model.explained(best)))
+        model = model.replace(weights=frequency_weights(radius, model.explained(best)))
         x.append(ascend(model, best, free))
         stated.append(np.diag(covariance(model, x[-1], free)))
     ratio = np.std(x, axis=0, ddof=1) / np.sqrt(np.mean(stated, axis=0))

@@ -54,9 +54,7 @@ def doubts(model: Model, x: NDArray[np.float64], free: list[int]) -> list[str]:
         return []
     strongest = np.sort(np.argsort(-model.weights, kind="stable")[:_FREQUENCIES])
     weights = model.weights[strongest]
-    asked = Model(
-        model.spectra.take(strongest), model.optics, model.layout, model.orders, weights=weights
-    )
+    asked = model.replace(spectra=model.spectra.take(strongest), weights=weights)
     explained = float(weights @ (asked.explained(x) - 1))
     if not explained > 0:
         return []
@@ -72,9 +70,7 @@ def doubts(model: Model, x: NDArray[np.float64], free: list[int]) -> list[str]:
             semiangle=model.optics.semiangle * factor,
             sampling=(model.optics.sampling[0] * factor, model.optics.sampling[1] * factor),
         )
-        other = Model(
-            asked.spectra, optics, model.layout, model.orders, weights=weights, engine=asked.engine
-        )
+        other = asked.replace(optics=optics)
         # The same shifts.
         start = np.concatenate([x[:1], x[1:] * factor])
         gains[factor] = gain(other, start, free)
@@ -92,10 +88,7 @@ def doubts(model: Model, x: NDArray[np.float64], free: list[int]) -> list[str]:
         notes.append(f"{given} may be wrong: {words}")
     higher = [order for order in ((2, 1), (2, 3), (3, 0)) if order not in model.orders]
     if len(higher) == 3:
-        wider = Model(
-            asked.spectra, model.optics, model.layout, sorted({*model.orders, *higher}),
-            weights=weights, engine=asked.engine,
-        )  # fmt: skip
+        wider = asked.replace(orders=sorted({*model.orders, *higher}))
         start = wider.vector(model.coefs(x), float(x[0]))
         new = [j for j, name in enumerate(wider.names) if name in ("C21", "C23", "C30")]
         more = gain(wider, start, [*free, *new])

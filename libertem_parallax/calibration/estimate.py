@@ -175,14 +175,14 @@ class _Finder:
         self.engine = engine
         self.orders, self.fixed, self.hints = orders, fixed, hints
         self.radius = np.hypot(*spectra.q.T)
-        self._engines: dict[int, Model] = {}
+        self._models: dict[int, Model] = {}
 
     def model(self, mirrored: bool, highest: float) -> Model:
         """Model of a band of frequencies."""
         count = int(np.searchsorted(self.radius, highest, side="right"))
         count = min(len(self.radius), max(count, 2 * _FEW))
         layout = self.layouts[mirrored]
-        if count not in self._engines:
+        if count not in self._models:
             spectra, optics = self.spectra, self.optics
             if count < len(self.radius):
                 spectra = spectra.take(slice(0, count))
@@ -194,9 +194,8 @@ class _Finder:
                 None if spectra.there is None else spectra.there.device.id,
                 again=lambda: spectra.images,
             )
-            self._engines[count] = Model(spectra, optics, layout, self.orders, engine=engine)
-        made = self._engines[count]
-        return Model(made.spectra, self.optics, layout, self.orders, engine=made.engine)
+            self._models[count] = Model(spectra, optics, layout, self.orders, engine=engine)
+        return self._models[count].replace(layout=layout)
 
     def free(self, model: Model) -> list[int]:
         """Tell which parameters are to be found."""
@@ -324,7 +323,7 @@ class _Finder:
         model = self.model(mirrored, float(self.radius[-1]))
         free = self.free(model)
         for _ in range(2):
-            model = model.with_weights(frequency_weights(self.radius, model.explained(x)))
+            model = model.replace(weights=frequency_weights(self.radius, model.explained(x)))
             x = ascend(model, x, free)
         x = x.copy()
         x[0] = math.remainder(x[0], 2 * math.pi)
@@ -362,7 +361,7 @@ def _clear(s: Solution) -> bool:
     if explained[strong].sum() / len(spectra.pixels) < _ENOUGH * there:
         return False
     weights = frequency_weights(np.hypot(*spectra.q.T), explained)
-    return significance(s.model.with_weights(weights), s.x) > _CLEAR_PEAK
+    return significance(s.model.replace(weights=weights), s.x) > _CLEAR_PEAK
 
 
 def _near(x: NDArray[np.float64], y: NDArray[np.float64], fixed: Mapping[str, float]) -> bool:

@@ -103,12 +103,13 @@ class Model:
         for row, part in zip(self._basis, parts, strict=True):
             row[: len(part)] = part
 
-    def with_weights(self, weights: NDArray[np.float64]) -> Model:
-        """Make the same model with other weights."""
-        return Model(
-            self.spectra, self.optics, self.layout, self.orders,
-            weights=weights, engine=self.engine,
-        )  # fmt: skip
+    def replace(self, **changes: Any) -> Model:
+        """Make the same model with other arguments; other spectra need an engine, or get one."""
+        own = ("spectra", "optics", "layout", "orders", "weights", "engine")
+        arguments: dict[str, Any] = {name: getattr(self, name) for name in own} | changes
+        if "spectra" in changes:
+            arguments["engine"] = changes.get("engine")
+        return Model(**arguments)
 
     @property
     def size(self) -> int:

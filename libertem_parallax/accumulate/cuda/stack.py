@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -124,14 +125,8 @@ class CudaStack(Stack):
         ValueError
             See `Stack.add`.
         """
-        self._check(plan)
-        columns = self.columns(plan.pixels)
-        if plan.wraps and self._resident.can_add(columns):
-            sums = self._on_gpu(lambda: self._resident.add_to_host(plan, columns))
-            if sums is not None and (sums[1].dtype.kind != "f" or is_small(sums[1]).all()):
-                return sums
-        # It tells what is wrong with a value.
-        return super().add(plan, threads)
+        sums = self._added(plan, self._resident.add_to_host)
+        return super().add(plan, threads) if sums is None else sums
 
     def add_on_device(self, plan: Plan) -> tuple[Any, Any]:
         """Add all frames under a plan on the GPU, and leave the sums there.
@@ -184,14 +179,8 @@ class CudaStack(Stack):
         ValueError
             See `Stack.add`.
         """
-        self._check(plan)
-        columns = self.columns(plan.pixels)
-        if plan.wraps and self._resident.can_add(columns):
-            made = self._on_gpu(lambda: self._resident.make(plan, columns, function))
-            if made is not None:
-                return made
-        # It tells what is wrong with a value.
-        return function(*super().add(plan, threads))
+        made = self._added(plan, partial(self._resident.make, function))
+        return function(*super().add(plan, threads)) if made is None else made
 
     def with_images(self, columns: NDArray[np.int64], function: Callable[[Blocks], _T]) -> _T:
         """Make something of the images that some pixels see, on the GPU.
@@ -225,6 +214,14 @@ class CudaStack(Stack):
         edges = np.diff((scanned & ~self.scanned).reshape(-1).astype(np.int8), prepend=0, append=0)
         starts, stops = np.flatnonzero(edges > 0), np.flatnonzero(edges < 0)
         return list(zip(starts.tolist(), stops.tolist(), strict=True))
+
+    def _added(self, plan: Plan, work: Callable[[Plan, NDArray[np.int64]], _T | None]) -> _T | None:
+        """Add there, and more; None where the CPU has to: it tells what is wrong with a value."""
+        self._check(plan)
+        columns = self.columns(plan.pixels)
+        if not plan.wraps or not self._resident.can_add(columns):
+            return None
+        return self._on_gpu(lambda: work(plan, columns))
 
     def _on_gpu(self, work: Callable[[], _T]) -> _T | None:
         """Do something there; None where the CPU has to go on."""
@@ -317,17 +314,17 @@ class _Resident(Resident):
 
     def add_to_host(
         self, plan: Plan, columns: NDArray[np.int64]
-    ) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Add under a plan, and copy the sums."""
+    ) -> tuple[NDArray[Any], NDArray[Any]] | None:
+        """Add under a plan, and copy the sums; None where values are too large."""
         there = self.add(plan, columns)
         A, S = (np.zeros(shape, there[0].dtype) for shape in (plan.folded_shape, self.scan_shape))
         with self.working(", copying sums"):
             for sums, out in zip(there, (A, S), strict=True):
                 self.slots[0].read(sums, out.reshape(-1))
-        return A, S
+        return (A, S) if S.dtype.kind != "f" or is_small(S).all() else None
 
     def make(
-        self, plan: Plan, columns: NDArray[np.int64], function: Callable[[Any, Any], Any]
+        self, function: Callable[[Any, Any], Any], plan: Plan, columns: NDArray[np.int64]
     ) -> NDArray[Any] | None:
         """Make something of the sums, and copy it; None where values are too large."""
         A, S = self.add(plan, columns)
