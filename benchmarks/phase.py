@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
+from libertem.api import Context
+
+from libertem_parallax import ParallaxPhaseUDF, ParallaxUDF
+from libertem_parallax.geometry import Geometry
+from libertem_parallax.images import IMAGES, Imaging, Sums
 
 from . import known
 from .calibration import ask, environments, with_peers
 from .known import Known
 
-__all__ = ["DOSES", "main", "table"]
+__all__ = ["DOSES", "cost", "main", "table"]
 
 #: Of the demo's specimen, in e/Å².
 DOSES = 10.0, 30.0, 300.0
 
 OURS = "phase flip", "phase", "direct"
+
+#: Of an acquisition whose cost is measured: 553 pixels in the bright field.
+COST: dict[str, Any] = {
+    "scan_sampling": (2.0, 2.0),
+    "energy": 300e3,
+    "semiangle_cutoff": 4.0,
+    "angular_sampling": (0.3, 0.3),
+    "aberration_coefs": {"C10": -1.5e4},
+}
 
 
 def table(one: Known, pythons: Mapping[str, str]) -> Iterator[str]:
@@ -45,15 +61,68 @@ def table(one: Known, pythons: Mapping[str, str]) -> Iterator[str]:
     yield ""
 
 
+def cost(image: int = 1024, scan: int = 512, rounds: int = 15) -> Iterator[str]:
+    """Lines that tell what images cost: the last step, and rates of whole runs.
+
+    Parameters
+    ----------
+    image
+        Rows and columns of the image that the last step makes.
+    scan
+        Rows and columns of the scan that is run.
+    rounds
+        How often all take turns.
+    """
+    rng = np.random.default_rng(0)
+    geometry = Geometry.from_parameters((image, image, 32, 32), **COST)
+    A, S = rng.poisson(400, (2, 1, 1, image, image)).astype(np.uint32)
+    imaging, seconds = Imaging(geometry), {name: list[float]() for name in IMAGES}
+    for _ in range(rounds + 1):
+        for name, one in IMAGES.items():
+            start = time.perf_counter()
+            one.prepare(imaging)
+            one.make(Sums(imaging, A, S[0, 0], np.ones((image, image), bool)))
+            seconds[name].append(time.perf_counter() - start)
+    yield f"last step, {image} x {image}"
+    yield f"  {'image':<16}{'first':>8}{'median':>8}{'most':>8}"
+    for name, (first, *later) in seconds.items():
+        ms = f"{1e3 * first:>8.0f}{1e3 * np.median(later):>8.1f}{1e3 * max(later):>8.1f}"
+        yield f"  {name:<16}{ms} ms"
+
+    frames = rng.poisson(0.7, (scan, scan, 32, 32)).astype(np.uint8)
+    udfs = [cls.from_parameters(frames.shape, **COST) for cls in (ParallaxUDF, ParallaxPhaseUDF)]
+    frames *= udfs[0].params.geometry.plan.lookup >= 0  # there is a disk
+    runs: list[list[float]] = []
+    with Context.make_with("inline") as ctx:
+        ds = ctx.load("memory", data=frames, sig_dims=2)
+        for _ in range(rounds + 1):
+            runs.append([])
+            for udf in udfs:
+                start = time.perf_counter()
+                ctx.run_udf(ds, udf)
+                runs[-1].append(time.perf_counter() - start)
+    parallax, phase = np.array(runs[1:]).T
+    yield f"runs, {scan} x {scan} frames of 32 x 32 uint8 in memory, {rounds} of each in turn"
+    for name, values in (("ParallaxUDF", parallax), ("ParallaxPhaseUDF", phase)):
+        yield f"  {name:<16}{scan * scan / np.median(values):>12,.0f} frames/s"
+    more = 1e3 * np.median(phase - parallax)
+    yield f"  the second takes {more:.1f} ms more a run, for its image: {np.median(phase / parallax):.3f}"
+
+
 @click.command()
 @with_peers
-def main(quantem: str | None, py4dstem: str | None, data: Path | None) -> None:
+@click.option("--cost", "costs", is_flag=True, help="Only what images cost, without peers.")
+def main(quantem: str | None, py4dstem: str | None, data: Path | None, costs: bool) -> None:
     """Make images of sets of known truth at the true parameters, one pixel for a scan step.
 
     The truth is blurred by 0.7 pixels, images are not. Seconds are those of one core, from the file
     to the image, once all is compiled. py4DSTEM makes no such image and is not asked.
     """
     del py4dstem
+    if costs:
+        for line in cost():
+            click.echo(line)
+        return
     pythons = environments(OURS, {"quantEM Wiener": quantem})
     more = [] if data is None else known.folder(data)
     with tempfile.TemporaryDirectory() as name:

@@ -62,7 +62,7 @@ def phase(sums: Sums) -> NDArray[np.float32]:
     # I0; of u² pixels of the image, the scan has hit one.
     inside = counts / (transfer.pixels * scanned) / sums.imaging.geometry.plan.upsampling_factor**2
     R = rfft2(image)
-    R /= np.float32(inside)
+    R *= np.float32(1 / inside)  # complex numbers are divided slowly
     noise = counts / inside**2
     snr = sums.imaging.regularization
     if isinstance(snr, str):
@@ -74,7 +74,7 @@ def phase(sums: Sums) -> NDArray[np.float32]:
     else:
         ratio = transfer.power.max() / np.float32(snr)
     R *= transfer.conj
-    R /= np.maximum(transfer.power + ratio, np.float32(1e-30))
+    R *= 1 / np.maximum(transfer.power + ratio, np.float32(1e-30))
     return irfft2(R, image.shape[1])
 
 

@@ -45,8 +45,9 @@ _LEAST, _NONE = 1e-3, 1e-6
 #: are signal. Among as many frequencies as there are, noise should be so in one scan of thousands.
 _SPOT, _SPOT_LEAST, _SPOT_RARE, _ROUNDS = 12.0, 1e-2, 8.0, 3
 
-#: Steps to the maximum, the largest of one, in log S, and where to stop.
-_STEPS, _STEP, _ENOUGH = 20, 2.0, 0.01
+#: Steps to the maximum, the largest of one, in log S, and the gain in log likelihood that is too
+#: little for another: where there is no signal, log S has no end.
+_STEPS, _STEP, _ENOUGH = 20, 2.0, 1e-3
 
 
 class Found(NamedTuple):
@@ -100,6 +101,7 @@ class Spectrum:
         #: (Q,) Where frequencies are looked up.
         self.place: NDArray[np.intp] = np.rint(place * ((_KNOTS - 1) * _PLACES / span)).astype(int)
         self._power, self._noise, self._beyond = power, noise, beyond.astype(np.intp)
+        self._any_beyond = bool(beyond.any())
         self._cells = _cells(power, noise, self.place, beyond)
         self._law = law[0] / 2 * np.log(np.exp(2 * span * np.linspace(0, 1, _KNOTS)) + law[1] ** 2)
         self._likely = power > _SPOT_LEAST * power.max()
@@ -123,9 +125,11 @@ class Spectrum:
         for _ in range(_ROUNDS):
             theta = self._climb(theta, counts, sums, noise)
             S, g = self._values(theta)
-            mean = self._power * S.astype(np.float32)[self.place]
+            mean = S.astype(np.float32).take(self.place)
+            mean *= self._power
             mean += self._noise * self._factor(g * noise)
-            found = np.flatnonzero((measured > self._spot * mean) & self._shows)
+            mean *= np.float32(self._spot)
+            found = np.flatnonzero((measured > mean) & self._shows)
             if len(found) == len(spots):
                 break
             spots = found
@@ -133,7 +137,8 @@ class Spectrum:
             counts[0] = 0
             sums = self._sums(measured, slice(None)) - self._sums(measured, spots)
         seen, power = measured[spots], self._power[spots]
-        quiet, smooth = (self._noise * self._factor(g * noise))[spots], S[self.place[spots]]
+        quiet = self._noise[spots] * (g * noise)[self._beyond[spots]]
+        smooth = S[self.place[spots]]
         signal = (seen - quiet) / power
         # The rest is noise, next to which the smooth signal is as this is next to the noise above.
         hidden = smooth * quiet / (seen - power * smooth)
@@ -153,7 +158,7 @@ class Spectrum:
         -------
         (Q,) float32
         """
-        ratio: NDArray[np.float32] = (1 / found.S).astype(np.float32)[self.place]
+        ratio: NDArray[np.float32] = (1 / found.S).astype(np.float32).take(self.place)
         ratio[found.spots] = 1 / np.maximum(found.at_spots, 1e-30)
         ratio *= self._factor(found.noise)
         ratio += np.float32(missed)
@@ -175,9 +180,12 @@ class Spectrum:
         smooth = found.S[self.place[found.spots]]
         return float(self._shown @ found.S + (found.at_spots - smooth).sum())
 
-    def _factor(self, of: NDArray[np.float64]) -> NDArray[np.float32]:
+    def _factor(self, of: NDArray[np.float64]) -> NDArray[np.float32] | np.float32:
         """Of N, at every frequency."""
-        return of.astype(np.float32)[self._beyond]
+        both = of.astype(np.float32)
+        factor: NDArray[np.float32] | np.float32
+        factor = both.take(self._beyond) if self._any_beyond else both[0]
+        return factor
 
     def _sums(self, measured: NDArray[Any], which: NDArray[np.intp] | slice) -> NDArray[Any]:
         cells = self._cells
@@ -216,7 +224,7 @@ class Spectrum:
             information = (slopes.T * counts) @ slopes + _PRICE
             step = np.clip(np.linalg.solve(information, gradient), -_STEP, _STEP)
             theta = theta + step
-            if abs(step).max() < _ENOUGH:
+            if gradient @ step < _ENOUGH:
                 break
         return theta
 
