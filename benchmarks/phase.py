@@ -106,7 +106,8 @@ def cost(image: int = 1024, scan: int = 512, rounds: int = 15) -> Iterator[str]:
     for name, values in (("ParallaxUDF", parallax), ("ParallaxPhaseUDF", phase)):
         yield f"  {name:<16}{scan * scan / np.median(values):>12,.0f} frames/s"
     more = 1e3 * np.median(phase - parallax)
-    yield f"  the second takes {more:.1f} ms more a run, for its image: {np.median(phase / parallax):.3f}"
+    ratio = np.median(phase / parallax)
+    yield f"  the second takes {more:.1f} ms more a run, for its image: {ratio:.3f}"
 
 
 @click.command()
