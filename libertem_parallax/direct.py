@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from . import checks
 from .accumulate import Blocks, Stack
+from .accumulate.disk import keep_on_disk
 from .geometry import Geometry
 from .images.fourier import irfft2, pixel_spectra
 from .images.wiener import Spectrum
@@ -271,13 +272,13 @@ class Direct:
 
     def asymmetry(self, interference: Interference) -> NDArray[Any]:
         """Sum a² - b² of both beams over all pixels, for every frequency."""
-        return np.array([self._difference(center) for center in interference.center]) * self._tells
-
-    def _difference(self, center: NDArray[Any]) -> float:
-        at, edge = self._engine.positions, self._engine.edge
-        return float(
-            (aperture(at - center, 1.0, edge) ** 2 - aperture(at + center, 1.0, edge) ** 2).sum()
+        at, center = (
+            np.ascontiguousarray(values, np.float64)
+            for values in (self._engine.positions, interference.center)
         )
+        minus, plus = (_lit(at, side * center, self._engine.edge) for side in (1.0, -1.0))
+        difference: NDArray[np.float64] = (minus - plus) * self._tells
+        return difference
 
     def ratio(
         self, N: NDArray[Any], D: NDArray[Any], regularization: float | str
@@ -297,3 +298,15 @@ class Direct:
         """Make an image (Ny, Nx) of its half-spectrum."""
         half = spectrum.astype(np.complex64).reshape(self._q.shape[:2])
         return irfft2(half, self._shape[1])
+
+
+@keep_on_disk
+def _lit(at: Any, centers: Any, edge: float) -> Any:
+    """Sum a² over pixels, with the aperture at every center: (Q,). All in semiangles."""
+    sums = np.zeros(len(centers))
+    for q in range(len(centers)):
+        for m in range(len(at)):
+            y, x = at[m, 0] - centers[q, 0], at[m, 1] - centers[q, 1]
+            a = min(max((1 - np.sqrt(y * y + x * x)) / edge + 0.5, 0.0), 1.0)
+            sums[q] += a * a
+    return sums
