@@ -33,13 +33,14 @@ struct Beam
 };
 
 template <int TERMS>
-__device__ __forceinline__ Beam beam(const float *phase, const float (&terms)[TERMS], float y, float x, float edge)
+__device__ __forceinline__ Beam beam(const float *phase, const float (&terms)[TERMS], float y, float x, float steep)
 {
     Beam b;
-    const float radius = sqrtf(y * y + x * x);
-    const float inside = (1.0f - radius) / edge + 0.5f;
+    // Of the radius: one instruction, where a root and its quotients would take dozens.
+    const float square = y * y + x * x, inverse = rsqrtf(max(square, 1e-24f));
+    const float inside = (1.0f - square * inverse) * steep + 0.5f;
     b.a = min(max(inside, 0.0f), 1.0f);
-    const float slope = inside > 0.0f && inside < 1.0f ? -1.0f / (edge * max(radius, 1e-12f)) : 0.0f;
+    const float slope = inside > 0.0f && inside < 1.0f ? -steep * inverse : 0.0f;
     b.slope_y = slope * y;
     b.slope_x = slope * x;
     float turns = 0.0f;
@@ -82,6 +83,7 @@ __global__ void __launch_bounds__(LANES *WARPS, 1)
     const float *minus = beams + static_cast<long long>(q) * NUMBERS;
     const float *plus = minus + TERMS;
     const float c_y = plus[TERMS], c_x = plus[TERMS + 1];
+    const float steep = 1.0f / edge;
 
     float terms[TERMS];
     float n_re = 0.0f, n_im = 0.0f, d = 0.0f;
@@ -89,8 +91,8 @@ __global__ void __launch_bounds__(LANES *WARPS, 1)
     {
         const float y = positions[m], x = positions[pixels + m];
         monomials<DEGREE>(y, x, terms);
-        const Beam first = beam(minus, terms, y - c_y, x - c_x, edge);
-        const Beam second = beam(plus, terms, y + c_y, x + c_x, edge);
+        const Beam first = beam(minus, terms, y - c_y, x - c_x, steep);
+        const Beam second = beam(plus, terms, y + c_y, x + c_x, steep);
         const float re = first.a * first.cos - second.a * second.cos;
         const float im = first.a * first.sin - second.a * second.sin;
         const float2 value = G[m];
@@ -118,8 +120,8 @@ __global__ void __launch_bounds__(LANES *WARPS, 1)
         {
             const float y = positions[m], x = positions[pixels + m];
             monomials<DEGREE>(y, x, terms);
-            const Beam first = beam(minus, terms, y - c_y, x - c_x, edge);
-            const Beam second = beam(plus, terms, y + c_y, x + c_x, edge);
+            const Beam first = beam(minus, terms, y - c_y, x - c_x, steep);
+            const Beam second = beam(plus, terms, y + c_y, x + c_x, steep);
             const float re = first.a * first.cos - second.a * second.cos;
             const float im = first.a * first.sin - second.a * second.sin;
             const float2 value = G[m];

@@ -210,6 +210,11 @@ struct float2
     float x, y;
 };
 
+inline float rsqrtf(float x)
+{
+    return 1.0f / std::sqrt(x);
+}
+
 inline void sincospif(float x, float *sin, float *cos)
 {
     const double angle = M_PI * std::fmod(double(x), 2.0);

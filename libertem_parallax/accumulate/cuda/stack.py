@@ -15,6 +15,8 @@ from ..plan import Plan
 from ..stack import Blocks, Stack
 from . import upload
 from .device import (
+    FRAMES,
+    POSITIONS,
     gather_launch_shape,
     kernel,
     load_cupy,
@@ -28,8 +30,8 @@ __all__ = ["CudaStack"]
 
 _T = TypeVar("_T")
 
-#: Scan positions, which kernels count with 32 bits.
-_MOST_POSITIONS = 2**31 - 1
+#: Scan positions, which kernels count with 32 bits, those of the last block included.
+_MOST_POSITIONS = 2**31 - 1 - FRAMES * POSITIONS
 
 #: Values of images that are worked on at once, and bytes that each of them takes then: itself, its
 #: transform, what the library of transforms needs, and others of that size.
