@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,11 +69,59 @@ def positions_to_compare(scan_shape: tuple[int, int]) -> NDArray[np.int64]:
     return positions
 
 
-def _factor(geometry: Geometry) -> int:
-    """Rows and columns of the detector that are one of the pattern: large ones take time."""
-    radius = geometry.parameters["semiangle_cutoff"] / max(geometry.sampling)
-    smallest = min(max(geometry.plan.detector_shape) / _PATTERN, radius / _PATTERN_RADIUS)
-    return max(1, int(smallest))
+class _Layout(NamedTuple):
+    """What follows from a geometry for the pattern that is compared."""
+
+    factor: int  # rows and columns of the detector that are one of the pattern
+    counts: NDArray[np.float64] | None  # pixels of the detector that are one of it; None: one each
+    usable: NDArray[np.bool_]  # where half of them are so
+    axes: list[NDArray[np.float64]]  # rows and columns on the detector
+    inside: NDArray[np.bool_]  # which are in the bright field
+    zone: NDArray[np.int8]  # flat: seven rings in each of four quadrants, see `_rings`
+    sizes: NDArray[np.float64]  # how many pixels each of these has, of those that are usable
+
+
+_layouts: WeakKeyDictionary[Geometry, _Layout] = WeakKeyDictionary()
+
+
+def _layout(geometry: Geometry) -> _Layout:
+    """Take what was worked out before: it takes longer than a small scan's frames."""
+    if geometry not in _layouts:
+        _layouts[geometry] = _make_layout(geometry)
+    return _layouts[geometry]
+
+
+def _make_layout(geometry: Geometry) -> _Layout:
+    cutoff: float = geometry.parameters["semiangle_cutoff"]
+    detector = geometry.plan.detector_shape
+    # Large detectors would take time.
+    radius = cutoff / max(geometry.sampling)
+    factor = max(1, int(min(max(detector) / _PATTERN, radius / _PATTERN_RADIUS)))
+    shape = [-(-n // factor) for n in detector]
+    mask = geometry.parameters.get("bf_mask")
+    if mask is None:
+        along = [np.bincount(np.arange(n) // factor) for n in detector]
+        counts = np.outer(*along).astype(np.float64)
+    else:
+        counts = np.zeros(shape)
+        _bin(counts, mask, (0, 0), factor)
+    usable = 2 * counts >= factor**2
+    axes = [np.arange(n) * np.float64(factor) + (factor - 1) / 2 for n in shape]
+    # In units of the bright field's radius.
+    with np.errstate(all="ignore"):
+        y, x = (
+            (axis - c) * step / cutoff
+            for axis, c, step in zip(axes, geometry.center, geometry.sampling, strict=True)
+        )
+        distance = np.hypot(y[:, None], x)
+        # Quadrants around the axes: what is not a disk but the scan's axis shows along one of them.
+        upright = np.abs(y)[:, None] > np.abs(x)
+    quadrant = 2 * upright + np.where(upright, (y >= 0)[:, None], x >= 0)
+    zone = 7 * quadrant + np.digitize(distance, (0.5, 0.7, 0.85, 1.2, 1.4, 3))
+    zone = zone.astype(np.int8).reshape(-1)
+    sizes = np.bincount(zone[usable.reshape(-1)], minlength=28).astype(np.float64)
+    several = np.maximum(counts, 1) if factor > 1 else None
+    return _Layout(factor, several, usable, axes, distance <= 1, zone, sizes)
 
 
 def pattern_shape(geometry: Geometry) -> tuple[int, int]:
@@ -88,7 +137,7 @@ def pattern_shape(geometry: Geometry) -> tuple[int, int]:
     (int, int)
         Rows and columns.
     """
-    rows, columns = (-(-n // _factor(geometry)) for n in geometry.plan.detector_shape)
+    rows, columns = _layout(geometry).usable.shape
     return rows, columns
 
 
@@ -116,40 +165,33 @@ def add_frames(
     if mask is not None:
         (row, column), (rows, columns) = origin, sums.shape
         sums[~mask[row : row + rows, column : column + columns]] = 0
-    _bin(pattern, sums, origin, _factor(geometry))
+    _bin(pattern, sums, origin, _layout(geometry).factor)
 
 
 def _bin(
     to: NDArray[np.float64], values: NDArray[Any], origin: tuple[int, int], factor: int
 ) -> None:
     """Add the values of a part of the detector, at `origin`, to a coarse detector."""
+    if factor == 1:
+        (row, column), (rows, columns) = origin, values.shape
+        to[row : row + rows, column : column + columns] += values
+        return
     cells = []
     for axis, (first, count) in enumerate(zip(origin, values.shape, strict=True)):
         cell = np.arange(first, first + count) // factor
-        if factor > 1:
-            starts = np.flatnonzero(np.diff(cell, prepend=-1))
-            values = np.add.reduceat(values, starts, axis=axis, dtype=np.float64)
+        starts = np.flatnonzero(np.diff(cell, prepend=-1))
+        values = np.add.reduceat(values, starts, axis=axis, dtype=np.float64)
         cells.append(slice(cell[0], cell[-1] + 1))
     to[tuple(cells)] += values
 
 
-def _pattern(
-    geometry: Geometry, pattern: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.bool_], list[NDArray[np.float64]]]:
-    """Mean of the pattern's pixels, which of them are usable, and their rows and columns."""
-    factor, shape = _factor(geometry), geometry.plan.detector_shape
-    mask = geometry.parameters.get("bf_mask")
-    if mask is None:
-        along = [np.bincount(np.arange(n) // factor) for n in shape]
-        counts = np.outer(*along).astype(np.float64)
-    else:
-        counts = np.zeros_like(pattern)
-        _bin(counts, mask, (0, 0), factor)
-    values = pattern / np.maximum(counts, 1)
-    usable = np.abs(values) < _LARGEST  # of larger ones the squares overflow
-    usable &= 2 * counts >= factor**2
-    axes = [np.arange(n) * np.float64(factor) + (factor - 1) / 2 for n in pattern.shape]
-    return values, usable, axes
+def _mean(
+    layout: _Layout, pattern: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Mean of the pattern's pixels, and which of them are usable."""
+    values = pattern if layout.counts is None else pattern / layout.counts
+    small = np.abs(values) < _LARGEST  # of larger ones the squares overflow
+    return values, layout.usable & small
 
 
 @np.errstate(all="ignore")
@@ -171,24 +213,18 @@ def seems_to_differ(geometry: Geometry, pattern: NDArray[np.float64]) -> bool:
     bool
         False also where the frames hold too little to tell.
     """
-    cutoff: float = geometry.parameters["semiangle_cutoff"]
-    # In units of the bright field's radius.
-    pattern, usable, axes = _pattern(geometry, pattern)
-    y, x = (
-        (axis - c) * step / cutoff
-        for axis, c, step in zip(axes, geometry.center, geometry.sampling, strict=True)
-    )
-    if not pattern[usable].any():
-        return False
-    distance = np.hypot(y[:, None], x)
-    rings = _rings(pattern, usable, distance, y, x)
+    layout = _layout(geometry)
+    pattern, usable = _mean(layout, pattern)
+    rings = _rings(layout, pattern, usable)
     if rings.agree:
         return False
-    inside = distance <= 1
-    if rings.differ or _as_dark(pattern, usable, inside):
+    if not pattern[usable].any():
+        return False
+    if rings.differ or _as_dark(pattern, usable, layout.inside):
         return True
     # A few pixels tell nothing, whatever all others do.
-    return _uneven(pattern, usable & (inside | (np.count_nonzero(inside) < _FEW)))
+    few = np.count_nonzero(layout.inside) < _FEW
+    return _uneven(pattern, usable & (layout.inside | few))
 
 
 @np.errstate(all="ignore")
@@ -208,8 +244,9 @@ def contradiction(geometry: Geometry, pattern: NDArray[np.float64]) -> str | Non
     """
     center, sampling = geometry.center, geometry.sampling
     cutoff: float = geometry.parameters["semiangle_cutoff"]
-    values, usable, axes = _pattern(geometry, pattern)
-    factor = _factor(geometry)
+    layout = _layout(geometry)
+    values, usable = _mean(layout, pattern)
+    axes, factor = layout.axes, layout.factor
     # Small matrices in many threads take ten times as long where all cores are busy.
     with threadpool_limits(1):
         disk = find_disk(values, usable, (sampling[0] * factor, sampling[1] * factor), rough=True)
@@ -234,43 +271,39 @@ class _Rings(NamedTuple):
     """How bright it is just inside and just outside the circle, in each quadrant."""
 
     agree: bool  # everywhere as it should be
-    differ: bool  # somewhere clearly not
+    differ: bool  # somewhere clearly not; told where they do not agree only
 
 
-def _rings(
-    pattern: NDArray[np.float64],
-    usable: NDArray[np.bool_],
-    distance: NDArray[np.float64],
-    y: NDArray[np.float64],
-    x: NDArray[np.float64],
-) -> _Rings:
-    zone = np.digitize(distance, (0.5, 0.7, 0.85, 1.2, 1.4, 3))
-    # Quadrants around the axes: what is not a disk but the scan's axis shows along one of them.
-    upright = np.abs(y)[:, None] > np.abs(x)
-    quadrant = 2 * upright + np.where(upright, (y >= 0)[:, None], x >= 0)
-    label = (7 * quadrant + zone)[usable]
-    values = pattern[usable]
-    counts, sums, squares = (
-        np.bincount(label, weights, minlength=28).reshape(4, 7)
-        for weights in (None, values, values**2)
-    )
+def _rings(layout: _Layout, pattern: NDArray[np.float64], usable: NDArray[np.bool_]) -> _Rings:
+    zone, values = layout.zone.astype(np.intp), pattern.reshape(-1)
+    if usable.all():  # nearly always; picking takes longer than adding
+        counts = layout.sizes.reshape(4, 7)
+    else:
+        chosen = usable.reshape(-1)
+        zone, values = zone[chosen], values[chosen]
+        counts = np.bincount(zone, minlength=28).reshape(4, 7).astype(np.float64)
     counts = np.maximum(counts, 1e-9)
+    sums = np.bincount(zone, values, minlength=28).reshape(4, 7)
     means = sums / counts
-    middle, square = (part[:, 0].sum() / counts[:, 0].sum() for part in (sums, squares))
-    # A few pixels without any electron do not tell the noise, nor does the pattern's outside.
-    variances = np.maximum(squares / counts - means**2, square - middle**2)
-    errors = np.sqrt(np.maximum(variances, 0) / counts)
+    middle = sums[:, 0].sum() / counts[:, 0].sum()
     # How much too dark, or too bright.
-    excess = np.column_stack([0.7 * middle - means[:, 2], means[:, 4] - 0.5 * middle])
-    enough = (counts >= 5)[:, [2, 4]]
+    excess = np.stack([0.7 * middle - means[:, 2], means[:, 4] - 0.5 * middle], axis=1)
+    enough = counts[:, 2:5:2] >= 5
     if enough[:, 0].any():
-        agree = (excess < 0)[enough].all()
+        agree = not (enough & ~(excess < 0)).any()
     else:  # a disk of a few pixels
         inside, outside = counts[:, :3].sum(), counts[:, 4:6].sum()
         agree = inside >= 1 and outside >= 1
         agree &= sums[:, :3].sum() / inside > 2 * sums[:, 4:6].sum() / max(outside, 1)
-    differ = enough & (excess > _NOISE * errors[:, [2, 4]])
-    return _Rings(bool(agree), bool(differ.any()))
+    if agree:
+        return _Rings(agree=True, differ=False)
+    squares = np.bincount(zone, values**2, minlength=28).reshape(4, 7)
+    square = squares[:, 0].sum() / counts[:, 0].sum()
+    # A few pixels without any electron do not tell the noise, nor does the pattern's outside.
+    variances = np.maximum(squares / counts - means**2, square - middle**2)
+    errors = np.sqrt(np.maximum(variances, 0) / counts)
+    differ = enough & (excess > _NOISE * errors[:, 2:5:2])
+    return _Rings(agree=False, differ=bool(differ.any()))
 
 
 def _as_dark(
