@@ -10,7 +10,7 @@ import weakref
 
 import numpy as np
 import pytest
-from helpers import make_frames, make_plan, run_engine
+from helpers import run_engine
 
 from libertem_parallax.accumulate import ENGINES, Plan, accumulator_dtype, compiled, loops
 
@@ -92,15 +92,24 @@ def test_blocks_groups_and_chunks_of_any_size(dtype, width):
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float64"])
-def test_narrow_frames_are_padded_in_pieces(monkeypatch, dtype):
-    """These end in the middle of a scan row; several frames each, and one."""
-    plan = make_plan((7, 41))
-    frames = make_frames(plan, dtype)
-    index = np.sort(np.random.default_rng(0).permutation(7 * 41)[:200])
-    expected = run_engine(ENGINES["numpy"], plan, frames[index], index)
-    for size in (9 * loops.CHUNK * 30, 1):
-        monkeypatch.setattr(compiled, "PADDED_BYTES", size)
-        for one, other in zip(
-            run_engine(ENGINES["numba"], plan, frames[index], index), expected, strict=True
-        ):
-            np.testing.assert_allclose(one, other, rtol=0 if dtype != "float64" else 1e-9)
+@pytest.mark.parametrize("shape", [(3, 5), (5, 13), (40, 7)])
+@pytest.mark.parametrize("shift", [0, 5])
+def test_lines_stay_within_frames_wherever_these_begin(dtype, shape, shift):
+    """Also those of the first and the last pixel; frames lie apart, or are less than a line."""
+    rng = np.random.default_rng(shift)
+    for share in (0.05, 0.9):
+        inside = rng.random(shape) < share
+        inside[0, 0] = inside[-1, -1] = True
+        pixels = np.argwhere(inside)
+        plan = Plan((2, 41), shape, 2, pixels, rng.integers(-9, 9, pixels.shape))
+        size = np.dtype(dtype).itemsize
+        memory = np.empty(82 * (np.prod(shape) + 3) * size + 128, np.uint8)
+        begin = -memory.__array_interface__["data"][0] % 64 + shift // size * size
+        frames = memory[begin:].view(np.uint8)[: 82 * (np.prod(shape) + 3) * size].view(dtype)
+        frames = frames.reshape(82, -1)[:, : np.prod(shape)].reshape(82, *shape)
+        frames[:] = rng.integers(0, 256, frames.shape)
+        ours, plain = (
+            run_engine(ENGINES[name], plan, frames, np.arange(82)) for name in ("numba", "numpy")
+        )
+        for one, other in zip(ours, plain, strict=True):
+            np.testing.assert_array_equal(one, other)

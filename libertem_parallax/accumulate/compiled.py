@@ -11,23 +11,22 @@ from numpy.typing import NDArray
 
 from .dtypes import value_range
 from .engine import Engine, Events
-from .loops import BLOCK, CHUNK, GROUP_BYTES, VECTOR, accumulate, accumulate_events, locked
+from .event_loop import accumulate_events
+from .loops import BLOCK, CHUNK, GROUP_BYTES, LINE, accumulate, lanes_of, locked
 from .plan import Plan
 
 __all__ = ["CompiledEngine"]
 
-#: Bytes of frames with rows of less than a chunk that are padded at once.
-PADDED_BYTES = 1 << 20
 
+class _Table(NamedTuple):
+    """Where the pixels of one part of the detector are, and where they go: see `accumulate`."""
 
-class _Tile(NamedTuple):
-    """What the kernel needs to know of one part of the detector, and its buffer."""
-
-    chunks: NDArray[np.int64]
+    lines: NDArray[np.int64]
+    in_frame: NDArray[np.int64]
+    places: NDArray[np.int64]
     slots: NDArray[np.int64]
     targets: NDArray[np.int64]
     batches: NDArray[np.int64]
-    values: NDArray[Any]
 
 
 class CompiledEngine(Engine):
@@ -57,76 +56,108 @@ class CompiledEngine(Engine):
             self._refuse_value(first + bad)
 
     @cached_property
-    def _tiles(self) -> dict[tuple[int, ...], _Tile]:
+    def _tiles(self) -> dict[tuple[int, ...], tuple[_Table, NDArray[Any]]]:
         """What depends on a tile's place only: detectors may send a few frames a tile."""
         return {}
 
+    @cached_property
+    def _values(self) -> NDArray[Any]:
+        """Buffer for the pixels of a block."""
+        size, lanes = self.dtype.itemsize, lanes_of(self.dtype.itemsize)
+        shape = BLOCK // size // lanes, GROUP_BYTES // size // lanes, lanes
+        return np.empty(shape, self.dtype)
+
     def _add(self, frames: NDArray[Any], origin: tuple[int, int], first: int) -> None:
-        place = (*origin, *frames.shape[1:])
+        row = frames.shape[2] * frames.itemsize
+        apart, *within = frames.strides
+        if within != [row, frames.itemsize] or apart < frames.shape[1] * row:
+            frames = np.ascontiguousarray(frames)
+        # Lines are those of memory, if all frames begin at the same place of one.
+        offset = -frames.__array_interface__["data"][0] % LINE
+        offset -= offset % frames.itemsize
+        place = (*origin, *frames.shape[1:], offset)
         if place not in self._tiles:
             self._tiles[place] = self._make_tile(place, frames.dtype)
-        tile = self._tiles[place]
-        if not len(tile.targets):
+        table, buffer = self._tiles[place]
+        if not len(table.targets):
             return
-        missing = CHUNK // frames.itemsize - frames.shape[2]
-        if missing > 0:
-            step = max(1, PADDED_BYTES // (frames.shape[1] * CHUNK))
-            if len(frames) > step:  # in pieces that stay in the cache
-                for start in range(0, len(frames), step):
-                    self._add(frames[start : start + step], origin, first + start)
-                return
-            frames = np.pad(frames, ((0, 0), (0, 0), (0, missing)))
-        if frames.strides[2] != frames.itemsize:
-            frames = np.ascontiguousarray(frames)
         with np.errstate(over="ignore", invalid="ignore"):  # in plain Python; sums are checked
             accumulate(
                 locked(frames),
                 self.index[first : first + len(frames)],
                 self.plan.scan_shape[1],
                 self.A.shape[3],
-                *tile,
+                *table,
+                buffer,
+                self._values,
                 self.A.reshape(-1),
                 self.S[first : first + len(frames)],
             )
 
-    def _make_tile(self, place: tuple[int, ...], dtype: np.dtype[Any]) -> _Tile:
+    def _make_tile(
+        self, place: tuple[int, ...], dtype: np.dtype[Any]
+    ) -> tuple[_Table, NDArray[Any]]:
         """Take what was worked out for the plan before, and a new buffer."""
         shared = _tables.setdefault(self.plan, {})
         key = (dtype.itemsize, *place)
         if key not in shared:
-            shared[key] = _make_table(self.plan, place[:2], place[2:], dtype.itemsize)
-        lanes, width = VECTOR // dtype.itemsize, CHUNK // dtype.itemsize
-        size = GROUP_BYTES // (width * VECTOR)
-        return _Tile(*shared[key], np.empty((BLOCK // VECTOR, size * width, lanes), dtype))
+            shared[key] = _make_table(self.plan, place, dtype.itemsize)
+        # Chunks may reach over the ends, by less than a line.
+        width = int(shared[key].lines[:, 1].max(initial=LINE)) + 2 * LINE
+        return shared[key], np.empty((BLOCK // dtype.itemsize, width // dtype.itemsize), dtype)
 
 
 # What partitions share, by part of the detector: with many pixels, it takes milliseconds.
-_Table = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 _tables: WeakKeyDictionary[Plan, dict[tuple[int, ...], _Table]] = WeakKeyDictionary()
 
 
-def _make_table(
-    plan: Plan, origin: tuple[int, ...], shape: tuple[int, ...], itemsize: int
-) -> _Table:
-    """Cover the tile's bright-field pixels with chunks, and cut these into batches."""
-    width = CHUNK // itemsize
-    pixels = plan.pixels - np.asarray(origin)
+def _make_table(plan: Plan, place: tuple[int, ...], size: int) -> _Table:
+    """Cover the tile's bright-field pixels with chunks and lines, and cut these into batches."""
+    origin, shape, offset = place[:2], place[2:4], place[4]
+    width, frame = CHUNK // size, shape[0] * shape[1] * size
+    pixels = plan.pixels - origin
     inside = ((pixels >= 0) & (pixels < shape)).all(axis=1)
     rows, columns = pixels[inside].T
-    # Chunks follow each other from the first pixel of a row on, but stay within the tile.
+    # Chunks follow each other from the first pixel of a row on. Pixels come in row-major order.
     _, first, row = np.unique(rows, return_index=True, return_inverse=True)
-    begin = columns[first][row]
-    place = np.column_stack([rows, (columns - begin) // width])
-    # Pixels come in row-major order, so chunks do.
-    starts = np.ones(len(place), dtype=bool)
-    starts[1:] = (place[1:] != place[:-1]).any(axis=1)
+    number, within = np.divmod(columns - columns[first][row], width)
+    starts = _changes(rows, number)
     chunk = np.cumsum(starts) - 1
-    left = np.minimum(begin + place[:, 1] * width, max(shape[1] - width, 0))
     # As many chunks at a time as the buffer takes.
-    size = GROUP_BYTES // (width * VECTOR)
-    slots = chunk % size * width + columns - left
-    chunks = np.column_stack([rows, left, slots - (columns - left)])[starts]
-    cuts = np.append(np.arange(0, len(chunks), size), len(chunks))
+    most = GROUP_BYTES // (CHUNK * lanes_of(size))
+    slots = chunk % most * width + within
+    count = np.count_nonzero(starts)
+    cuts = np.append(np.arange(0, count, most), count)
     pixel_cuts = np.searchsorted(chunk, cuts)
-    batches = np.column_stack([cuts[:-1], cuts[1:], pixel_cuts[:-1], pixel_cuts[1:]])
-    return chunks, slots, plan.targets[inside], batches
+    # Lines that hold pixels, counted from `offset` in a frame, come side by side.
+    at = (rows * shape[1] + columns) * size
+    number = (at - offset) // LINE
+    line_starts = _changes(chunk // most, number)
+    line = np.cumsum(line_starts) - 1
+    line_cuts = np.append(line, np.count_nonzero(line_starts))[pixel_cuts]
+    source = (offset + number * LINE)[line_starts]
+    to = LINE * (1 + np.arange(len(source)) - np.repeat(line_cuts[:-1], np.diff(line_cuts)))
+    # The first and the last stay within the frame. The last then begins earlier, which must not
+    # overwrite another part of it.
+    moved = np.clip(source, 0, max(frame - LINE, 0)) - source
+    to[(moved < 0) & (np.diff(source, prepend=0) != LINE)] += LINE
+    lines = np.column_stack([source, to]) + moved[:, None]
+    begin = to[line] + at - source[line]
+    # Where pixels lie side by side, as in a stack, there is nothing to bring together.
+    straight = frame >= LINE and 4 * len(at) * size > 3 * (
+        at.max(initial=0) - at.min(initial=frame)
+    )
+    if frame < LINE:  # all of it is copied
+        begin, lines, line_cuts = LINE + at, lines[:0], 0 * line_cuts
+    places, in_frame = ((of // size - within)[starts] for of in (begin, at))
+    batches = np.column_stack([line_cuts, cuts, pixel_cuts])
+    if not straight:
+        in_frame = in_frame[:0]
+    return _Table(lines, in_frame, places, slots, plan.targets[inside], batches)
+
+
+def _changes(*of: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Tell where one of these is another than before; at the first, it is."""
+    changes = np.ones(len(of[0]), bool)
+    changes[1:] = np.any([each[1:] != each[:-1] for each in of], axis=0)
+    return changes

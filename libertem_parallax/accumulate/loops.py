@@ -1,17 +1,22 @@
-"""What Numba compiles to add frames and events.
+"""What Numba compiles to add frames.
 
 Frames of successive scan positions land side by side, pixel by pixel. So the kernel works on blocks
-of successive frames of one scan row, `BLOCK` bytes of every pixel, in two steps:
+of successive frames of one scan row, `BLOCK` bytes of every pixel, and on as many pixels as fit the
+caches, in three steps:
 
-1. *gather*: the block's bright-field pixels are transposed into a small buffer, in groups of as
-   many frames as a vector has values, while the next group is on its way from memory.
-2. *scatter*: every pixel's values are added to the accumulator, a group at a time.
+1. *copy*: the lines of memory that hold the pixels come side by side into a small buffer, frame by
+   frame, which is the order in which memory is fastest.
+2. *gather*: these are transposed into another one, in groups of as many frames as a vector has
+   values.
+3. *scatter*: every pixel's values are added to the accumulator, a group at a time, while the lines
+   that are copied next are on their way from memory.
 
 Adding straight from the frames is slower: each pixel's targets overlap the last one's, and loads
-that overlap recent stores stall.
+that overlap recent stores stall. Transposing straight from the frames is, too: it visits many of
+them in turn, which memory does not like.
 
 Numba has no vectors, and LLVM does not find the transposition by itself. So the innermost part of
-both steps is written in LLVM's language, where vectors have any length on any CPU. It follows the
+all steps is written in LLVM's language, where vectors have any length on any CPU. It follows the
 same in plain Python, which runs where Numba is switched off. All is in one file, because Numba's
 cache on disk looks at no other to see whether it is out of date.
 """
@@ -35,14 +40,14 @@ __all__ = [
     "BLOCK",
     "CHUNK",
     "GROUP_BYTES",
-    "VECTOR",
+    "LINE",
     "accumulate",
-    "accumulate_events",
+    "lanes_of",
     "locked",
 ]
 
-#: Bytes of a vector, and those of a frame's row that are transposed in one go.
-VECTOR, CHUNK = 16, 32
+#: Bytes of a frame that are transposed in one go, and those that are copied.
+CHUNK, LINE = 32, 64
 
 #: Bytes of every pixel in a block, and of the buffer for one group of frames, by measurement: what
 #: is written for a group should stay in the L1 cache, and the whole buffer in L2.
@@ -50,27 +55,78 @@ BLOCK = 128
 GROUP_BYTES = 1 << 14
 
 
-def _transpose(
-    frames: Any,
-    t: int,
-    ahead: int,  # noqa: ARG001
-    row: int,
-    column: int,
-    values: Any,
-    group: int,
-    slot: int,
-) -> None:
-    """Transpose a chunk of the frames from `t` on; in vectors, prefetch that of those `ahead`."""
-    count, lanes = CHUNK // frames.itemsize, values.shape[2]
-    chunk = frames[t : t + lanes, row, column : column + count]
-    values[group, slot : slot + count] = chunk.T
+def lanes_of(size: int) -> int:
+    """Count the frames of a group, with pixels of so many bytes: what a vector holds, or a sum's.
+
+    These are 32 bytes, and 64.
+    """
+    return min(32 // size, 16)
+
+
+def _copy_line(frames: Any, t: int, source: int, buffer: Any, k: int, to: int) -> None:
+    """Copy a line of frame `t`, from byte `source` on, to byte `to` of the buffer's row `k`."""
+    line = frames[t].reshape(-1).view(np.uint8)[source : source + LINE]
+    buffer[k].view(np.uint8)[to : to + LINE] = line
+
+
+def _copy_line_at_once(
+    _: Any, F: Any, t: Any, source: Any, B: Any, k: Any, to: Any
+) -> tuple[Any, Callable[..., Any]]:
+    def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
+        frames, t, source, buffer, k, to = arguments
+        line = ir.VectorType(ir.IntType(8), LINE).as_pointer()
+        zero = t.type(0)
+        given = _pointer(context, builder, F, frames, [t, zero, zero], ir.IntType(8))
+        taken = _pointer(context, builder, B, buffer, [k, zero], ir.IntType(8))
+        given, taken = (
+            builder.bitcast(builder.gep(of, [at]), line)
+            for of, at in ((given, source), (taken, to))
+        )
+        builder.store(builder.load(given, align=1), taken, align=1)
+        return context.get_dummy_value()
+
+    return types.void(F, t, source, B, k, to), generate
+
+
+def _prefetch(frames: Any, t: int, source: int) -> None:
+    """Ask memory for a line of frame `t`."""
+
+
+def _prefetch_line(_: Any, F: Any, t: Any, source: Any) -> tuple[Any, Callable[..., Any]]:
+    def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
+        frames, t, source = arguments
+        byte, int32 = ir.IntType(8), ir.IntType(32)
+        prefetch = builder.module.declare_intrinsic(
+            "llvm.prefetch",
+            [byte.as_pointer()],
+            ir.FunctionType(ir.VoidType(), [byte.as_pointer(), int32, int32, int32]),
+        )
+        zero = t.type(0)
+        frame = _pointer(context, builder, F, frames, [t, zero, zero], byte)
+        # Data, to be read, into all caches.
+        where = builder.gep(frame, [source])
+        builder.call(prefetch, [where, int32(0), int32(3), int32(1)])
+        return context.get_dummy_value()
+
+    return types.void(F, t, source), generate
+
+
+def _transpose(buffer: Any, k: int, place: int, values: Any, group: int, slot: int) -> None:
+    """Transpose a chunk of the buffer's rows from `k` on, beginning at value `place` of each.
+
+    They may be frames, too, of which the chunk may reach into the next one.
+    """
+    count, lanes = CHUNK // buffer.itemsize, values.shape[2]
+    for row in range(lanes):
+        rest = buffer[k + row : k + row + 2].reshape(-1)
+        values[group, slot : slot + count, row] = rest[place : place + count]
 
 
 def _transpose_vectors(
-    _: Any, F: Any, t: Any, ahead: Any, row: Any, column: Any, V: Any, group: Any, slot: Any
+    _: Any, B: Any, k: Any, place: Any, V: Any, group: Any, slot: Any
 ) -> tuple[Any, Callable[..., Any]]:
-    size = F.dtype.bitwidth // 8
-    lanes, count = VECTOR // size, CHUNK // size
+    size = B.dtype.bitwidth // 8
+    lanes, count = lanes_of(size), CHUNK // size
     # A row of the chunk is a vector of several parts of `lanes` pixels. Each step interleaves these
     # with those of another row, until all of a part is one pixel.
     low = [p + i for p in range(0, count, lanes) for k in range(lanes // 2) for i in (k, count + k)]
@@ -78,26 +134,20 @@ def _transpose_vectors(
     parts = [range(p, p + lanes) for p in range(0, count, lanes)]
 
     def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
-        frames, t, ahead, row, column, values, group, slot = arguments
-        vector = ir.VectorType(context.get_data_type(F.dtype), count)
-        byte, int32 = ir.IntType(8), ir.IntType(32)
+        buffer, k, place, values, group, slot = arguments
+        vector = ir.VectorType(context.get_data_type(B.dtype), count)
 
-        def frame(t: Any, k: int, to: Any) -> Any:
-            index = [builder.add(t, t.type(k)), row, column]
-            return _pointer(context, builder, F, frames, index, to)
+        def load(row: int) -> Any:
+            index = [builder.add(k, k.type(row)), place]
+            index[1:1] = [place.type(0)] * (B.ndim - 2)
+            where = _pointer(context, builder, B, buffer, index, vector)
+            return builder.load(where, align=size)
 
         def take(a: Any, b: Any, order: Any) -> Any:
-            return builder.shuffle_vector(a, b, ir.VectorType(int32, len(order))(list(order)))
+            mask = ir.VectorType(ir.IntType(32), len(order))(list(order))
+            return builder.shuffle_vector(a, b, mask)
 
-        prefetch = builder.module.declare_intrinsic(
-            "llvm.prefetch",
-            [byte.as_pointer()],
-            ir.FunctionType(ir.VoidType(), [byte.as_pointer(), int32, int32, int32]),
-        )
-        for k in range(lanes):
-            # Data, to be read; into L2, since in L1 frames of 4 KiB would drive out each other.
-            builder.call(prefetch, [frame(ahead, k, byte), int32(0), int32(2), int32(1)])
-        rows = [builder.load(frame(t, k, vector), align=size) for k in range(lanes)]
+        rows = [load(row) for row in range(lanes)]
         for _step in range(lanes.bit_length() - 1):
             pairs = zip(rows[: lanes // 2], rows[lanes // 2 :], strict=True)
             rows = [take(a, b, order) for a, b in pairs for order in (low, high)]
@@ -108,7 +158,7 @@ def _transpose_vectors(
             builder.store(pixel, to, align=size)
         return context.get_dummy_value()
 
-    return types.void(F, t, ahead, row, column, V, group, slot), generate
+    return types.void(B, k, place, V, group, slot), generate
 
 
 def _add_group(values: Any, group: int, slots: tuple[int, ...], A: Any, target: int) -> None:
@@ -120,11 +170,8 @@ def _add_group(values: Any, group: int, slots: tuple[int, ...], A: Any, target: 
 def _add_group_vectors(
     _: Any, V: Any, group: Any, slots: Any, A: Any, target: Any
 ) -> tuple[Any, Callable[..., Any]]:
-    lanes, size, A_size = (
-        VECTOR * 8 // V.dtype.bitwidth,
-        V.dtype.bitwidth // 8,
-        A.dtype.bitwidth // 8,
-    )
+    size, A_size = V.dtype.bitwidth // 8, A.dtype.bitwidth // 8
+    lanes = lanes_of(size)
 
     def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
         values, group, slots, a, target = arguments
@@ -156,41 +203,82 @@ def _pointer(context: Any, builder: Any, kind: Any, array: Any, index: Any, to: 
 
 
 if not config.DISABLE_JIT:
+    _copy_line, _prefetch = intrinsic(_copy_line_at_once), intrinsic(_prefetch_line)
     _transpose, _add_group = intrinsic(_transpose_vectors), intrinsic(_add_group_vectors)
-
-#: Events that are looked up at once.
-EVENTS = 1024
 
 # All indices are unsigned (`uintp`): Numba then leaves out the handling of negative indices, which
 # keeps loops from being vectorised.
 
 
 @njit(nogil=True)
-def _gather(frames: Any, start: int, n: int, chunks: Any, values: Any) -> None:
-    """Transpose `n` frames from `start` on into `values`; more where that fills a group."""
-    lanes, count = values.shape[2], CHUNK // frames.itemsize
-    for group in range((n + lanes - 1) // lanes):
-        t = start + group * lanes
-        left = len(frames) - t
-        ahead = min(t + lanes, len(frames) - lanes)
-        for i in range(len(chunks)):
-            row, column, slot = uintp(chunks[i, 0]), uintp(chunks[i, 1]), uintp(chunks[i, 2])
-            if left >= lanes:
-                _transpose(frames, uintp(t), uintp(ahead), row, column, values, uintp(group), slot)
-                continue
-            for k in range(left):
-                for j in range(count):
-                    value = frames[uintp(t + k), row, column + uintp(j)]
-                    values[uintp(group), slot + uintp(j), uintp(k)] = value
+def _block(index: Any, start: int, nx: int, most: int) -> int:
+    """Count the frames from `start` on that follow each other in a scan row, up to `most`."""
+    if start == len(index):
+        return 0
+    n, x = 1, index[start] % nx
+    while (
+        n < most and start + n < len(index) and x + n < nx and index[start + n] == index[start] + n
+    ):
+        n += 1
+    return n
 
 
 @njit(nogil=True)
-def _scatter(values: Any, n: int, slots: Any, targets: Any, shift: int, A: Any) -> None:
-    """Add pixels to the accumulator."""
+def _copy(
+    frames: Any, start: int, n: int, straight: int, lines: Any, buffer: Any, lanes: int
+) -> None:
+    """Copy lines of `n` frames, but for the first, `straight`; zeros fill the last group."""
+    for k in range(straight, n):
+        t, ahead = uintp(start + k), uintp(min(start + k + 2, len(frames) - 1))
+        for i in range(len(lines)):
+            source, to = uintp(lines[uintp(i), 0]), uintp(lines[uintp(i), 1])
+            _prefetch(frames, ahead, source)
+            _copy_line(frames, t, source, buffer, uintp(k), to)
+        if not len(lines):  # the frame is less than one
+            place = uintp(LINE // frames.itemsize)
+            for row in range(frames.shape[1]):
+                for column in range(frames.shape[2]):
+                    buffer[uintp(k), place] = frames[t, uintp(row), uintp(column)]
+                    place += uintp(1)
+    for k in range(n, (n + lanes - 1) // lanes * lanes):
+        buffer[k] = 0
+
+
+@njit(nogil=True)
+def _gather(buffer: Any, start: int, k: int, n: int, places: Any, values: Any) -> None:
+    """Transpose rows `k` to `n` of the buffer, or of frames `start` further on."""
+    lanes, count = values.shape[2], CHUNK // buffer.itemsize
+    for group in range(k // lanes, (n + lanes - 1) // lanes):
+        row = uintp(start + group * lanes)
+        for i in range(len(places)):
+            _transpose(buffer, row, uintp(places[i]), values, uintp(group), uintp(i * count))
+
+
+@njit(nogil=True)
+def _scatter(
+    values: Any,
+    n: int,
+    slots: Any,
+    targets: Any,
+    shift: int,
+    A: Any,
+    frames: Any,
+    start: int,
+    n_next: int,
+    lines: Any,
+) -> None:
+    """Add pixels to the accumulator; meanwhile ask for lines of the next frames, from `start`."""
     lanes = values.shape[2]
-    groups = n // lanes
+    # The last group as such, too, if its zeros have a place.
+    whole, some = n // lanes, (n + lanes - 1) // lanes
+    ahead = 0
     for m in range(len(targets)):
+        while ahead < n_next and ahead * len(targets) <= m * n_next:
+            for i in range(len(lines)):
+                _prefetch(frames, uintp(start + ahead), uintp(lines[uintp(i), 0]))
+            ahead += 1
         slot, target = uintp(slots[m]), uintp(targets[m] + shift)
+        groups = some if target + uintp(some * lanes) <= uintp(len(A)) else whole
         for group in range(groups):
             _add_group(values, uintp(group), (slot,), A, target + uintp(group * lanes))
         for k in range(n - groups * lanes):
@@ -202,7 +290,9 @@ def _scatter(values: Any, n: int, slots: Any, targets: Any, shift: int, A: Any) 
 def _sum(values: Any, n: int, slots: Any, start: int, S: Any) -> None:
     """Add up the pixels of each frame; four at a time, to load and store `S` less often."""
     lanes = values.shape[2]
-    groups = n // lanes
+    groups = (n + lanes - 1) // lanes
+    if start + groups * lanes > len(S):
+        groups = n // lanes
     fours = len(slots) // 4 * 4
     for group in range(groups):
         g, target = uintp(group), uintp(start + group * lanes)
@@ -219,96 +309,46 @@ def _sum(values: Any, n: int, slots: Any, start: int, S: Any) -> None:
 
 @keep_on_disk
 def accumulate(
-    frames: Any,  # (T, h, w) the tile; pixels of a row side by side, a chunk of them or more
+    frames: Any,  # (T, h, w) the tile; pixels of a frame side by side
     index: Any,  # (T,) int64 scan positions
     nx: int,  # scan columns
     stride: int,  # accumulator columns
-    chunks: Any,  # (c, 3) int64: row, column in the tile; slot in the buffer
-    slots: Any,  # (m,) int64 where in the buffer each pixel of the tile goes
+    lines: Any,  # (l, 2) int64: first byte in a frame, and in a row of the buffer
+    in_frame: Any,  # (c,) int64: first value of each chunk in a frame; (0,) if pixels lie apart
+    places: Any,  # (c,) int64: the same in a row of the buffer
+    slots: Any,  # (m,) int64 where in the transposed buffer each pixel of the tile goes
     targets: Any,  # (m,) int64 where in A
-    batches: Any,  # (b, 4) int64: chunks from, to; pixels from, to
-    values: Any,  # (BLOCK / VECTOR, slots, lanes) the buffer
+    batches: Any,  # (b + 1, 3) int64: first line, chunk and pixel of each batch
+    buffer: Any,  # (BLOCK / size, values) the lines of a block
+    values: Any,  # (groups, slots, lanes) the same transposed
     A: Any,  # flat
     S: Any,  # (T,)
 ) -> None:
     """Add frames."""
+    last, lanes = len(batches) - 2, values.shape[2]
     start = np.int64(0)  # typed, or the first turn of the loop is compiled apart
-    while start < len(frames):
-        y, x = index[start] // nx, index[start] % nx
-        n = 1
-        while (
-            n < len(values) * values.shape[2]
-            and start + n < len(frames)
-            and x + n < nx
-            and index[start + n] == index[start] + n
-        ):
-            n += 1
-        for b in range(len(batches)):
-            part = slots[batches[b, 2] : batches[b, 3]]
-            goals = targets[batches[b, 2] : batches[b, 3]]
-            _gather(frames, start, n, chunks[batches[b, 0] : batches[b, 1]], values)
-            _scatter(values, n, part, goals, y * stride + x, A)
+    n = _block(index, start, nx, len(buffer))
+    while n:
+        shift = index[start] // nx * stride + index[start] % nx
+        after = start + n
+        n_after = _block(index, after, nx, len(buffer))
+        # Whole groups can be taken from the frames; not of the last one, beyond which is nothing.
+        straight = min(n, len(frames) - 1 - start) // lanes * lanes if len(in_frame) else 0
+        for b in range(last + 1):
+            some = lines[batches[b, 0] : batches[b + 1, 0]]
+            chunks = slice(batches[b, 1], batches[b + 1, 1])
+            _copy(frames, start, n, straight, some, buffer, lanes)
+            if straight:
+                _gather(frames, start, 0, straight, in_frame[chunks], values)
+            _gather(buffer, 0, straight, n, places[chunks], values)
+            part = slots[batches[b, 2] : batches[b + 1, 2]]
+            goals = targets[batches[b, 2] : batches[b + 1, 2]]
+            following = 0 if b == last else b + 1
+            first, count = (after, n_after) if b == last else (start, n)
+            some = lines[batches[following, 0] : batches[following + 1, 0]]
+            _scatter(values, n, part, goals, shift, A, frames, first, count, some)
             _sum(values, n, part, start, S)
-        start += n
-
-
-@njit(nogil=True)
-def _select(
-    values: Any, columns: Any, start: int, n: int, lookup: Any, targets: Any, summands: Any
-) -> int:
-    """List the events in use of `n` from `start` on; return how many, or -1 if one is off the tile.
-
-    There is no branch to guess: whether an electron hit the bright field cannot be foreseen.
-    """
-    farthest = uintp(0)
-    for i in range(n):
-        farthest = max(farthest, uintp(columns[uintp(start + i)]))  # negative ones become large
-    if n and farthest >= uintp(len(lookup)):
-        return -1
-    used = uintp(0)
-    for i in range(n):
-        e = uintp(start + i)
-        target = lookup[uintp(columns[e])]
-        targets[used] = target
-        summands[used] = values[e]
-        used += uintp(target >= 0)
-    return int(used)
-
-
-@keep_on_disk
-def accumulate_events(
-    values: Any,  # (E,)
-    columns: Any,  # (E,) pixels in the tile
-    bounds: Any,  # (T + 1,) int64: events of each frame
-    index: Any,  # (T,) int64 scan positions
-    nx: int,  # scan columns
-    stride: int,  # accumulator columns
-    lookup: Any,  # (pixels in the tile,) where in A each goes; negative if nowhere
-    low: Any,  # lowest and highest value that can be added
-    high: Any,
-    A: Any,  # flat
-    S: Any,  # (T,)
-) -> tuple[int, int]:
-    """Add events; return the first frame with one off the tile, and the first with a bad value."""
-    of = A.dtype.type
-    targets = np.empty(EVENTS, lookup.dtype)
-    summands = np.empty(EVENTS, values.dtype)
-    for t in range(len(index)):
-        position = index[t] // nx * stride + index[t] % nx
-        total = of(0)
-        for start in range(bounds[t], bounds[t + 1], EVENTS):
-            n = min(EVENTS, bounds[t + 1] - start)
-            used = _select(values, columns, start, n, lookup, targets, summands)
-            if used < 0:
-                return t, -1
-            for i in range(used):
-                value = summands[uintp(i)]
-                if not low <= value <= high:
-                    return -1, t
-                A[uintp(targets[uintp(i)] + position)] += of(value)
-                total += of(value)
-        S[t] += total
-    return -1, -1
+        start, n = after, n_after
 
 
 def locked(values: NDArray[Any]) -> NDArray[Any]:
