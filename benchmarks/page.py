@@ -8,9 +8,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import shutil
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ import psutil
 
 from libertem_parallax.accumulate import Stack
 from libertem_parallax.geometry import Geometry
+from libertem_parallax.live.merlin import write_mib
 from libertem_parallax.parameters import Parameters
 from libertem_parallax.show.page.live import LivePage
 from libertem_parallax.show.page.server import Access
@@ -53,6 +56,9 @@ _MOVE = """async ([value, last]) => {
   }
 }"""
 
+
+#: Seconds between two pictures of a recording, as `live` has by default.
+_INTERVAL = 2.0
 
 #: Turns the knob every second.
 _TURN = """() => {
@@ -118,49 +124,73 @@ def _busy() -> tuple[float, float]:
     return time.process_time(), browser
 
 
-def recording(scan: int, rounds: int) -> None:
-    """Compare rates as fast as frames can be had, in turns: alone, with page, with knobs."""
+def recording(scan: int, detector: int, rounds: int, seconds: float, *, decoded: bool) -> None:
+    """Compare rates as fast as frames can be had, in turns: alone, with page, with knobs.
+
+    They come from memory, where they are as they are, or as a Merlin sends them.
+    """
     from libertem.api import Context
 
     from libertem_parallax import ParallaxUDF
 
-    shape = (scan, scan, 64, 64)
-    frames = np.random.default_rng(0).poisson(0.3, shape).astype(np.uint8)
+    shape = (scan, scan, detector, detector)
+    parameters = PARAMETERS.replace(center=(detector / 2, detector / 2))
+    rows = np.random.default_rng(0).poisson(0.3, (8, *shape[1:])).astype(np.uint8)
+    frames = np.concatenate([rows] * (scan // len(rows)))
     page = LivePage(Access(port=0), title="benchmark")
-    page.ready((64, 64), frames.dtype, PARAMETERS)
+    page.ready(shape[2:], frames.dtype, parameters)
     # There is no disk in these frames, of which LiberTEM's user would be told.
     warnings.simplefilter("ignore")
     rates: dict[str, list[float]] = {"alone": [], "with a page": [], "while a knob is turned": []}
-    with Context.make_with("inline") as ctx, opened(page) as window:
-        dataset = ctx.load("memory", data=frames, sig_dims=2, num_partitions=scan * scan // 512)
+    used: dict[str, list[float]] = {how: [] for how in rates}
+    with (
+        Context.make_with("inline") as ctx,
+        tempfile.TemporaryDirectory() as folder,
+        opened(page) as window,
+    ):
+        load: dict[str, Any] = {"filetype": "memory", "data": frames, "sig_dims": 2}
+        if decoded:
+            path = Path(folder) / "frames.hdr"
+            write_mib(path, frames, bits=6)
+            load = {"filetype": "mib", "path": str(path)}
+        dataset = ctx.load(**load, num_partitions=scan * scan // 512)
         for _ in range(rounds + 1):
-            for how, of in rates.items():
-                udfs: list[Any] = [ParallaxUDF.from_parameters(shape, **PARAMETERS)]
-                if how != "alone":
-                    udfs.append(page.begin(dataset))
+            for how in rates:
                 if how == "while a knob is turned":
                     window.evaluate(_TURN)
-                start = shown = time.perf_counter()
-                for _ in ctx.run_udf_iter(dataset=dataset, udf=udfs):
-                    if how != "alone" and time.perf_counter() - shown > 0.5:
-                        page.show()
-                        shown = time.perf_counter()
-                of.append(scan * scan / (time.perf_counter() - start))
+                udfs: list[Any] = [ParallaxUDF.from_parameters(shape, **parameters)]
+                if how != "alone":
+                    udfs.append(page.begin(dataset))
+                count, busy, start = 0, -_busy()[0], time.perf_counter()
+                shown, elapsed = start, 0.0
+                while elapsed < seconds:  # the same frames again and again
+                    for _ in ctx.run_udf_iter(dataset=dataset, udf=udfs):
+                        if how != "alone" and time.perf_counter() - shown > _INTERVAL:
+                            page.show()
+                            shown = time.perf_counter()
+                    elapsed = time.perf_counter() - start
+                    count += scan * scan
+                busy += _busy()[0]
+                rates[how].append(count / elapsed)
+                used[how].append(busy / count * 1e6)
                 if how != "alone":
                     page.end(None)
                 window.evaluate("clearInterval(window.turning)")
                 time.sleep(1)
     page.close()
     alone = np.median(rates["alone"][1:])
+    what = f"{scan} x {scan} frames of {detector} x {detector}, {'' if decoded else 'not '}decoded"
+    print(f"{what}, {alone * detector**2 / 1e9:.2f} GB/s:")
     for how, of in rates.items():
-        rate = np.median(of[1:])
-        print(f"{how}: {rate:,.0f} frames/s, {rate / alone:.0%}")
+        rate, cores = np.median(of[1:]), np.median(used[how][1:])
+        print(f"  {how}: {rate:,.0f} frames/s, {rate / alone:.2f}; {cores:.1f} us of cores a frame")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--moves", type=int, default=50)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each recording")
     parser.add_argument("what", nargs="*", default=["256", "1024", "recording"])
     chosen = parser.parse_args()
     if "256" in chosen.what:
@@ -168,4 +198,5 @@ if __name__ == "__main__":
     if "1024" in chosen.what:
         latency(1024, 1, chosen.moves // 3)
     if "recording" in chosen.what:
-        recording(256, chosen.rounds)
+        recording(128, 256, chosen.rounds, chosen.seconds, decoded=True)
+        recording(256, 64, chosen.rounds, chosen.seconds, decoded=False)

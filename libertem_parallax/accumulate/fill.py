@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from typing import Any, NoReturn
 
@@ -47,7 +48,7 @@ class Fill:
         self.frames = frames
         self.index = index
         self.nx = nx
-        self._known: dict[tuple[int, ...], list[tuple[int, slice, slice]]] = {}
+        self._known: dict[tuple[int, ...], NDArray[np.int64]] = {}
 
     def add(self, tile: NDArray[Any], origin: tuple[int, int] = (0, 0), first: int = 0) -> None:
         """Copy out of a tile of dense frames.
@@ -68,29 +69,32 @@ class Fill:
         """
         check_tile(tile.shape, origin, first, len(self.frames), self.detector_shape)
         frames = self.frames[first : first + len(tile)]
+        flat = tile.reshape(len(tile), math.prod(tile.shape[1:]))
+        runs = self._runs(origin, tile.shape[1:])
+        if flat.dtype == frames.dtype:
+            _copy(locked(np.ascontiguousarray(flat)), runs, frames)
+            return
         safe = np.can_cast(tile.dtype, frames.dtype)
-        for row, columns, place in self._runs(origin, tile.shape[1:]):
-            values = tile[:, row, columns]
+        for start, first_place, count in runs:
+            values = flat[:, start : start + count]
+            part = frames[:, first_place : first_place + count]
             with np.errstate(over="ignore", invalid="ignore"):  # is looked for
-                frames[:, place] = values
-            if not safe and (frames[:, place] != values).any():
-                t, i = np.argwhere(frames[:, place] != values)[0]
-                self._refuse(first + t, place.start + i, f"is {values[t, i]}")
+                part[:] = values
+            if not safe and (part != values).any():
+                t, i = np.argwhere(part != values)[0]
+                self._refuse(first + t, first_place + i, f"is {values[t, i]}")
 
-    def _runs(
-        self, origin: tuple[int, int], shape: tuple[int, ...]
-    ) -> list[tuple[int, slice, slice]]:
-        """Row, columns and place in a frame of pixels that lie side by side on a part."""
+    def _runs(self, origin: tuple[int, int], shape: tuple[int, ...]) -> NDArray[np.int64]:
+        """Find pixels side by side on a part of the detector: where there, in a frame, how many."""
         part = (*origin, *shape)
         if part not in self._known:  # detectors may send a few frames a tile
-            runs = self._known[part] = []
-            for row, places in enumerate(self._lookup[self._part(origin, shape)]):
-                columns = np.flatnonzero(places >= 0)
-                for run in np.split(columns, np.flatnonzero(np.diff(columns) > 1) + 1):
-                    if len(run):
-                        start, stop = int(run[0]), int(run[-1]) + 1
-                        first = int(places[start])
-                        runs.append((row, slice(start, stop), slice(first, first + len(run))))
+            places = self._lookup[self._part(origin, shape)].reshape(-1)
+            inside = np.flatnonzero(places >= 0)
+            places = places[inside]
+            breaks = np.flatnonzero((np.diff(inside) != 1) | (np.diff(places) != 1)) + 1
+            starts = np.append(0, breaks)[: len(inside)]
+            counts = np.diff(np.append(starts, len(inside)))
+            self._known[part] = np.column_stack([inside[starts], places[starts], counts])
         return self._known[part]
 
     def add_events(
@@ -166,6 +170,20 @@ class Fill:
             f"{what}: a stack of {self.frames.dtype} does not hold that. Choose a wider dtype, "
             "leave out the pixel, or repair the data."
         )
+
+
+@keep_on_disk
+def _copy(
+    flat: Any,  # (T, pixels of the part)
+    runs: Any,  # (R, 3): see `Fill._runs`
+    frames: Any,  # (T, M) written to
+) -> None:
+    """Copy runs of pixels."""
+    for t in range(len(frames)):
+        for r in range(len(runs)):
+            start, first, count = uintp(runs[r, 0]), uintp(runs[r, 1]), uintp(runs[r, 2])
+            for i in range(count):
+                frames[t, first + i] = flat[t, start + i]
 
 
 @keep_on_disk

@@ -22,7 +22,9 @@ _SHARE = 1 / 4
 _MARGIN = 1.25
 
 
-def stack_udf(dataset: Any, parameters: Parameters, limit: int | None = None) -> StackUDF:
+def stack_udf(
+    dataset: Any, parameters: Parameters, limit: int | None = None, *, sparing: bool = False
+) -> StackUDF:
     """Make the UDF that keeps what can be tuned, of as much of the detector as memory allows.
 
     Parameters
@@ -33,6 +35,8 @@ def stack_udf(dataset: Any, parameters: Parameters, limit: int | None = None) ->
         Of the acquisition.
     limit
         Bytes that the stack may take. Default: a quarter of the memory that is free.
+    sparing
+        Whether to keep no more than is needed where the center is known: that takes less time.
 
     Returns
     -------
@@ -61,7 +65,8 @@ def stack_udf(dataset: Any, parameters: Parameters, limit: int | None = None) ->
     near = radius <= _MARGIN * parameters["semiangle_cutoff"]
     bright = np.zeros(shape[2:], bool)
     bright[tuple(geometry.plan.pixels.T)] = True
-    for mask in (np.ones(shape[2:], bool), near | bright, bright):
+    known = sparing and not parameters.missing("center")
+    for mask in (near | bright if known else np.ones(shape[2:], bool), near | bright, bright):
         if size * mask.sum() <= limit:
             break
     return StackUDF.for_dataset(dataset, mask, limit=limit)

@@ -41,6 +41,8 @@ class StackUDF(FramesUDF):
         Rows and columns of the scan to keep.
     """
 
+    _whole: NDArray[Any] | None = None  # the stack's frames, on the main node; else None
+
     def __init__(
         self,
         shape: tuple[int, int, int, int],
@@ -141,6 +143,11 @@ class StackUDF(FramesUDF):
         return None if kept.all() else kept
 
     @property
+    def started(self) -> bool:
+        """Whether the run has begun, and there is a stack."""
+        return self._whole is not None
+
+    @property
     def stack(self) -> Stack:
         """What there is so far; while the run goes on, its frames go on filling.
 
@@ -149,11 +156,11 @@ class StackUDF(FramesUDF):
         ValueError
             If the UDF has not been run.
         """
-        if "frames" not in self.results.keys():  # noqa: SIM118 - LiberTEM's, no mapping
+        if self._whole is None:
             raise ValueError("there is no stack yet: run the UDF first.")
         scanned = self._by_position(self.results.get_buffer("scanned").raw_data)
         return Stack(
-            self.results.get_buffer("frames").raw_data,
+            self._whole,
             self.params.pixels,
             self.scan_shape,
             self.params.shape[2:],
@@ -174,14 +181,14 @@ class StackUDF(FramesUDF):
             If the data set has another shape than the UDF was made for.
         """
         self._check_shape()
-        # LiberTEM has no use for empty buffers.
-        count = math.prod(self.scan_shape) if self._on_main else max(1, int(self._kept.sum()))
+        # LiberTEM has no use for empty buffers. On the main node, it would write zeros all over the
+        # memory before the first frame comes.
+        count = 1 if self._on_main else max(1, int(self._kept.sum()))
         return {
             "frames": self.buffer(
                 "single", (count, len(self.params.pixels)), self.params.dtype, use="private"
             ),
-            # Where in the stack they go, counted from 1, as 0 is no frame; not in use on the main
-            # node.
+            # Where in the stack they go, counted from 1, as 0 is no frame.
             "places": self.buffer("single", (count,), np.int64, use="private"),
             # Which frames there were: not those that a sync offset leaves out.
             "scanned": self.buffer("nav", dtype=bool, use="private"),
@@ -200,6 +207,9 @@ class StackUDF(FramesUDF):
     def preprocess(self) -> None:
         """Get ready for a partition."""
         if self._on_main:
+            # Untouched, these take no memory.
+            count = math.prod(self.scan_shape)
+            self._whole = np.zeros((count, len(self.params.pixels)), self.params.dtype)
             return
         self._first, self._inside = self.meta.slice.origin[0], self._kept
         index = self._frames[self._inside]
@@ -231,8 +241,13 @@ class StackUDF(FramesUDF):
 
     def merge(self, dest: Any, src: Any) -> None:
         """Put a partition's frames where they belong."""
-        if src.places[0]:
-            dest.frames[src.places - 1] = src.frames
+        places = src.places - 1
+        first, end = int(places[0]), int(places[-1]) + 1
+        assert self._whole is not None
+        if end - first == len(places) and first >= 0:
+            self._whole[first:end] = src.frames
+        elif first >= 0:
+            self._whole[places] = src.frames
         dest.scanned[:] = src.scanned
 
     def get_results(self) -> dict[str, Any]:

@@ -167,7 +167,7 @@ class LivePage:
         self._note = ""
         if kept is None:
             with warnings.catch_warnings(record=True, action="always") as caught:
-                kept = stack_udf(acquisition, self.tuning.parameters, self.limit)
+                kept = stack_udf(acquisition, self.tuning.parameters, self.limit, sparing=True)
             notes = (str(w.message) for w in caught)
             self._note = next((note for note in notes if "the stack is" in note), "")
         self._udf = kept
@@ -206,7 +206,7 @@ class LivePage:
         """Show what there is in the end, and why it is not all."""
         words = "Recorded" if problem is None else f"Not complete: {problem}"
         self.progress = Progress(words)
-        if self._udf is not None and "frames" in self._udf.results.keys():  # noqa: SIM118
+        if self._udf is not None and self._udf.started:
             self.tuning.grow(self._udf.stack, at_once=True)
         self.stage = "ended"
 
