@@ -14,27 +14,34 @@ import pytest
 import tifffile
 
 pytest.importorskip("libertem_live", reason="libertem-live is missing")
-from libertem.api import Context
-from test_page import (  # noqa: F401 - the browser, and what tests of it need
+from browser import (  # noqa: F401 - fixtures, too
     Window,
     assert_follows,
     browser,
     defocused,
-    pytestmark,
+    needs_chromium,
     simulated,
 )
+from libertem.api import Context
 
 from libertem_parallax import ParallaxUDF, load_parameters
 from libertem_parallax.show.page.live import LivePage
 from libertem_parallax.show.page.server import Access
+
+pytestmark = needs_chromium
 
 
 @pytest.fixture
 def live(tmp_path, monkeypatch):
     """Run the command as a process; yields it, and where its page is."""
     monkeypatch.chdir(tmp_path)
-    command = [sys.executable, "-c", "from libertem_parallax.cli import main; main()", "live"]
-    command += ["--simulate", "merlin", "--page", "--page-port", "0", "--no-browser"]
+    code = (
+        "from functools import partial; from libertem_parallax import cli, simulate\n"
+        "simulate.simulate = partial(simulate.simulate, scan_shape=(24, 40))\n"
+        "cli.main()"
+    )
+    command = [sys.executable, "-c", code, "live", "--simulate", "merlin"]
+    command += ["--page", "--page-port", "0", "--no-browser"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
     ) as process:
@@ -51,12 +58,12 @@ def live(tmp_path, monkeypatch):
             process.kill()
 
 
-def ended(process):
-    """Press Ctrl-C once all is done; what was said."""
+def ended(process, count):
+    """Press Ctrl-C once so many acquisitions are done; what was said."""
     said = []
     for line in process.stdout:
         said.append(line)
-        if "still at" in line:
+        if "".join(said).count("still at") == count:
             break
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=30)
@@ -133,10 +140,14 @@ def test_a_simulated_detector(live, browser, tmp_path):  # noqa: F811
     window.wait("m => m.data.image[0].every(v => v > 0)", "source")
     window.press("Save")
     window.wait("m => m.text.includes('_001')", "told")
+    window.press("Next scan")
+    window.wait("m => m.text.includes('>image_2.tif<') && m.text.includes('>image.tif<')", "before")
+    assert window.page.locator("figure img").count() == 2
+    assert window.model("m => m.visible", "next")
     window.close()
-    output, errors = ended(process)
+    output, errors = ended(process, 2)
     assert process.returncode == 0, errors
-    assert "5,184 frames" in output
+    assert output.count("960 frames") == 2
     folder = tmp_path / "libertem-parallax-live"
     saved = load_parameters(folder / "merlin_phase_flip_001.toml")
     assert saved["aberration_coefs"]["C10"] == -14900
@@ -146,3 +157,5 @@ def test_a_simulated_detector(live, browser, tmp_path):  # noqa: F811
     # What the command was asked for is as without a page.
     given = load_parameters(folder / "params.toml")
     np.testing.assert_array_equal(tifffile.imread(folder / "image.tif"), by_the_udf(data, given))
+    # The next one has what was tuned.
+    np.testing.assert_array_equal(tifffile.imread(folder / "image_2.tif"), image)
