@@ -16,9 +16,10 @@ from helpers import needs_compiler
 from benchmarks import __main__ as command
 from benchmarks import growth, report, worker
 from benchmarks.gpu import __main__ as gpu
-from benchmarks.gpu import cutting, floors, parts
+from benchmarks.gpu import cutting, floors, parts, whole
 from benchmarks.report import Row
-from benchmarks.workloads import Workload, write
+from benchmarks.workloads import Workload, events, write
+from libertem_parallax.accumulate import CudaError
 
 FLOOR = Row("w", "floor", 1000, 10, 5000.0, [0.1, 0.1, 0.1])
 NUMBA = Row("w", "numba", 1000, 10, 5000.0, [0.4, 0.5, 0.6], 1.0)
@@ -200,8 +201,9 @@ def gpu_report(standin, monkeypatch, tmp_path):
     standin()
     monkeypatch.setattr(floors, "_ROUNDS", 1)
     monkeypatch.setattr(parts, "C_TYPES", ["float32", "uint8"])
-    for which in ("FRAMES", "STACKS", "RUNS"):
+    for which in ("FRAMES", "STACKS"):
         monkeypatch.setattr(gpu, which, (TINY,))
+    monkeypatch.setattr(gpu, "RUNS", (TINY, events(8, 0.01)))
     # Of the calibration, the transforms and some sums.
     monkeypatch.setattr(gpu, "TOLD", (*gpu.TOLD, "rotation_angle", "aberration_coefs"))
     monkeypatch.setattr(shutil, "which", lambda _: None)
@@ -224,13 +226,15 @@ def test_the_gpu_report_has_all_figures(gpu_report) -> None:
     assert result.output.splitlines() == lines
     assert lines[0].startswith("No GPU, driver for CUDA 13.0, CuPy 0")
     assert lines[4] == "|---|---|---|"
-    assert lines[5:8] == [
+    assert lines[5:7] == [
         "| frames, events and stacks against NumPy | equal to the last bit, 2 dtypes |  |",
         "| likelihood against NumPy | equal to single precision |  |",
+    ]
+    assert lines[-2:] == [
+        "| tests that need a GPU | 9 passed in 1 s |  |",
         "| compute-sanitizer | not installed |  |",
     ]
-    assert lines[8] == "| tests that need a GPU | 9 passed in 1 s |  |"
-    rows = [line.strip("| ").split(" | ") for line in lines[9:]]
+    rows = [line.strip("| ").split(" | ") for line in lines[7:-2]]
     named = re.compile(
         r"(?:direct ptychography|calibration), (?:its sums|a step|whole)|.*?(?=[,:]| from| on| to)"
     )
@@ -241,17 +245,21 @@ def test_the_gpu_report_has_all_figures(gpu_report) -> None:
         "scatter": 2,
         "engine cuda alone": 1,
         "upload of a stack": 1,
-        "stack added again": 8,
+        "stack added again": 9,
         "upload of images": 1,
         "direct ptychography, its sums": 1,
         "calibration, a step": 1,
         "direct ptychography, whole": 1,
         "calibration, whole": 1,
-        "run_udf": 3,
+        "run_udf": 6,
         "live": 3,
     }
     assert kinds == [kind for kind, count in expected.items() for _ in range(count)]
     assert all(re.match(r"[\d,.e+-]+ (G?B?/s|s|frames|G )", figure) for _, figure, *_ in rows)
+    ways = [what.split(", ", 1)[1].partition(":")[0] for what, *_ in rows if "again" in what]
+    assert ways[:3] == [
+        f"{way}, sums stay there" for way in ("gather", "scatter", "patches in shared memory")
+    ]
     figures = dict(zip(kinds, rows, strict=True))
     # Of both the same, to single precision.
     assert figures["calibration, whole"][2].endswith("; C10 = -10000 Å")
@@ -282,6 +290,19 @@ def test_a_gpu_that_adds_wrongly_is_not_measured(gpu_report, monkeypatch) -> Non
         assert result.exit_code == 1
         assert lines[5] == "| frames, events and stacks against NumPy | sums of events of int8 |  |"
         assert len(lines) == 9 - 2 * number
+
+
+@needs_compiler
+@pytest.mark.filterwarnings("ignore:shifts of up to")
+def test_what_fails_on_a_gpu_is_told_and_the_rest_goes_on(gpu_report, monkeypatch) -> None:
+    def lose(*_: object) -> None:
+        raise CudaError("GPU 0: lost | for good")
+
+    monkeypatch.setattr(whole, "place_stack", lose)
+    result, lines = gpu_report("--only", "whole", "--only", "tests")
+    assert result.exit_code == 1
+    assert lines[-2] == "| whole: tiny | failed | GPU 0: lost / for good |"
+    assert lines[-1] == "| tests that need a GPU | 9 passed in 1 s |  |"
 
 
 @pytest.mark.parametrize("path", ["floor", "floor, file mapped"])

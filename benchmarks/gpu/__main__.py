@@ -6,7 +6,7 @@ import contextlib
 import datetime
 import sys
 import tempfile
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import click
 from libertem_parallax.accumulate import CudaError
 from libertem_parallax.accumulate.cuda import describe, memory
 
-from ..workloads import WORKLOADS
+from ..workloads import WORKLOADS, Workload, events
 from . import floors, parts, whole
 from .rows import Row
 from .whole import TOLD
@@ -23,34 +23,39 @@ from .whole import TOLD
 #: Of the workloads: what kernels add; of what a stack is kept; what runs through LiberTEM.
 FRAMES = tuple(workload for workload in WORKLOADS if workload.storage == "npy")
 STACKS = tuple(w for w in FRAMES if w.shape[0] == 256)
-RUNS = tuple(w for w in FRAMES if w.shape[0] >= 128)
+RUNS = (*(w for w in FRAMES if w.shape[0] >= 128), events(96, 0.01))
 
 
 #: Names of what can be asked for: what is right or wrong, and what is fast or slow.
-CHECKS = ("sanitizer", "tests")
+CHECKS = ("tests", "sanitizer")
+_FAILED = "failed"
 MEASURED = ("kernels", "stacks", "likelihoods", "whole", "runs", "live")
 
 
 def measure(size: int, wanted: Container[str]) -> Iterator[Row]:
-    """Measure what can be fast or slow; see `main`."""
+    """Measure what can be fast or slow; see `main`. What fails is told, and the rest goes on."""
     best = floors.measure(size)
     yield Row("copies from pinned memory of the host", f"{best.upload / 1e9:.3g} GB/s")
     yield Row("copies on the device, read and written", f"{best.copy / 1e9:,.4g} GB/s")
     for dtype, rate in best.additions.items():
         yield Row(f"additions to global memory, {dtype}", f"{rate / 1e9:,.4g} G/s")
-    for workload in FRAMES if "kernels" in wanted else ():
-        yield from parts.kernels(workload, size, best)
-    for workload in STACKS if "stacks" in wanted else ():
-        yield from parts.stacks(workload, best)
-    for workload in STACKS[:1] if "likelihoods" in wanted else ():
-        yield from parts.likelihoods(workload, best)
-    for workload in STACKS[:1] if "whole" in wanted else ():
-        yield from whole.wholes(workload, TOLD)
     with tempfile.TemporaryDirectory() as folder:
-        for workload in RUNS if "runs" in wanted else ():
-            yield from parts.end_to_end(workload, Path(folder))
-    for workload in RUNS[-1:] if "live" in wanted else ():
-        yield from parts.live(workload)
+        dense = [workload for workload in RUNS if workload.storage == "npy"]
+        measured: dict[str, tuple[Callable[[Workload], Iterator[Row]], Sequence[Workload]]] = {
+            "kernels": (lambda workload: parts.kernels(workload, size, best), FRAMES),
+            "stacks": (lambda workload: parts.stacks(workload, best), STACKS),
+            "likelihoods": (lambda workload: parts.likelihoods(workload, best), STACKS[:1]),
+            "whole": (lambda workload: whole.wholes(workload, TOLD), STACKS[:1]),
+            "runs": (lambda workload: parts.end_to_end(workload, Path(folder)), RUNS),
+            "live": (parts.live, dense[-1:]),
+        }
+        for name in MEASURED:
+            make, workloads = measured[name]
+            for workload in workloads if name in wanted else ():
+                try:
+                    yield from make(workload)
+                except CudaError as error:
+                    yield Row(f"{name}: {workload.name}", _FAILED, str(error))
 
 
 @click.command()
@@ -72,11 +77,12 @@ def measure(size: int, wanted: Container[str]) -> Iterator[Row]:
 def main(size: int, check: bool, only: tuple[str, ...], output: Path | None) -> None:
     """Say whether GPU 0 adds right, and how fast, as a table in Markdown.
 
-    Sums of frames, events and stacks of all dtypes are compared with NumPy's, also under CUDA's
-    compute-sanitizer where that is installed, and the tests that need a GPU are run. Then kernels
-    alone are measured against what the GPU can do at best, engines alone, stacks that stay on the
-    GPU, the sums of a calibration, whole calibrations and images by direct ptychography, and runs
-    through LiberTEM against all cores of this machine. Exits with 1 if anything is wrong.
+    Sums of frames, events and stacks of all dtypes are compared with NumPy's. If they are right,
+    kernels alone are measured against what the GPU can do at best, engines alone, stacks that stay
+    on the GPU, the sums of a calibration, whole calibrations and images by direct ptychography, and
+    runs through LiberTEM against all cores of this machine. Then the tests that need a GPU are run,
+    and sums compared under CUDA's compute-sanitizer, where that is installed. Exits with 1 if
+    anything is wrong.
     """
     if output is not None and output.exists():
         raise click.ClickException(f"{output} exists: give another --output, or remove it.")
@@ -107,17 +113,25 @@ def _report(size: int, wanted: tuple[str, ...], say: Callable[[str], None]) -> b
     say("")
     say("| what | figure | against |")
     say("|---|---|---|")
-    good = True
-    checks = {"": parts.correctness, "sanitizer": parts.sanitizer, "tests": parts.tests}
-    for name, made in checks.items():
-        if not name or name in wanted:
+    rows, right = parts.correctness()
+    good = right
+
+    def told(row: Row) -> bool:
+        say(f"| {' | '.join(part.replace('|', '/') for part in row)} |")
+        return row.figure != _FAILED
+
+    for row in rows:
+        told(row)
+    # What takes long comes last.
+    if right and any(name in MEASURED for name in wanted):
+        for row in measure(size << 20, wanted):
+            good &= told(row)
+    for name, made in {"tests": parts.tests, "sanitizer": parts.sanitizer}.items():
+        if name in wanted:
             rows, clean = made()
             good &= clean
             for row in rows:
-                say(f"| {' | '.join(row)} |")
-    if good and any(name in MEASURED for name in wanted):
-        for row in measure(size << 20, wanted):
-            say(f"| {' | '.join(row)} |")
+                told(row)
     return good
 
 
