@@ -198,7 +198,7 @@ def test_curves_are_drawn(tmp_path) -> None:
 @pytest.fixture
 def gpu_report(standin, monkeypatch, tmp_path):
     """Run the report on small frames, by a device that is none; returns its result and lines."""
-    standin()
+    standin(order="forward")
     monkeypatch.setattr(floors, "_ROUNDS", 1)
     monkeypatch.setattr(parts, "C_TYPES", ["float32", "uint8"])
     for which in ("FRAMES", "STACKS"):

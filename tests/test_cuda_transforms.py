@@ -19,8 +19,10 @@ from libertem_parallax.calibration.spectra import independent, transform
 from libertem_parallax.cli import main
 from libertem_parallax.direct import direct_phase, with_rim
 from libertem_parallax.geometry import Geometry
+from libertem_parallax.images import IMAGES
 from libertem_parallax.likelihood import monomials
 from libertem_parallax.parameters import Parameters, load_parameters
+from libertem_parallax.show.maker import reconstruct
 
 pytestmark = needs_compiler
 
@@ -263,3 +265,26 @@ def test_commands_go_on_without_a_device_or_say_why_not(standin, monkeypatch, tm
         assert found[0]["aberration_coefs"] == found[1]["aberration_coefs"]
     else:
         np.testing.assert_array_equal(np.load("numba.npy"), np.load("auto.npy"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("part", [False, True])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_on_a_gpu(monkeypatch, dtype, part):
+    """Sums, images, spectra and the sums of these, in several blocks."""
+    monkeypatch.setattr(cuda_stack, "_BLOCK", 100 * 72)
+    stack = make(dtype, part, dead=False)
+    placed = place_stack(stack, "cuda")
+    plan = Geometry.from_parameters(**PARAMETERS).plan
+    for one, other in zip(placed.add(plan), stack.add(plan), strict=True):
+        np.testing.assert_array_equal(one, other)
+    parameters = Parameters(**{k: v for k, v in PARAMETERS.items() if k != "shape"})
+    for name in IMAGES:
+        one, other = (reconstruct(on, parameters, name) for on in (placed, stack))
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * np.abs(other).max())
+    found, expected = spectra(placed), spectra(stack)
+    np.testing.assert_array_equal(found.there.get(), found.images)
+    one, other = found.images, expected.images
+    np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * np.abs(other).max())
+    one, other = (direct_phase(on, PARAMETERS) for on in (placed, stack))
+    np.testing.assert_allclose(one, other, rtol=0, atol=1e-4 * np.abs(other).max())

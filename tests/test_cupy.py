@@ -26,8 +26,10 @@ def test_the_stand_in_offers_nothing_that_cupy_lacks():
 
     fake = CuPy()
     internal = names(fake) - {"RawModule", "cuda"}
-    assert all(hasattr(cupy, name) for name in {"empty", "RawModule", "cuda", "__version__"})
-    assert not any(hasattr(cupy, name) for name in internal - {"random"})
+    offered = {"empty", "get_default_memory_pool", "RawModule", "cuda", "__version__"}
+    assert all(hasattr(cupy, name) for name in offered)
+    assert not any(hasattr(cupy, name) for name in internal - offered - {"random"})
+    assert "free_bytes" in dir(cupy.get_default_memory_pool())
     assert names(fake.cuda) <= set(dir(cupy.cuda))
     for name in ("runtime", "compiler"):
         assert names(getattr(fake.cuda, name)) <= set(dir(getattr(cupy.cuda, name)))

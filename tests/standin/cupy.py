@@ -183,6 +183,12 @@ class CuPy:
             ),
         )
 
+    def get_default_memory_pool(self):
+        return SimpleNamespace(free_bytes=lambda: self._pool().taken - self._pool().in_use)
+
+    def _pool(self):
+        return self.pools[self._device()]
+
     def empty(self, shape, dtype):
         dtype, device = np.dtype(dtype), self._device()
         count = int(np.prod(shape))
@@ -198,9 +204,8 @@ class CuPy:
             return {"name": b"No GPU"}
 
     def _memory(self):
-        pool = self.pools[self._device()]
-        total = 2**30 if pool.limit is None else pool.limit
-        return total - pool.in_use, total
+        total = 2**30 if self._pool().limit is None else self._pool().limit
+        return total - self._pool().taken, total
 
     def _fail(self, operation):
         if operation in self.faults:

@@ -150,7 +150,7 @@ def memory(device: int = 0) -> tuple[int, int]:
     Returns
     -------
     tuple
-        Bytes that are free, and of all.
+        Bytes that are free, those that CuPy keeps for this process included, and of all.
 
     Raises
     ------
@@ -160,6 +160,7 @@ def memory(device: int = 0) -> tuple[int, int]:
     cupy = load_cupy()
     with explained("", device), cupy.cuda.Device(device):
         free, total = cupy.cuda.runtime.memGetInfo()
+        free += cupy.get_default_memory_pool().free_bytes()
     return free, total
 
 
