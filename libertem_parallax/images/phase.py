@@ -8,8 +8,9 @@ pixel inside the aperture. Of all estimates that are linear in R, this one comes
     φ = R P* / (|P|² + N / S)
 
 N is the power of the noise of R, S that of φ. Both are found from the image: see `wiener`. What the
-model misses is of second order in φ, so its power is like that of noise of ``c var(φ) max|P|² S``.
-Where |P|² is less than that, the image would show that and not φ. c is from simulations.
+model misses is of second order in φ. It is counted as more noise, of ``c var(φ) max|P|² S``, less
+what is taken off with the frames' means. Where |P|² S is less than that, the image would show that
+and not φ. c is from simulations.
 """
 
 from __future__ import annotations
