@@ -160,7 +160,7 @@ def recording(scan: int, detector: int, rounds: int, seconds: float, *, decoded:
                     window.evaluate(_TURN)
                 udfs: list[Any] = [ParallaxUDF.from_parameters(shape, **parameters)]
                 if how != "alone":
-                    udfs.append(page.begin(dataset))
+                    udfs.append(page.begin(dataset, udfs[0]))
                 count, busy, start = 0, -_busy()[0], time.perf_counter()
                 shown, elapsed = start, 0.0
                 while elapsed < seconds:  # the same frames again and again

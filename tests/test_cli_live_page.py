@@ -184,7 +184,7 @@ def test_memory_and_thumbnails_are_bounded(tmp_path: Path) -> None:
             kept = []
             for number in range(10):
                 page.ready((12, 12), frames.dtype, parameters)
-                kept.append(page.begin(dataset))
+                kept.append(page.begin(dataset, None))
                 ctx.run_udf(dataset, kept[-1])
                 page.end(None)
                 image = np.random.default_rng(number).normal(size=(12, 16)).astype(np.float32)
@@ -197,5 +197,53 @@ def test_memory_and_thumbnails_are_bounded(tmp_path: Path) -> None:
         ]
         assert max(len(each.jpeg) for each in page.thumbnails) < 50_000
         assert page.tuning.stack.frames is kept[-1].stack.frames
+    finally:
+        page.close()
+
+
+def test_more_frames_than_memory_holds(tmp_path: Path) -> None:
+    """The first rows can be tuned; with the parameters of the recording, all frames are shown."""
+    from libertem.api import Context
+
+    from libertem_parallax import ParallaxUDF, Parameters
+    from libertem_parallax.accumulate import Stack
+    from libertem_parallax.show.maker import reconstruct
+    from libertem_parallax.show.screen import grown
+
+    frames = np.random.default_rng(0).poisson(3, (6, 8, 12, 12)).astype(np.uint8)
+    parameters = Parameters(
+        scan_sampling=(4.0, 5.0),
+        energy=200e3,
+        semiangle_cutoff=4.0,
+        angular_sampling=(1.0, 1.0),
+        image="parallax",
+        aberration_coefs={"C10": -2000.0},
+    )
+    udf = ParallaxUDF.from_parameters(frames.shape, **parameters)
+    # Of 6 rows, 4 and a half.
+    page = LivePage(Access(port=0), 36 * len(udf.params.geometry.plan.pixels), folder=tmp_path)
+    try:
+        with Context.make_with("inline") as ctx:
+            dataset = ctx.load("memory", data=frames, sig_dims=2, num_partitions=6)
+            page.ready((12, 12), frames.dtype, parameters)
+            kept = page.begin(dataset, udf)
+            assert "the first 4 x 8 of 6 x 8 frames" in page.note
+            tuning = page.tuning
+            for part in ctx.run_udf_iter(dataset, [udf, kept]):
+                page.show(grown(part))
+            page.end(None)
+        assert tuning.wait(SECONDS)
+        whole = Stack.from_array(frames)
+        assert tuning.picture is not None
+        np.testing.assert_array_equal(tuning.picture.image, reconstruct(whole, parameters))
+        assert tuning.picture.scanned.all()
+        tuning.aberrate(C10=-2500.0)
+        assert tuning.wait(SECONDS)
+        first = Stack.from_array(frames[:4])
+        tuned = tuning.parameters
+        np.testing.assert_array_equal(tuning.picture.image, reconstruct(first, tuned))
+        tuning.undo()
+        assert tuning.wait(SECONDS)
+        np.testing.assert_array_equal(tuning.picture.image, reconstruct(whole, parameters))
     finally:
         page.close()

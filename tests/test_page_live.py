@@ -89,7 +89,8 @@ def test_knobs_are_turned_while_it_records(browser, tmp_path):  # noqa: F811
             page.ready(shape[2:], frames.dtype, parameters, lambda _: stopped.set())
             window = Window(browser, page.url)
             window.wait("m => m.text.includes('Waiting for an acquisition')", "told")
-            udfs = [ParallaxUDF.from_parameters(shape, **parameters), page.begin(dataset)]
+            udfs = [ParallaxUDF.from_parameters(shape, **parameters)]
+            udfs.append(page.begin(dataset, udfs[0]))
             results = ctx.run_udf_iter(dataset=dataset, udf=udfs)
             for number, part in enumerate(results, start=1):
                 last = part

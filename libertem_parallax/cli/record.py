@@ -268,11 +268,11 @@ def _adding(
         limit = None if page is None else page.limit
         learning = Learning(acquisition, **asked, limit=limit, **parameters)
         if page is not None:
-            page.begin(acquisition, learning.stack)
+            page.begin(acquisition, learning.image, learning.stack)
         return _Adding(learning.image, learning.udfs, learning.stack, learning)
     kept = None
     if page is not None:
-        kept = page.begin(acquisition)
+        kept = page.begin(acquisition, udf)
     elif keep:
         kept = keep_stack(acquisition, udf, problems)
     if kept is None:

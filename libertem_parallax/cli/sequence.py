@@ -79,7 +79,7 @@ def record_all(
             again = page.wait()
         if not again:
             break
-        parameters = page.tuning.parameters.replace(image=names)
+        parameters = page.parameters.replace(image=names)
         places = places or free_outputs(outputs)
         where = " and ".join(map(str, places.values()))
         click.echo(f"\nThe next acquisition goes to {where}", err=True)

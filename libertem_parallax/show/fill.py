@@ -23,7 +23,7 @@ _MARGIN = 1.25
 
 
 def stack_udf(
-    dataset: Any, parameters: Parameters, limit: int | None = None, *, sparing: bool = False
+    dataset: Any, parameters: Parameters, limit: int | None = None, *, live: bool = False
 ) -> StackUDF:
     """Make the UDF that keeps what can be tuned, of as much of the detector as memory allows.
 
@@ -35,14 +35,15 @@ def stack_udf(
         Of the acquisition.
     limit
         Bytes that the stack may take. Default: a quarter of the memory that is free.
-    sparing
-        Whether to keep no more than is needed where the center is known: that takes less time.
+    live
+        Whether frames are still to come: then no more is kept than is needed where the center is
+        known, as that takes less time; and the first rows of the scan, not its middle.
 
     Returns
     -------
     StackUDF
         Of all pixels, or of those within 1.25 semiangles of the center, or of the bright field. If
-        that is still too much, of the middle of the scan.
+        that is still too much, of a part of the scan.
 
     Raises
     ------
@@ -65,11 +66,11 @@ def stack_udf(
     near = radius <= _MARGIN * parameters["semiangle_cutoff"]
     bright = np.zeros(shape[2:], bool)
     bright[tuple(geometry.plan.pixels.T)] = True
-    known = sparing and not parameters.missing("center")
+    known = live and not parameters.missing("center")
     for mask in (near | bright if known else np.ones(shape[2:], bool), near | bright, bright):
         if size * mask.sum() <= limit:
             break
-    return StackUDF.for_dataset(dataset, mask, limit=limit)
+    return StackUDF.for_dataset(dataset, mask, limit=limit, first=live)
 
 
 def fill_stack(

@@ -21,6 +21,7 @@ from ..memory import check_direct, check_image
 from ..parameters import DEFAULTS, Parameters
 
 __all__ = [
+    "Made",
     "Maker",
     "Picture",
     "Wanted",
@@ -198,6 +199,15 @@ def sharpness(stack: Stack, parameters: Parameters, defocus: float) -> float:
     return float(scipy.ndimage.gaussian_filter(image, _SHARPNESS_BLUR, mode="wrap").var())
 
 
+class Made(NamedTuple):
+    """An image that somebody else has made, of more frames than the stack has."""
+
+    image: NDArray[np.float32]
+    scanned: NDArray[np.bool_]
+    geometry: Geometry
+    parameters: Parameters  #: for which it is taken
+
+
 class Wanted(NamedTuple):
     """What a picture is to show; numbers say which of them are new."""
 
@@ -206,6 +216,13 @@ class Wanted(NamedTuple):
     frames: int
     stack: Stack
     parameters: Parameters
+    made: Made | None = None
+
+    @property
+    def taken(self) -> Made | None:
+        """What is shown without adding anything."""
+        made = self.made
+        return made if made is not None and made.parameters is self.parameters else None
 
 
 class Maker:
@@ -227,8 +244,11 @@ class Maker:
     def picture(self, wanted: Wanted, coarse: int, threads: int | None) -> Picture:
         """Make one, of every `coarse`-th scan position."""
         start = time.perf_counter()
-        imaging, notes = self._imaging(wanted, coarse)
         name = _shown(wanted.parameters)
+        if (made := wanted.taken) is not None:
+            return Picture(wanted.number, name, made.image, wanted.parameters, made.geometry,
+                           made.scanned, 1, 0.0, ())  # fmt: skip
+        imaging, notes = self._imaging(wanted, coarse)
         geometry, placed = imaging.geometry, self._placed(wanted)
         if name in STACK_IMAGES:
             geometry = geometry.replace(upsampling_factor=1)
@@ -260,6 +280,8 @@ class Maker:
 
     def preview(self, wanted: Wanted) -> int:
         """Choose how coarse an image is had at once; 1 if that is the image itself."""
+        if wanted.taken is not None:
+            return 1
         direct = _shown(wanted.parameters) in STACK_IMAGES
         if not direct:
             key, _ = self._kept.get(("sums", 1), (None, None))

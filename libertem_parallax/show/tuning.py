@@ -13,7 +13,7 @@ from typing import Any, Literal
 from .. import aberrations
 from ..accumulate import Stack
 from ..parameters import Parameters
-from .maker import Maker, Picture, Wanted, make_imaging
+from .maker import Made, Maker, Picture, Wanted, make_imaging
 
 __all__ = ["Tuning"]
 
@@ -58,6 +58,7 @@ class Tuning:
             make_imaging(stack, parameters)
         self._state = threading.Condition()
         self._stack, self._parameters = stack, parameters
+        self._made: Made | None = None
         self._number = self._geometry = self._frames = 0  # of changes: any, of these
         self._past: list[Parameters] = []
         self._last: tuple[frozenset[str], float] = (frozenset(), -math.inf)
@@ -82,6 +83,11 @@ class Tuning:
     def parameters(self) -> Parameters:
         """As they are set now; the picture may be one of before."""
         return self._parameters
+
+    @property
+    def made(self) -> Made | None:
+        """The image of all frames, where the stack has a part of them."""
+        return self._made
 
     @property
     def picture(self) -> Picture | None:
@@ -141,20 +147,22 @@ class Tuning:
             self._set(self._past.pop(), geometry=True)
         self._tell()
 
-    def grow(self, stack: Stack, *, at_once: bool = False) -> None:
+    def grow(self, stack: Stack, made: Made | None = None, *, at_once: bool = False) -> None:
         """Take a stack with more frames, or of another scan.
 
         Parameters
         ----------
         stack
             Frames. Pictures that only have more of them take a twentieth of the time at most.
+        made
+            The image of all frames, where the stack has a part of them.
         at_once
             Whether the picture is made now, as of the first frames or the last.
         """
         with self._state:
             old = self._stack
             other = (stack.scan_shape, stack.detector_shape) != (old.scan_shape, old.detector_shape)
-            self._stack = stack
+            self._stack, self._made = stack, made
             self._number += 1
             self._frames += 1
             self._geometry += other
@@ -294,7 +302,12 @@ class Tuning:
         start = time.monotonic()
         with self._state:
             wanted = Wanted(
-                self._number, self._geometry, self._frames, self._stack, self._parameters
+                self._number,
+                self._geometry,
+                self._frames,
+                self._stack,
+                self._parameters,
+                self._made,
             )
         try:
             preview = maker.preview(wanted) if urgent else 1

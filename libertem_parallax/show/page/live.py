@@ -15,6 +15,7 @@ import numpy as np
 from ...accumulate import Stack
 from ...parameters import Parameters
 from ..fill import stack_udf
+from ..maker import Made
 from ..screen import Growing
 from ..tuning import Tuning
 from .page import Page
@@ -86,6 +87,7 @@ class LivePage:
         self._tuning: Tuning | None = None
         self._server: Background | None = None
         self._udf: Any = None
+        self._image: Any = None
         self._note = ""
         self._first: float | None = None
         self._stop: Callable[[str], object] = lambda _: None
@@ -93,6 +95,8 @@ class LivePage:
         #: Whether an acquisition is awaited, comes in, or has ended.
         self.stage: Literal["waiting", "recording", "ended"] = "waiting"
         self.progress = Progress("")
+        #: With which the present acquisition is recorded, as they are on the page.
+        self.parameters = Parameters()
         #: Of the last acquisitions.
         self.thumbnails: deque[Thumbnail] = deque(maxlen=_KEPT)
         #: Called with where it is, as soon as it is there.
@@ -142,19 +146,22 @@ class LivePage:
         frames = np.zeros((_NOTHING[0] * _NOTHING[1], len(pixels)), dtype)
         stack = Stack(frames, pixels, _NOTHING, detector_shape, np.zeros(_NOTHING, bool))
         self._tuning = Tuning(stack, parameters.replace(load=None))
+        self.parameters = self._tuning.parameters
         self._server = Background(self._make, self._access)
         self.on_ready(self.url)
 
     def _make(self) -> Page:
         return Page(self.tuning, recording=self, **self._page)
 
-    def begin(self, acquisition: Any, kept: Any = None) -> Any:
+    def begin(self, acquisition: Any, image: Any, kept: Any = None) -> Any:
         """Get ready for the frames of an acquisition; those of the one before are forgotten.
 
         Parameters
         ----------
         acquisition
             Of LiberTEM.
+        image
+            UDF that makes the image.
         kept
             A StackUDF that keeps frames in any case. Default: one is made.
 
@@ -166,11 +173,15 @@ class LivePage:
         self._udf = None
         self._note = ""
         if kept is None:
-            with warnings.catch_warnings(record=True, action="always") as caught:
-                kept = stack_udf(acquisition, self.tuning.parameters, self.limit, sparing=True)
-            notes = (str(w.message) for w in caught)
-            self._note = next((note for note in notes if "the stack is" in note), "")
-        self._udf = kept
+            with warnings.catch_warnings(action="ignore"):  # come with the picture, or below
+                kept = stack_udf(acquisition, self.tuning.parameters, self.limit, live=True)
+        scan, (rows, cols) = kept.params.shape[:2], kept.scan_shape
+        if (rows, cols) != tuple(scan):
+            self._note = (
+                f"Memory holds the first {rows} x {cols} of {scan[0]} x {scan[1]} frames: what is "
+                "tuned is made of these (--memory)."
+            )
+        self._udf, self._image = kept, image
         self._first = None
         count = kept.scan_shape[0] * kept.scan_shape[1]
         frames = np.zeros((count, len(kept.params.pixels)), kept.params.dtype)
@@ -197,17 +208,31 @@ class LivePage:
     def found(self, parameters: Parameters) -> None:
         """Show frames with parameters that calibration found in them."""
         self.tuning.change(**{name: parameters[name] for name in _FOUND if name in parameters})
+        self.parameters = self.tuning.parameters
 
-    def show(self, *_: Any) -> None:
-        """Show the frames that came in."""
-        self.tuning.grow(self._udf.stack)
+    def show(self, growing: Growing | None = None) -> None:
+        """Show the frames that came in, as an image that was made of them where not all are kept.
+
+        Parameters
+        ----------
+        growing
+            The image that the other UDF makes.
+        """
+        made = None
+        if growing is not None and self._note:
+            [name, *_] = self._image.params.image or ("parallax",)
+            if name == self.parameters["image"][0]:
+                geometry = self._image.params.geometry
+                scanned = growing.scanned.copy()  # LiberTEM's goes on filling
+                made = Made(growing.image, scanned, geometry, self.parameters)
+        self.tuning.grow(self._udf.stack, made)
 
     def end(self, problem: str | None) -> None:
         """Show what there is in the end, and why it is not all."""
         words = "Recorded" if problem is None else f"Not complete: {problem}"
         self.progress = Progress(words)
         if self._udf is not None and self._udf.started:
-            self.tuning.grow(self._udf.stack, at_once=True)
+            self.tuning.grow(self._udf.stack, self.tuning.made, at_once=True)
         self.stage = "ended"
 
     def fail(self, problem: str) -> None:
@@ -259,6 +284,7 @@ class LivePage:
         while not self._next.wait(0.5):
             if not self._server.thread.is_alive():
                 return False
+        self.parameters = self.tuning.parameters
         return True
 
     def close(self) -> None:
