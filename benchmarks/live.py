@@ -6,10 +6,13 @@ import statistics
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from libertem.udf import UDF
+from libertem.udf.base import NoOpUDF
 from libertem.udf.sum import SumUDF
 
 from libertem_parallax import ParallaxUDF
@@ -33,8 +36,8 @@ def open_frames(path: str) -> Mapped:
     return Mapped(path, np.uint16, "r", shape=SCAN + DETECTOR)
 
 
-def main() -> None:
-    """Print frames/s behind a memory source: medians of interleaved rounds, and their range."""
+def measure(rounds: int = ROUNDS) -> dict[tuple[int, str], list[float]]:
+    """Measure frames/s behind a memory source, in turns, by number of workers and UDF."""
     geometry: dict[str, Any] = {
         "shape": SCAN + DETECTOR,
         "scan_sampling": (4.0, 4.0),
@@ -44,6 +47,11 @@ def main() -> None:
         "aberration_coefs": {"C10": -8e3},
         "upsampling_factor": 2,
     }
+    udfs: dict[str, Callable[[], UDF]] = {
+        "NoOpUDF": NoOpUDF,
+        "SumUDF": SumUDF,
+        "parallax": lambda: ParallaxUDF.from_parameters(**geometry),
+    }
     total = SCAN[0] * SCAN[1]
     contexts = {workers: make_context(workers) for workers in sorted({1, 2, cores()})}
     rates: dict[tuple[int, str], list[float]] = {}
@@ -52,15 +60,18 @@ def main() -> None:
         row, col = np.ogrid[-96:96, -96:96]
         disk = np.where(np.hypot(row, col) < 30, 2.0, 0.05)
         rng = np.random.default_rng(0)
-        rng.poisson(disk, SCAN + DETECTOR).astype(np.uint16).tofile(path)
-        for turn in range(ROUNDS + 1):  # the first one compiles
+        some = rng.poisson(disk, (64, *DETECTOR)).astype(np.uint16)
+        with path.open("wb") as file:
+            for _ in range(total // len(some)):
+                some[rng.permutation(len(some))].tofile(file)
+        for turn in range(rounds + 1):  # the first one compiles
             for workers, ctx in contexts.items():
-                for name in ("SumUDF", "parallax"):
+                for name, make in udfs.items():
                     conn = ctx.make_connection("memory").open(
                         data=open_frames(str(path)),
                         extra_kwargs={"num_partitions": total // FRAMES_PER_PARTITION},
                     )
-                    udf = SumUDF() if name == "SumUDF" else ParallaxUDF.from_parameters(**geometry)
+                    udf = make()
                     acquisition = ctx.make_acquisition(conn=conn)
                     begin = time.perf_counter()
                     ctx.run_udf(acquisition, udf)
@@ -69,7 +80,12 @@ def main() -> None:
                         rates.setdefault((workers, name), []).append(total / seconds)
         for ctx in contexts.values():
             ctx.close()
-    for (workers, name), each in rates.items():
+    return rates
+
+
+def main() -> None:
+    """Print frames/s behind a memory source: medians of interleaved rounds, and their range."""
+    for (workers, name), each in measure().items():
         print(
             f"{workers} workers, {name:8}: {statistics.median(each):9,.0f} frames/s "
             f"({min(each):,.0f} to {max(each):,.0f})"

@@ -107,7 +107,10 @@ def make_run(
     partitions = (
         {} if workload["partitions"] is None else {"num_partitions": workload["partitions"]}
     )
-    ds = ctx.load(workload["storage"], path=workload["file"], **partitions)
+    if workload["storage"] == "memory":
+        ds = ctx.load("memory", data=np.load(workload["file"]), sig_dims=2, **partitions)
+    else:
+        ds = ctx.load(workload["storage"], path=workload["file"], **partitions)
 
     def run() -> Any:
         results = ctx.run_udf(dataset=ds, udf=udf, backends=backends)

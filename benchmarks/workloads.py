@@ -11,7 +11,7 @@ import numpy as np
 import scipy.stats
 from numpy.typing import NDArray
 
-__all__ = ["CURVES", "PARAMETERS", "WORKLOADS", "Workload", "events", "write"]
+__all__ = ["CURVES", "PARAMETERS", "WORKLOADS", "Workload", "events", "radius", "write"]
 
 #: The acquisition of the README's example.
 PARAMETERS: dict[str, Any] = {
@@ -44,7 +44,8 @@ class Workload:
     lit
         Rows and columns in the middle of the detector that electrons reach. Default: all.
     storage
-        Format of the file by LiberTEM's name; one of `_WRITERS`.
+        Format of the file by LiberTEM's name; one of `_WRITERS`. ``memory``: a .npy file that is
+        read before anything is measured.
     executor, workers
         LiberTEM's executor, and how many workers it has (one if it is ``inline``).
     partitions
@@ -140,7 +141,7 @@ def _write_raw_csr(file: Path, workload: Workload) -> None:
 
 
 #: How to write the frames, by storage.
-_WRITERS = {"npy": _write_npy, "raw_csr": _write_raw_csr}
+_WRITERS = {"npy": _write_npy, "memory": _write_npy, "raw_csr": _write_raw_csr}
 
 
 def write(workload: Workload, folder: Path) -> Path:
@@ -169,7 +170,7 @@ def write(workload: Workload, folder: Path) -> Path:
     return file
 
 
-def _radius(pixels: float) -> dict[str, Any]:
+def radius(pixels: float) -> dict[str, Any]:
     """Parameters with a bright field of that radius; a little more, to include its edge."""
     return PARAMETERS | {"semiangle_cutoff": (pixels + 0.1) * 0.307617}
 
@@ -210,11 +211,9 @@ WORKLOADS = (
     Workload("256 x 256 scan, 64 x 64 uint16", (256, 256, 64, 64), "uint16"),
     Workload("128 x 128 scan, 64 x 64 float32", (128, 128, 64, 64), "float32"),
     Workload(
-        "128 x 128 scan, 192 x 192 uint16, radius 30", (128, 128, 192, 192), "uint16", _radius(30)
+        "128 x 128 scan, 192 x 192 uint16, radius 30", (128, 128, 192, 192), "uint16", radius(30)
     ),
-    Workload(
-        "32 x 32 scan, 512 x 512 uint16, radius 30", (32, 32, 512, 512), "uint16", _radius(30)
-    ),
+    Workload("32 x 32 scan, 512 x 512 uint16, radius 30", (32, 32, 512, 512), "uint16", radius(30)),
     *(events(96, electrons) for electrons in (0.001, 0.01, 0.1)),
 )
 
@@ -231,7 +230,7 @@ CURVES: dict[str, list[tuple[float | str, Workload]]] = {
         (n, Workload("", (n, n, 64, 64))) for n in (16, 32, 64, 128, 256, 512)
     ],
     "radius of the bright field / pixels": [
-        (r, Workload("", (128, 128, 64, 64), parameters=_radius(r))) for r in (3, 6, 10, 15, 20, 26)
+        (r, Workload("", (128, 128, 64, 64), parameters=radius(r))) for r in (3, 6, 10, 15, 20, 26)
     ],
     "upsampling factor": [
         (u, Workload("", (128, 128, 64, 64), parameters=PARAMETERS | {"upsampling_factor": u}))
