@@ -54,6 +54,10 @@ GROWTH: dict[str, list[tuple[str, Workload]]] = {
 }
 
 
+#: Rows and columns of scans, and upsampling, whose memory is looked at.
+IMAGES = [(128, 2), (512, 2), (1024, 2), (512, 8)]
+
+
 def table(title: str, rows: list[tuple[str, Row]]) -> Iterator[str]:
     """Lines of a table in Markdown: rates, and how the time for a value changes.
 
@@ -81,7 +85,7 @@ def memory() -> Iterator[str]:
     """Lines of a table of the memory that runs take beyond their data, by images."""
     yield "| memory beyond the data | accumulator / MB | MB at most | twice and 100 MB |"
     yield "|---|---|---|---|"
-    for n, u in ((128, 2), (512, 2), (1024, 2), (512, 8)):
+    for n, u in IMAGES:
         parameters = bright(6) | {"upsampling_factor": u}
         workload = Workload("", (n, n, 16, 16), parameters=parameters, storage="memory")
         with tempfile.TemporaryDirectory() as folder:

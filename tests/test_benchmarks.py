@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from helpers import needs_compiler
 
 from benchmarks import __main__ as command
-from benchmarks import growth, report, worker
+from benchmarks import growth, report, targets, worker
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import cutting, floors, parts, whole
 from benchmarks.report import Row
@@ -352,14 +352,34 @@ def test_gpu_paths_run(standin, tmp_path) -> None:
         np.testing.assert_array_equal(images[path], right)
 
 
-def test_growth_tells_cliffs(monkeypatch) -> None:
+def test_growth_tells_cliffs_and_memory(monkeypatch) -> None:
     """Of what is measured here the rates say nothing; those of the rows do."""
     monkeypatch.setattr(growth, "GROWTH", {"rows": [("18", SMALL), ("again", SMALL)]})
+    monkeypatch.setattr(growth, "IMAGES", [(20, 2)])
     result = CliRunner().invoke(growth.main, ["--rounds", "2"])
     assert result.exit_code == 0, result.output
     lines = result.output.splitlines()
     assert lines[0].startswith("| rows | pixels | frames/s ")
     assert [line.split(" | ")[:2] for line in lines[2:4]] == [["| 18", "529"], ["| again", "529"]]
+    assert lines[5].startswith("| memory beyond the data ")
+    assert lines[7].startswith("| scan 20 x 20, u = 2 | 0 | ")
     rows = [(str(n), replace(NUMBA, seconds=[n])) for n in (1, 1.5, 4)]
     last = [line.split(" | ")[-1] for line in growth.table("time", rows)]
     assert last[2:] == [" |", "1.50 |", "2.67 **cliff** |", ""]
+
+
+def test_targets_tell_what_is_met(monkeypatch) -> None:
+    """As above; no path is that slow, or that fast."""
+    asked = [
+        targets.Ratio("slow", "numba", "SumUDF", 1e-9),
+        targets.Ratio("fast", "numba", "floor", 1e9),
+        targets.Ratio("any", "numba, engine alone", "floor"),
+    ]
+    monkeypatch.setattr(targets, "RATIOS", [(replace(SMALL, storage="memory"), asked)])
+    result = CliRunner().invoke(targets.main, ["--rounds", "2", "--only", "ratios"])
+    assert result.exit_code == 0, result.output
+    rows = [line.strip("| ").split(" | ") for line in result.output.splitlines()[2:]]
+    assert [[row[0], row[-1]] for row in rows[:2]] == [["slow", "yes"], ["fast", "no"]]
+    assert rows[2][:2] == ["any", ""]
+    times = {"a": [1.0, 2.0, 30.0], "b": [2.0, 4.0, 30.0]}
+    assert targets.ratio(times["a"], times["b"]) == 2
