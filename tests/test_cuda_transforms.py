@@ -12,6 +12,7 @@ from helpers import PARAMETERS, Late, error, make_scan, needs_compiler
 from scans import KNOWN, bright_field, scan, specimen
 from standin.cupy import OutOfMemoryError
 
+from libertem_parallax import Learning, ParallaxUDF
 from libertem_parallax.accumulate import CudaError, Stack, place_stack
 from libertem_parallax.accumulate.cuda import stack as cuda_stack
 from libertem_parallax.calibration import calibrate_stack, find_beam
@@ -236,6 +237,29 @@ def test_a_calibration_goes_on_without_a_device(standin, operation):
     assert found["aberration_coefs"] == expected["aberration_coefs"]
     with pytest.raises(CudaError, match=r"GPU 0, .*cudaErrorIllegalAddress"):
         calibrate_stack(stack, parameters.replace(engine="cuda"), beam, device=0)
+
+
+def test_a_scan_that_is_calibrated_while_it_runs(standin, inline):
+    """On the GPU; as that is lost, the CPU goes on, and the image has all frames."""
+    cupy = standin(order="forward")
+    data, _, _ = case()
+    ds = inline.load("memory", data=data, sig_dims=2, num_partitions=2)
+    learning = Learning(ds, device=0, **KNOWN)
+    cupy.faults["compute"] = error("cudaErrorIllegalAddress")
+    results = inline.run_udf_iter(ds, learning.udfs)
+
+    def finish():
+        for part in results:
+            learning.step(results)
+        return part
+
+    with pytest.warns(RuntimeWarning, match=r"on the CPU from now on. GPU 0, transforming"):
+        part = finish()
+    assert cupy.uploaded
+    assert learning.calibration is not None
+    udf = ParallaxUDF.from_parameters(ds.shape, **learning.calibration.parameters)
+    expected = inline.run_udf(ds, udf)["reconstruction"].data
+    np.testing.assert_array_equal(part.buffers[0]["reconstruction"].data, expected)
 
 
 @pytest.mark.parametrize("command", ["calibrate", "reconstruct"])

@@ -18,6 +18,7 @@ from .recorded import Added, Recorded, kept_frames, missing_frames, save_found
 from .run import (
     COMPILES,
     about,
+    default_gpu,
     described,
     image_pixel_size,
     messages_only,
@@ -266,7 +267,8 @@ def _adding(
             udf = _make_udf(link, shape, parameters, recording)
     if recording.calibrate:
         limit = None if page is None else page.limit
-        learning = Learning(acquisition, **asked, limit=limit, **parameters)
+        gpu = default_gpu()
+        learning = Learning(acquisition, **asked, limit=limit, device=gpu, **parameters)
         if page is not None:
             page.begin(acquisition, learning.image, learning.stack)
         return _Adding(learning.image, learning.udfs, learning.stack, learning)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+from libertem.common.backend import get_use_cuda
 
 from .. import checks
 from ..accumulate import CudaError, Stack
@@ -72,6 +73,9 @@ class Learning:
     limit
         Bytes that the frames of the beginning may take. Default: a quarter of the memory that is
         free.
+    device
+        Number of the GPU on which to calibrate, unless ``engine`` says otherwise. Default: the one
+        that LiberTEM assigned to this process, if any.
     **parameters
         What is known: ``energy``, ``scan_sampling`` and ``semiangle_cutoff`` at least.
 
@@ -87,11 +91,13 @@ class Learning:
         search: Iterable[str] = (),
         hints: Hints | None = None,
         limit: int | None = None,
+        device: int | None = None,
         **parameters: Any,
     ) -> None:
         self._shape = checks.shape(dataset.shape)
         self._known, self._hints = check_known(Parameters(**parameters)), hints
         self._search = check_search(search)
+        self._device = get_use_cuda() if device is None else device
         with warnings.catch_warnings(action="ignore"):
             self.image = _Waiting.from_parameters(
                 self._shape, **placeholder(self._known, self._shape[2:])
@@ -155,7 +161,11 @@ class Learning:
     def _calibrate(self, stack: Stack) -> None:
         try:
             self._found = calibrate_stack(
-                stack, self._known, search=self._search, hints=self._hints
+                stack,
+                self._known,
+                search=self._search,
+                hints=self._hints,
+                device=self._device,
             )
         except (CalibrationError, CudaError, ValueError) as error:
             self.problem = str(error)
