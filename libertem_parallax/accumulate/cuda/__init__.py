@@ -4,7 +4,8 @@
 and the kernels, `messages` say what went wrong, and `check` whether all is right.
 
 All that is done with CuPy here is memory, streams and launches; none of its own kernels is needed,
-so it does not compile any to add frames. For images it does: see `CudaStack.make`.
+so it does not compile any to add frames. For images it does, and takes CUDA's libraries of
+transforms and products: see `CudaStack.make` and `CudaStack.with_images`.
 """
 
 from .check import check
