@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from live_commands import (
 )
 from numpy.typing import NDArray
 
+from libertem_parallax import files
 from libertem_parallax.cli import main
 from libertem_parallax.live.merlin import Simulator
 
@@ -122,3 +125,33 @@ def test_it_is_killed(
     assert process.returncode == -signal.SIGKILL
     image = tifffile.imread("image.tif")
     assert any(np.array_equal(image, expected(frames, count)) for count in range(8, 49, 8))
+
+
+def test_ctrl_c_again_ends_at_once(
+    run: Run, merlin: Simulator, frames: NDArray[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes too long to write the image after the first one: it is told where the last is."""
+    saving, ended = threading.Event(), threading.Event()
+
+    def slowly(*_: Any) -> None:
+        saving.set()
+        try:
+            time.sleep(SECONDS)
+        finally:
+            ended.set()
+
+    def insist() -> None:
+        while not ended.wait(0.3):  # what comes in a burst counts as one
+            give(signal.SIGINT)
+
+    Gate(monkeypatch)
+    monkeypatch.setattr(files, "save_somewhere", slowly)
+    first = when(Path("image.tif").exists, lambda: give(signal.SIGINT))
+    second = when(saving.is_set, insist)
+    result = run(arguments(merlin, "--start"))
+    first.join()
+    second.join()
+    assert result.exit_code == 1
+    told = re.search(r"the image of (\d+) frames that was written last is image.tif", result.stderr)
+    assert told, result.stderr
+    np.testing.assert_array_equal(tifffile.imread("image.tif"), expected(frames, int(told[1])))

@@ -97,10 +97,16 @@ def test_it_waits_for_the_whole_scan():
     stack = Stack.from_array(FRAMES)
     stack.scanned[5:] = False
     tuning = Tuning(stack, PARAMETERS)
+    tuning.growing = True
     assert_shown(tuning)
     tuning.change(image="direct")
     assert tuning.wait(30)
     assert "needs all frames, 56% of them are there" in tuning.problem
+    # It was broken off.
+    stack.frames[5 * stack.scan_shape[1] :] = 0
+    tuning.growing = False
+    tuning.grow(stack, at_once=True)
+    np.testing.assert_array_equal(shown(tuning).image, direct_phase(stack, DIRECT))
     tuning.grow(Stack.from_array(FRAMES), at_once=True)
     np.testing.assert_array_equal(shown(tuning).image, direct_phase(tuning.stack, DIRECT))
     tuning.close()

@@ -6,7 +6,7 @@ import contextlib
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ..files import About
     from ..parameters import Parameters
     from ..show.page.live import LivePage
-    from ..show.screen import Show
+    from ..show.screen import Growing, Show
     from ..show.window import Window
     from ..udf import StackUDF
     from ..udf.learning import Learning
@@ -93,7 +93,9 @@ def record(
             f"--workers {recording.workers}: for --image direct, this process keeps the frames. "
             "Leave one of them out."
         )
+    last: list[tuple[Path, int]] = []  # where the image was written last, and of how many frames
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_told_where(last))
         stack.enter_context(contextlib.redirect_stderr(cast(IO[str], Unbreakable(sys.stderr))))
         stack.enter_context(messages_only())
         alone = page is None and not recording.calibrate and direct is None
@@ -123,9 +125,12 @@ def record(
             now = parameters if found is None else found.parameters
             return about(udf, name, now, data=str(address), frames=frames)
 
+        def keep(made: Growing) -> None:
+            files.save(output, made.image, said(made.frames))
+            last[:] = [(output, made.frames)]
+
         # Nothing that comes later can take along the image that is written now and then.
-        keep = {str(output): lambda made: files.save(output, made.image, said(made.frames))}
-        screen = Screen({**keep, **shows, **more}, recording.interval)
+        screen = Screen({str(output): keep, **shows, **more}, recording.interval)
         added = _add(link, acquisition, adding, screen, recording, page)
         if page is not None:
             page.end(added.problem)
@@ -142,6 +147,7 @@ def record(
         # Before anything is shown or closed, which may fail as well.
         image, count = (made := grown(added.results)).image, made.frames
         written_to = [save(output, image, said(count), problems)]
+        last[:] = [(written_to[0], count)]
         Screen({**shows, **more}, 0).show(added.results)
     problems[:0] = missing_frames(added, count, total, address.detector)
     found: list[tuple[str, str]] = []
@@ -167,6 +173,19 @@ def record(
     places = " and ".join(map(str, written_to))
     problem = " ".join((*problems, f"It was written to {places}.")) if problems else None
     return Recorded(images, udf, parameters, rows, problem, written_to, made, window)
+
+
+@contextlib.contextmanager
+def _told_where(last: list[tuple[Path, int]]) -> Iterator[None]:
+    """Say where the last image is, if the recording ends at once; no more is done then."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        text = "no image was written"
+        for path, frames in last:
+            text = f"the image of {frames:,} frames that was written last is {path}"
+        click.echo(f"\nInterrupted: {text}.", err=True)
+        raise
 
 
 def _make_udf(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,6 +30,11 @@ def warn(message: str) -> None:
     # On a line of its own, also where a progress bar is under way.
     with tqdm.external_write_mode():
         click.echo(f"Warning: {message}", err=True)
+
+
+def has_terminal() -> bool:
+    """Whether people see LiberTEM's progress bar: elsewhere, every state of it would stay."""
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 @contextlib.contextmanager
@@ -99,7 +105,7 @@ def run(
     frames = math.prod(udf.params.geometry.plan.scan_shape) if roi is None else int(roi.sum())
     start = time.perf_counter()
     try:
-        results = ctx.run_udf(dataset, udf, roi=roi, progress=True)
+        results = ctx.run_udf(dataset, udf, roi=roi, progress=has_terminal())
     except AssertionError as error:  # of its readers, such as that of raw Merlin files of 1 bit
         raise RuntimeError(
             f"LiberTEM cannot read the frames: {error or 'one of its assertions failed'}. Check "

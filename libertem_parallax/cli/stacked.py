@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .run import about, by, check_output, default_gpu, messages_only, speed_text, warn
+from .run import about, by, check_output, default_gpu, has_terminal, messages_only, speed_text, warn
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,7 +33,7 @@ def fill_stack(ctx: Any, dataset: Any, made_for: Any) -> tuple[Stack, str]:
     """
     udf = _stack_udf(dataset, made_for)
     start = time.perf_counter()
-    ctx.run_udf(dataset, udf, progress=True)
+    ctx.run_udf(dataset, udf, progress=has_terminal())
     speed = speed_text(math.prod(udf.scan_shape), time.perf_counter() - start)
     return _placed(udf, made_for), speed
 

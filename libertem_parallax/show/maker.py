@@ -217,6 +217,7 @@ class Wanted(NamedTuple):
     stack: Stack
     parameters: Parameters
     made: Made | None = None
+    growing: bool = False  #: whether frames are still to come
 
     @property
     def taken(self) -> Made | None:
@@ -301,7 +302,8 @@ class Maker:
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Make the image by direct ptychography; transforms are kept for other aberrations."""
         scanned = wanted.stack.scanned.copy()
-        if not scanned.all():
+        if wanted.growing and not scanned.all():
+            self._forget("direct")
             raise ValueError(
                 f"direct ptychography needs all frames, {scanned.mean():.0%} of them are there. "
                 "Choose another image until the scan is complete."

@@ -59,6 +59,8 @@ class Tuning:
         self._state = threading.Condition()
         self._stack, self._parameters = stack, parameters
         self._made: Made | None = None
+        #: Whether frames are still to come: what needs all of them has to wait.
+        self.growing = False
         self._number = self._geometry = self._frames = 0  # of changes: any, of these
         self._past: list[Parameters] = []
         self._last: tuple[frozenset[str], float] = (frozenset(), -math.inf)
@@ -308,6 +310,7 @@ class Tuning:
                 self._stack,
                 self._parameters,
                 self._made,
+                self.growing,
             )
         try:
             preview = maker.preview(wanted) if urgent else 1

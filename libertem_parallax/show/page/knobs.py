@@ -271,13 +271,14 @@ class Knobs:
         for widget in self.center:
             self._on(widget, lambda _: self._set_center())
         self.upsampling = self._on(
-            RadioButtonGroup(labels=["1", "2", "3", "4"], name="upsampling"),
+            RadioButtonGroup(labels=["1", "2", "3", "4"], name="upsampling", css_classes=["tight"]),
             lambda active: self._set_parameter(upsampling_factor=active + 1),
             "active",
         )
         self.orders = self._on(
             CheckboxButtonGroup(
-                labels=["flip rows", "flip columns", "transpose"], name="orders"
+                labels=["flip rows", "flip columns", "transpose"], name="orders",
+                css_classes=["tight"],
             ),
             lambda active: self._set_parameter(
                 **{name: i in active for i, name in enumerate(_ORDERS)}

@@ -187,6 +187,7 @@ class LivePage:
         frames = np.zeros((count, len(kept.params.pixels)), kept.params.dtype)
         scanned = np.zeros(kept.scan_shape, bool)
         stack = Stack(frames, kept.params.pixels, kept.scan_shape, kept.params.shape[2:], scanned)
+        self.tuning.growing = True
         self.tuning.grow(stack, at_once=True)
         self.progress = Progress("Recording", 0, acquisition.shape.nav.size)
         self.stage = "recording"
@@ -231,6 +232,7 @@ class LivePage:
         """Show what there is in the end, and why it is not all."""
         words = "Recorded" if problem is None else f"Not complete: {problem}"
         self.progress = Progress(words)
+        self.tuning.growing = False
         if self._udf is not None and self._udf.started:
             self.tuning.grow(self._udf.stack, self.tuning.made, at_once=True)
         self.stage = "ended"
@@ -238,6 +240,7 @@ class LivePage:
     def fail(self, problem: str) -> None:
         """Tell why an acquisition came to nothing; what was shown before remains."""
         self.progress = Progress(f"Not recorded: {problem.removesuffix('.')}")
+        self.tuning.growing = False
         self.stage = "ended"
 
     def keep(self, path: Path, made: Growing) -> None:
