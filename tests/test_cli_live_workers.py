@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ import numpy as np
 import psutil
 import pytest
 import tifffile
+from libertem_live.detectors.merlin import sim
 from live_commands import (
+    SECONDS,
     Gate,
     Run,
     arguments,
@@ -22,7 +26,7 @@ from live_commands import (
 )
 from numpy.typing import NDArray
 
-from libertem_parallax.live import default_workers
+from libertem_parallax.live import default_workers, pipelined
 from libertem_parallax.live.merlin import simulator
 
 pytestmark = simulators
@@ -36,25 +40,57 @@ def kill_a_worker() -> None:
                 return
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the detector wait, after two thirds of the frames, until workers have added these.
+
+    They may take their time to start, and LiberTEM takes what they have when frames arrive.
+    """
+    executors: list[Any] = []
+
+    class Counted(pipelined.Pipelined):
+        taken = 0
+
+        def run_tasks(self, *arguments: Any) -> Iterator[Any]:
+            self.taken = 0
+            executors[:] = [self]
+            for answer in super().run_tasks(*arguments):
+                self.taken += 1
+                yield answer
+
+    def answers() -> int:
+        return sum(e.taken + e._pool.response_queue.size() for e in executors)
+
+    chunks = sim.DataSocketSimulator.get_chunks
+
+    def patiently(camera: Any) -> Iterator[Any]:
+        for number, chunk in enumerate(chunks(camera)):  # two for each frame
+            while number == 2 * 70 and answers() < 64 / 8 and not camera.is_stopped():
+                time.sleep(0.01)
+            yield chunk
+
+    monkeypatch.setattr(pipelined, "Pipelined", Counted)
+    monkeypatch.setattr(sim.DataSocketSimulator, "get_chunks", patiently)
+
+
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("what", ["detector", "worker"])
 def test_what_was_added_is_kept(
     run: Run, hdr: Path, frames: NDArray[Any], monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     """When the detector fails, or a worker is gone; of what is lost, the number is told."""
-    gate = Gate(monkeypatch, "wait" if what == "worker" else "return")
+    gate = Gate(monkeypatch, "wait" if what == "worker" else "disconnect")
     gate.count = 90
-    with simulator(hdr, dwelltime=5000) as merlin:  # µs
+    with simulator(hdr) as merlin:
 
         def fail() -> None:
             kill_a_worker()
             gate.opened.set()
 
         failing = when(Path("image.tif").exists, fail if what == "worker" else lambda: None)
-        # A worker that is killed is to be noticed before the detector is silent.
-        silence = 0.5 if what == "detector" else 30
-        result = run(arguments(merlin, f"--start --workers 2 --silence {silence}"))
+        result = run(arguments(merlin, f"--start --workers 2 --silence {SECONDS}"))
         failing.join()
-    message = {"detector": "no more frames came through", "worker": "could not be added"}
+    message = {"detector": "the connection to the detector failed", "worker": "could not be added"}
     check_error(result, message[what], "It was written to image.tif")
     told = re.search(r"(\d+) of 96 frames .* Another (\d+) had arrived", result.stderr)
     assert told
