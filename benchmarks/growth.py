@@ -20,7 +20,8 @@ from .report import Row
 from .worker import prepare
 from .workloads import PARAMETERS, Workload, write
 
-#: From one row of a table to the next, time for a value may grow by so much, or it is a cliff.
+#: Where the time of a run, beyond NoOpUDF's, grows by so many times as much as what should make it
+#: grow, it is a cliff.
 _CLIFF = 2.0
 
 
@@ -30,54 +31,67 @@ def bright(radius: float) -> dict[str, Any]:
     return PARAMETERS | {"angular_sampling": (step, step)}
 
 
-#: What grows, and how much. Files take 1 GiB at most.
-GROWTH: dict[str, list[tuple[str, Workload]]] = {
+#: What grows, and how much: name and size of each row. Of the largest detectors, little is lit, so
+#: that little is written and read.
+GROWTH: dict[str, list[tuple[str, float, Workload]]] = {
     "scan (detector 16 x 16)": [
-        (f"{n} x {n}", Workload("", (n, n, 16, 16), parameters=bright(6)))
+        (f"{n} x {n}", n**2, Workload("", (n, n, 16, 16), parameters=bright(6)))
         for n in (24, 64, 128, 256, 512, 1024, 2048)
     ],
     "bright field (scan 64 x 64, detector 256 x 256)": [
-        (f"radius {r:g}", Workload("", (64, 64, 256, 256), parameters=bright(r)))
+        (
+            f"{round(3.14 * r**2)} pixels",
+            r**2,
+            Workload("", (64, 64, 256, 256), parameters=bright(r)),
+        )
         for r in (1.8, 5.6, 18, 56, 98)
     ],
-    "detector (radius 10)": [
-        (f"{n} x {n}", Workload("", (scan, scan, n, n), parameters=bright(10)))
-        for n, scan in ((32, 64), (64, 64), (128, 64), (256, 64), (512, 32), (1024, 16), (2048, 16))
+    "detector (scan 32 x 32, radius 10)": [
+        (f"{n} x {n}", n**2, Workload("", (32, 32, n, n), parameters=bright(10), lit=32))
+        for n in (32, 64, 128, 256, 512, 1024, 2048)
     ],
     "upsampling factor (scan 128 x 128)": [
-        (f"{u}", Workload("", (128, 128, 64, 64), parameters=PARAMETERS | {"upsampling_factor": u}))
+        (
+            str(u),
+            u**2,
+            Workload("", (128, 128, 64, 64), parameters=PARAMETERS | {"upsampling_factor": u}),
+        )
         for u in (1, 2, 4, 8)
     ],
     "partitions (scan 128 x 128)": [
-        (f"{n}", Workload("", (128, 128, 64, 64), partitions=n)) for n in (1, 4, 16, 64, 256, 4096)
+        (str(n), n, Workload("", (128, 128, 64, 64), partitions=n))
+        for n in (1, 4, 16, 64, 256, 4096)
     ],
 }
-
 
 #: Rows and columns of scans, and upsampling, whose memory is looked at.
 IMAGES = [(128, 2), (512, 2), (1024, 2), (512, 8)]
 
 
-def table(title: str, rows: list[tuple[str, Row]]) -> Iterator[str]:
-    """Lines of a table in Markdown: rates, and how the time for a value changes.
+def table(title: str, rows: list[tuple[str, float, Row, Row]]) -> Iterator[str]:
+    """Lines of a table in Markdown: times and rates, and how time grows.
 
     Parameters
     ----------
     title
         What grows.
     rows
-        How large it is, and what was measured.
+        Its name and size, and what was measured: NoOpUDF, and the engine.
     """
-    yield f"| {title} | pixels | frames/s | values/s | time for a value, to the row above |"
-    yield "|---|---|---|---|---|"
+    columns = "NoOpUDF / ms | ms more | frames/s | values/s | time over size, to the row above"
+    yield f"| {title} | {columns} |"
+    yield "|---|---|---|---|---|---|"
     before = 0.0
-    for size, row in rows:
-        best = row.frames / min(row.seconds)  # a cliff is there every time
-        rate = best * row.pixels
-        change = f"{before / rate:.2f}" if before else ""
-        cliff = " **cliff**" if before > _CLIFF * rate else ""
-        yield f"| {size} | {row.pixels} | {best:,.0f} | {rate / 1e6:,.0f} M | {change}{cliff} |"
-        before = rate
+    for name, size, nothing, row in rows:
+        least, best = min(nothing.seconds), min(row.seconds)  # a cliff is there every time
+        more = max(best - least, 1e-6)
+        change = f"{more / size / before:.2f}" if before else ""
+        cliff = " **cliff**" if before and more / size > _CLIFF * before else ""
+        yield (
+            f"| {name} | {1e3 * least:.1f} | {1e3 * more:.1f} | {row.frames / best:,.0f} "
+            f"| {row.frames / best * row.pixels / 1e6:,.0f} M | {change}{cliff} |"
+        )
+        before = more / size
     yield ""
 
 
@@ -106,10 +120,11 @@ def tables(rounds: int) -> Iterator[str]:
     try:
         for title, curve in GROWTH.items():
             rows = []
-            for size, workload in curve:
+            for name, size, workload in curve:
                 with tempfile.TemporaryDirectory() as folder:
-                    [row] = measure(workload, {"numba": worker}, rounds, Path(folder))
-                rows.append((size, row))
+                    paths = {"NoOpUDF": worker, "numba": worker}
+                    nothing, row = measure(workload, paths, rounds, Path(folder))
+                rows.append((name, size, nothing, row))
             yield from table(title, rows)
     finally:
         worker.close()
@@ -121,9 +136,10 @@ def tables(rounds: int) -> Iterator[str]:
 def main(rounds: int) -> None:
     """Print tables of rates of whole runs by Numba's engine on one core, as something grows.
 
-    Each is that of the best round. A value is a bright-field pixel of a frame. Where the time for
-    one is more than twice that of the row above, it is a cliff. Last comes the memory that NumPy's
-    arrays take at most, beyond the data.
+    Each is that of the best round. A value is a bright-field pixel of a frame. Where a run takes
+    longer than NoOpUDF by more than twice as much as what grows explains (frames, bright-field or
+    detector pixels, pixels of the image, partitions), it is a cliff. Last comes the memory that
+    NumPy's arrays take at most, beyond the data.
     """
     for line in tables(rounds):
         click.echo(line)

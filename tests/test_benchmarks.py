@@ -354,18 +354,22 @@ def test_gpu_paths_run(standin, tmp_path) -> None:
 
 def test_growth_tells_cliffs_and_memory(monkeypatch) -> None:
     """Of what is measured here the rates say nothing; those of the rows do."""
-    monkeypatch.setattr(growth, "GROWTH", {"rows": [("18", SMALL), ("again", SMALL)]})
+    monkeypatch.setattr(growth, "GROWTH", {"rows": [("18", 1, SMALL), ("again", 2, SMALL)]})
     monkeypatch.setattr(growth, "IMAGES", [(20, 2)])
     result = CliRunner().invoke(growth.main, ["--rounds", "2"])
     assert result.exit_code == 0, result.output
     lines = result.output.splitlines()
-    assert lines[0].startswith("| rows | pixels | frames/s ")
-    assert [line.split(" | ")[:2] for line in lines[2:4]] == [["| 18", "529"], ["| again", "529"]]
+    assert lines[0].startswith("| rows | NoOpUDF / ms | ms more | frames/s ")
+    assert [line.split(" | ")[0] for line in lines[2:4]] == ["| 18", "| again"]
     assert lines[5].startswith("| memory beyond the data ")
     assert lines[7].startswith("| scan 20 x 20, u = 2 | 0 | ")
-    rows = [(str(n), replace(NUMBA, seconds=[n])) for n in (1, 1.5, 4)]
+    half = replace(NUMBA, seconds=[0.5])
+    rows = [
+        (str(size), size, half, replace(NUMBA, seconds=[seconds]))
+        for size, seconds in ((1, 1.5), (4, 2.5), (8, 12.5))
+    ]
     last = [line.split(" | ")[-1] for line in growth.table("time", rows)]
-    assert last[2:] == [" |", "1.50 |", "2.67 **cliff** |", ""]
+    assert last[2:] == [" |", "0.50 |", "3.00 **cliff** |", ""]
 
 
 def test_targets_tell_what_is_met(monkeypatch) -> None:
