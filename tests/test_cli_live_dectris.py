@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ from detectors import dectris_simulator
 from libertem_live.detectors.dectris.connection import DectrisDetectorConnection
 from live_commands import (
     OPTIONS,
-    SECONDS,
     Run,
     check_complete,
     check_error,
@@ -50,19 +48,16 @@ def test_dectris(
 
 
 def test_dectris_fails_and_works_again(run: Run, frames: NDArray[Any], tmp_path: Path) -> None:
-    options = "--start --nav-shape 8 12 --silence 0.5"
-    begin = time.monotonic()
+    options = "--start --nav-shape 8 12 --silence 2"
     with dectris_simulator(tmp_path, frames, dies_after=50) as simulator:
         result = run(dectris(simulator, options))
-    assert time.monotonic() - begin < SECONDS / 3  # and not the timeout of 60 s
-    assert check_partial(result, frames, "no more frames came through for 0.5 s") == 48
+    assert check_partial(result, frames, "no more frames came through for 2 s") == 48
     with dectris_simulator(tmp_path, frames) as simulator:
         check_complete(run(dectris(simulator, options)), frames)
 
 
 def test_it_is_started_and_sends_no_frame(run: Run, frames: NDArray[Any], tmp_path: Path) -> None:
     """The scan is announced and never begins. A Merlin announces it with the first frame only."""
-    begin = time.monotonic()
     with dectris_simulator(tmp_path, frames, triggered=False) as simulator:
         result = run(dectris(simulator, "--start --timeout 0.5 --nav-shape 8 12"))
     check_error(
@@ -70,5 +65,4 @@ def test_it_is_started_and_sends_no_frame(run: Run, frames: NDArray[Any], tmp_pa
         "none of 96 frames is in the image, which was not written: no frames came "
         "through within 0.5 s after the start",
     )
-    assert time.monotonic() - begin < SECONDS / 3
     assert not Path("image.tif").exists()

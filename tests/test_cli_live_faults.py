@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import pytest
 from libertem_live.detectors.merlin.connection import MerlinDetectorConnection
 from live_commands import (
     OPTIONS,
-    SECONDS,
     Gate,
     Run,
     arguments,
@@ -91,9 +89,7 @@ def test_the_detector_fails_and_works_again(
     message: str,
 ) -> None:
     gate = Gate(monkeypatch, then)
-    begin = time.monotonic()
     check_partial(run(arguments(merlin, "--start --silence 0.5")), frames, message)
-    assert time.monotonic() - begin < SECONDS / 3  # and not the timeout of 60 s
     gate.opened.set()
     check_complete(run(arguments(merlin, "--start --silence 5")), frames)
 

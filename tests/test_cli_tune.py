@@ -65,7 +65,7 @@ def running(*arguments, password=None):
 
 
 def get(host, port, path="/", cookie="", method="GET", body=None, **headers):
-    connection = http.client.HTTPConnection(host, port, timeout=20)
+    connection = http.client.HTTPConnection(host, port, timeout=60)
     connection.request(method, path, body=body, headers={"Cookie": cookie, **headers})
     response = connection.getresponse()
     status, text = response.status, "" if response.status == 101 else response.read().decode()
@@ -100,7 +100,7 @@ def test_ctrl_c_ends_it_and_a_port_in_use_is_told(scan):
             assert status == 200
             assert "libertem-parallax" in text
             process.send_signal(signal.SIGINT)
-            _, errors = process.communicate(timeout=30)
+            _, errors = process.communicate(timeout=120)
             assert process.returncode == 0
             assert f"port {port} is in use" in errors
             assert "Traceback" not in errors
@@ -138,7 +138,7 @@ def test_a_password_is_asked_for(scan):
         assert "ACK" in asyncio.run(first_message(host, port, cookie))
         assert get(host, port, "/", cookie=cookie[:-3] + "abc")[0] == 302
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=120)
         assert "not encrypted" in errors
 
 

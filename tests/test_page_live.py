@@ -66,7 +66,7 @@ def ended(process, count):
         if "".join(said).count("still at") == count:
             break
     process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=30)
+    output, errors = process.communicate(timeout=120)
     return "".join(said) + output, errors
 
 
