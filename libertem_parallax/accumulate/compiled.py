@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from .dtypes import value_range
 from .engine import Engine, Events
 from .event_loop import accumulate_events
-from .loops import BLOCK, CHUNK, GROUP_BYTES, LINE, accumulate, lanes_of, locked
+from .loops import BLOCK, CHUNK, CHUNKS, LINE, accumulate, lanes_of, locked
 from .plan import Plan
 
 __all__ = ["CompiledEngine"]
@@ -64,7 +64,7 @@ class CompiledEngine(Engine):
     def _values(self) -> NDArray[Any]:
         """Buffer for the pixels of a block."""
         size, lanes = self.dtype.itemsize, lanes_of(self.dtype.itemsize)
-        shape = BLOCK // size // lanes, GROUP_BYTES // size // lanes, lanes
+        shape = BLOCK // size // lanes, CHUNKS * CHUNK // size, lanes
         return np.empty(shape, self.dtype)
 
     def _add(self, frames: NDArray[Any], origin: tuple[int, int], first: int) -> None:
@@ -123,16 +123,14 @@ def _make_table(plan: Plan, place: tuple[int, ...], size: int) -> _Table:
     number, within = np.divmod(columns - columns[first][row], width)
     starts = _changes(rows, number)
     chunk = np.cumsum(starts) - 1
-    # As many chunks at a time as the buffer takes.
-    most = GROUP_BYTES // (CHUNK * lanes_of(size))
-    slots = chunk % most * width + within
+    slots = chunk % CHUNKS * width + within
     count = np.count_nonzero(starts)
-    cuts = np.append(np.arange(0, count, most), count)
+    cuts = np.append(np.arange(0, count, CHUNKS), count)
     pixel_cuts = np.searchsorted(chunk, cuts)
     # Lines that hold pixels, counted from `offset` in a frame, come side by side.
     at = (rows * shape[1] + columns) * size
     number = (at - offset) // LINE
-    line_starts = _changes(chunk // most, number)
+    line_starts = _changes(chunk // CHUNKS, number)
     line = np.cumsum(line_starts) - 1
     line_cuts = np.append(line, np.count_nonzero(line_starts))[pixel_cuts]
     source = (offset + number * LINE)[line_starts]

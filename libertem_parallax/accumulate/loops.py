@@ -39,7 +39,7 @@ from .disk import keep_on_disk
 __all__ = [
     "BLOCK",
     "CHUNK",
-    "GROUP_BYTES",
+    "CHUNKS",
     "LINE",
     "accumulate",
     "lanes_of",
@@ -49,10 +49,9 @@ __all__ = [
 #: Bytes of a frame that are transposed in one go, and those that are copied.
 CHUNK, LINE = 32, 64
 
-#: Bytes of every pixel in a block, and of the buffer for one group of frames, by measurement: what
-#: is written for a group should stay in the L1 cache, and the whole buffer in L2.
-BLOCK = 128
-GROUP_BYTES = 1 << 14
+#: Bytes of every pixel in a block, and chunks at a time, by measurement: what is written for a group
+#: of frames should stay in the L1 cache, and the whole buffer in L2.
+BLOCK, CHUNKS = 128, 32
 
 
 def lanes_of(size: int) -> int:
