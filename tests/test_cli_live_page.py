@@ -27,6 +27,8 @@ from numpy.typing import NDArray
 
 pytest.importorskip("bokeh", reason="bokeh is missing, of which the page is made")
 
+from libertem_parallax import load_parameters, simulate
+from libertem_parallax.cli import simulated
 from libertem_parallax.live.merlin import Simulator
 from libertem_parallax.show.page.live import LivePage
 from libertem_parallax.show.page.server import Access
@@ -247,3 +249,33 @@ def test_more_frames_than_memory_holds(tmp_path: Path) -> None:
         np.testing.assert_array_equal(tuning.picture.image, reconstruct(whole, parameters))
     finally:
         page.close()
+
+
+def test_calibrated_once(run: Run, pages: list[LivePage], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page has what was found, and so has the next acquisition."""
+    plain = simulate.simulate
+
+    def brighter(**how: Any) -> simulate.Simulation:
+        more = {} if how["dose"] is None else {"scan_shape": (40, 48), "dose": 60.0}
+        return plain(**{**how, **more})
+
+    monkeypatch.setattr(simulate, "simulate", brighter)
+    monkeypatch.setattr(simulated, "_DWELL_TIME", 2e-4)
+    seen: list[Any] = []
+
+    def again(page: LivePage) -> None:
+        seen.append(page.tuning.parameters)
+        page.next()
+
+    with looking(pages, (recorded(1), again), (recorded(2), lambda page: None)):
+        result = run(f"live --simulate merlin --calibrate --underfocus {PAGE}")
+    assert result.exit_code == 0, result.output
+    found = load_parameters("libertem-parallax-live/image.toml")
+    for name in ("aberration_coefs", "center", "rotation_angle"):
+        assert seen[0][name] == found[name]
+    assert found["aberration_coefs"]["C10"] == pytest.approx(-1.5e4, rel=0.1)
+    assert not Path("libertem-parallax-live/image_2.toml").exists()
+    first, second = (
+        tifffile.imread(f"libertem-parallax-live/image{end}.tif") for end in ("", "_2")
+    )
+    np.testing.assert_array_equal(first, second)  # the simulator sends the same
