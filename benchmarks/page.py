@@ -10,7 +10,6 @@ import contextlib
 import shutil
 import tempfile
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -56,6 +55,9 @@ _MOVE = """async ([value, last]) => {
   }
 }"""
 
+
+#: Of the disk in pixels.
+_RADIUS = 4.0 / 0.3076
 
 #: Seconds between two pictures of a recording, as `live` has by default.
 _INTERVAL = 2.0
@@ -135,12 +137,12 @@ def recording(scan: int, detector: int, rounds: int, seconds: float, *, decoded:
 
     shape = (scan, scan, detector, detector)
     parameters = PARAMETERS.replace(center=(detector / 2, detector / 2))
-    rows = np.random.default_rng(0).poisson(0.3, (8, *shape[1:])).astype(np.uint8)
+    radii = np.hypot(*np.ogrid[-detector / 2 : detector / 2, -detector / 2 : detector / 2])
+    counts = np.where(radii <= _RADIUS, 0.3, 0.01)
+    rows = np.random.default_rng(0).poisson(counts, (8, *shape[1:])).astype(np.uint8)
     frames = np.concatenate([rows] * (scan // len(rows)))
     page = LivePage(Access(port=0), title="benchmark")
     page.ready(shape[2:], frames.dtype, parameters)
-    # There is no disk in these frames, of which LiberTEM's user would be told.
-    warnings.simplefilter("ignore")
     rates: dict[str, list[float]] = {"alone": [], "with a page": [], "while a knob is turned": []}
     used: dict[str, list[float]] = {how: [] for how in rates}
     with (
@@ -190,8 +192,13 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--moves", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each recording")
-    parser.add_argument("what", nargs="*", default=["256", "1024", "recording"])
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each recording")
+    parser.add_argument(
+        "what",
+        nargs="*",
+        default=["256", "1024", "recording"],
+        help="or memory: a recording without anything to decode",
+    )
     chosen = parser.parse_args()
     if "256" in chosen.what:
         latency(256, 2, chosen.moves)
@@ -199,4 +206,5 @@ if __name__ == "__main__":
         latency(1024, 1, chosen.moves // 3)
     if "recording" in chosen.what:
         recording(128, 256, chosen.rounds, chosen.seconds, decoded=True)
+    if "memory" in chosen.what:
         recording(256, 64, chosen.rounds, chosen.seconds, decoded=False)

@@ -79,6 +79,13 @@ def recorded(count: int) -> Callable[[LivePage], bool]:
     return lambda page: page.stage == "ended" and len(page.thumbnails) == count
 
 
+def small_scan() -> NDArray[np.uint8]:
+    """A bright disk of 4 pixels' radius on a dark detector."""
+    y, x = np.indices((12, 12)) - 6
+    counts = np.where(np.hypot(y, x) <= 4, 3.0, 0.05)
+    return np.random.default_rng(0).poisson(counts, (6, 8, 12, 12)).astype(np.uint8)
+
+
 def test_the_next_acquisition_has_what_was_tuned(
     run: Run, merlin: Simulator, frames: NDArray[Any], pages: list[LivePage]
 ) -> None:
@@ -174,7 +181,7 @@ def test_memory_and_thumbnails_are_bounded(tmp_path: Path) -> None:
     from libertem_parallax import Parameters
     from libertem_parallax.show.screen import Growing
 
-    frames = np.random.default_rng(0).poisson(3, (6, 8, 12, 12)).astype(np.uint8)
+    frames = small_scan()
     parameters = Parameters(
         scan_sampling=(4.0, 5.0), energy=200e3, semiangle_cutoff=4.0, angular_sampling=(1.0, 1.0)
     )
@@ -212,7 +219,7 @@ def test_more_frames_than_memory_holds(tmp_path: Path) -> None:
     from libertem_parallax.show.maker import reconstruct
     from libertem_parallax.show.screen import grown
 
-    frames = np.random.default_rng(0).poisson(3, (6, 8, 12, 12)).astype(np.uint8)
+    frames = small_scan()
     parameters = Parameters(
         scan_sampling=(4.0, 5.0),
         energy=200e3,

@@ -41,7 +41,9 @@ class StackUDF(FramesUDF):
         Rows and columns of the scan to keep.
     """
 
-    _whole: NDArray[Any] | None = None  # the stack's frames, on the main node; else None
+    # On the main node, the stack's frames and which of them came.
+    _whole: NDArray[Any] | None = None
+    _seen: NDArray[np.bool_]
 
     def __init__(
         self,
@@ -162,13 +164,12 @@ class StackUDF(FramesUDF):
         """
         if self._whole is None:
             raise ValueError("there is no stack yet: run the UDF first.")
-        scanned = self._by_position(self.results.get_buffer("scanned").raw_data)
         return Stack(
             self._whole,
             self.params.pixels,
             self.scan_shape,
             self.params.shape[2:],
-            np.ascontiguousarray(scanned[self.params.region]),
+            self._seen.reshape(self.scan_shape).copy(),
         )
 
     @property
@@ -192,10 +193,9 @@ class StackUDF(FramesUDF):
             "frames": self.buffer(
                 "single", (count, len(self.params.pixels)), self.params.dtype, use="private"
             ),
-            # Where in the stack they go, counted from 1, as 0 is no frame.
+            # Where in the stack they go, counted from 1: 0 is for those that did not come, as with
+            # a sync offset.
             "places": self.buffer("single", (count,), np.int64, use="private"),
-            # Which frames there were: not those that a sync offset leaves out.
-            "scanned": self.buffer("nav", dtype=bool, use="private"),
         }
 
     @property
@@ -214,13 +214,13 @@ class StackUDF(FramesUDF):
             # Untouched, these take no memory.
             count = math.prod(self.scan_shape)
             self._whole = np.zeros((count, len(self.params.pixels)), self.params.dtype)
+            self._seen = np.zeros(count, bool)
             return
         self._first, self._inside = self.meta.slice.origin[0], self._kept
         index = self._frames[self._inside]
         y, x = np.divmod(index, self._shape[1])
         rows, cols = self.params.region
-        places = (y - rows.start) * self.scan_shape[1] + x - cols.start
-        self.results.get_buffer("places").raw_data[: len(places)] = places + 1
+        self._places = (y - rows.start) * self.scan_shape[1] + x - cols.start + 1
         self._fill = Fill(
             self.results.get_buffer("frames").raw_data,
             self.params.pixels,
@@ -241,18 +241,19 @@ class StackUDF(FramesUDF):
             self._fill.add_events(tile, tuple(shape.sig), origin[1:], first)
         else:
             self._fill.add(tile, origin[1:], first)
-        self.results.get_buffer("scanned").raw_data[start : start + shape[0]] = True
+        part = slice(first, first + tile.shape[0])
+        self.results.get_buffer("places").raw_data[part] = self._places[part]
 
-    def merge(self, dest: Any, src: Any) -> None:
+    def merge(self, dest: Any, src: Any) -> None:  # noqa: ARG002
         """Put a partition's frames where they belong."""
-        places = src.places - 1
-        first, end = int(places[0]), int(places[-1]) + 1
         assert self._whole is not None
-        if end - first == len(places) and first >= 0:
-            self._whole[first:end] = src.frames
-        elif first >= 0:
-            self._whole[places] = src.frames
-        dest.scanned[:] = src.scanned
+        came = src.places > 0
+        places = src.places[came] - 1
+        if len(places) and places[-1] - places[0] + 1 == len(places) == len(came):
+            part = slice(places[0], places[-1] + 1)
+            self._whole[part], self._seen[part] = src.frames, True
+        else:
+            self._whole[places], self._seen[places] = src.frames[came], True
 
     def get_results(self) -> dict[str, Any]:
         """Give LiberTEM nothing to show: the stack is no image."""
