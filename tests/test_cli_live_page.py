@@ -286,3 +286,26 @@ def test_calibrated_once(run: Run, pages: list[LivePage], monkeypatch: pytest.Mo
         tifffile.imread(f"libertem-parallax-live/image{end}.tif") for end in ("", "_2")
     )
     np.testing.assert_array_equal(first, second)  # the simulator sends the same
+
+
+def test_what_is_kept_of_frames_to_come() -> None:
+    """All of the detector; where the center is known, 1.25 semiangles around it."""
+    from libertem.api import Context
+
+    from libertem_parallax import Parameters
+    from libertem_parallax.show.fill import stack_udf
+
+    parameters = Parameters(
+        scan_sampling=(4.0, 5.0),
+        energy=200e3,
+        semiangle_cutoff=4.0,
+        angular_sampling=(1.0, 1.0),
+        aberration_coefs={"C10": -2000.0},
+    )
+    with Context.make_with("inline") as ctx:
+        dataset = ctx.load("memory", data=small_scan(), sig_dims=2)
+        unknown = stack_udf(dataset, parameters, live=True)
+        known = stack_udf(dataset, parameters.replace(center=(6.0, 6.0)), live=True)
+    assert len(unknown.params.pixels) == 144
+    y, x = np.indices((12, 12)) - 6
+    np.testing.assert_array_equal(known.params.pixels, np.argwhere(np.hypot(y, x) <= 5))
