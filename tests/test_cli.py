@@ -54,7 +54,9 @@ def test_options_win(run: Run, folder: Path) -> None:
     np.testing.assert_array_equal(np.load("image.npy"), changed)
 
 
-def test_summary_and_default_output(run: Run, folder: Path) -> None:
+def test_summary_and_default_output(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     result = succeeded(run("reconstruct data/scan.npy --params data/scan.toml"))
     assert (folder / "scan_parallax.tif").exists()
     for text in (
@@ -65,7 +67,10 @@ def test_summary_and_default_output(run: Run, folder: Path) -> None:
         "scan_parallax.tif",
     ):
         assert text in result.stdout
-    assert "48/48" in result.stderr  # the progress bar
+    assert "48/48" not in result.stderr  # the progress bar is for terminals
+    monkeypatch.setattr("libertem_parallax.cli.run.has_terminal", lambda: True)
+    result = succeeded(run("reconstruct data/scan.npy --params data/scan.toml --overwrite"))
+    assert "48/48" in result.stderr
 
 
 @pytest.mark.parametrize("by_file", [True, False])
