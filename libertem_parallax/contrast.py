@@ -42,6 +42,9 @@ _RUN = 64
 #: Pairs of a pixel and a frequency that a thread should have at least, or starting it takes longer.
 _THREAD_PAIRS = 1 << 20
 
+#: Power of the noise, over all counts, below which the transfer is less than its rounding errors.
+_ALIKE = 1e-12
+
 _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
 
 #: What a sum's order may be changed for.
@@ -96,7 +99,7 @@ def contrast(geometry: Geometry, threads: int | None = None) -> Contrast:
         turned = np.exp(2j * np.pi * cycles[:, None, None] * moved)
         return np.stack([turned.real, turned.imag], axis=2).astype(np.float32)
 
-    by_start, by_column = factors(fx[::_RUN], 1), factors(fx[1:2], 1)[0]
+    by_start, by_column = factors(fx[::_RUN], 1), factors(np.array([1 / nx]), 1)[0]
     P, bright = np.zeros((2, ny, len(fx)), np.complex64)
 
     def run(row: int) -> None:
@@ -117,6 +120,9 @@ def contrast(geometry: Geometry, threads: int | None = None) -> Contrast:
     h = np.fft.rfft2(plan.histogram.transpose(2, 0, 3, 1).reshape(ny, nx) / pixels)
     P -= h * bright
     noise = (1 - h.real**2 - h.imag**2).astype(np.float32)
+    # Where all shifts are alike, nothing is left; what rounding leaves must not be amplified.
+    alike = noise < _ALIKE
+    P[alike], noise[alike] = 0, 0
     for values in (P, noise):
         values[0, 0] = 0
         if ny % 2 == 0:

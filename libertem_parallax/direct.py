@@ -210,7 +210,11 @@ class Direct:
                 counts[part] = means
             return images
 
-        images, host = stack.with_images(columns, made), stack.on_host
+        host = stack.on_host
+        with np.errstate(over="ignore", invalid="ignore"):
+            images = stack.with_images(columns, made)
+        if not np.isfinite(counts).all():
+            host.add(seen.plan)  # it tells which value is wrong
         on_host = isinstance(images, np.ndarray)
         engine = make_engine(
             "auto" if getattr(stack, "fall_back", True) or on_host else "cuda",
@@ -268,7 +272,9 @@ class Direct:
     def sums(self, interference: Interference) -> tuple[NDArray[Any], NDArray[Any]]:
         """Sum γ* G / I0 and |γ|² over all pixels, for every frequency; 0 where nothing is told."""
         N, D = self._engine.sums(interference)
-        return N * self._tells / max(self._inside, _LEAST), D * self._tells
+        if not self._inside > _LEAST:
+            return np.zeros_like(N), D * self._tells
+        return N * self._tells / self._inside, D * self._tells
 
     def asymmetry(self, interference: Interference) -> NDArray[Any]:
         """Sum a² - b² of both beams over all pixels, for every frequency."""

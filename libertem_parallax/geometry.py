@@ -111,10 +111,14 @@ class Geometry:
             )
         if (np.abs(shifts) >= u * np.asarray(scan_shape)).any():
             largest = np.abs(displacement).max(axis=0)
+            periodic = values["borders"] == "periodic"
+            outcome = (
+                "the image wraps around" if periodic else "these pixels land outside the image"
+            )
             warnings.warn(
                 f"shifts of up to {largest[0]:.4g} x {largest[1]:.4g} Å exceed the scan of "
                 f"{scan_shape[0] * scan_sampling[0]:.4g} x {scan_shape[1] * scan_sampling[1]:.4g} "
-                "Å: the image wraps around. Check aberration_coefs (Å) and scan_sampling (Å).",
+                f"Å: {outcome}. Check aberration_coefs (Å) and scan_sampling (Å).",
                 stacklevel=3,
             )
         pixels, wraps = np.argwhere(usable), values["borders"] == "periodic"

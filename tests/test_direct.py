@@ -100,6 +100,21 @@ def test_a_part_of_a_scan_shows_a_part_of_the_object():
     assert not prlx.direct_phase(empty, parameters).any()
 
 
+@pytest.mark.parametrize("factor", [-1, 1e-35])
+def test_what_counts_nothing_has_no_phase(factor):
+    stack = Stack.from_array(make_scan(PARAMETERS["shape"], "float32") * np.float32(factor))
+    assert not prlx.direct_phase(stack, PARAMETERS).any()
+    np.testing.assert_array_equal(prlx.direct_phase(stack, PARAMETERS, amplitude=True), 1)
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf, 1e300])
+def test_values_that_are_not_finite_are_refused_with_their_place(value):
+    frames = make_scan(PARAMETERS["shape"], "float64")
+    frames[3, 4, 12, 11] = value
+    with pytest.raises(ValueError, match=r"scan position \(3, 4\), detector pixel \(12, 11\) is"):
+        prlx.direct_phase(Stack.from_array(frames), PARAMETERS)
+
+
 def test_refused():
     counts, _, parameters = weak.scan_of_object("0", (3, 3))
     stack = Stack.from_array(counts)

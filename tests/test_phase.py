@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import definition
 import numpy as np
 import pytest
@@ -195,6 +197,18 @@ def test_signal_and_noise_are_found(gain):
     np.testing.assert_allclose(spectrum.ratio(found), ratio, rtol=1e-5)
 
 
+@pytest.mark.parametrize("scale", [1e-20, 1e-12, 1e6])
+def test_units_of_the_values_do_not_matter(scale):
+    """Frames may hold anything in proportion to electrons: it is a gain of the noise."""
+    frequency, power, noise, _, measured = draw_spectrum(0.1, (256, 256))
+    spectrum = Spectrum(power, noise, frequency, np.zeros(len(power), bool))
+    expected, found = spectrum.fit(measured, 1.0), spectrum.fit(measured, 1 / scale)
+    assert found.noise[0] == pytest.approx(expected.noise[0], rel=1e-3)
+    seen = spectrum.place[power > 1e-3 * power.max()]
+    np.testing.assert_allclose(found.S[seen], expected.S[seen], rtol=0.05)
+    assert len(found.spots) == len(expected.spots) == 0
+
+
 def test_they_are_the_most_likely_ones():
     """Against a general optimizer and all frequencies one by one."""
     frequency, power, noise, _, measured = draw_spectrum(0.05)
@@ -274,7 +288,43 @@ def test_weak_object_is_summed_once_and_before_the_first_frame(inline, monkeypat
 
 def test_no_electrons_make_no_phase(inline):
     udf = ParallaxPhaseUDF.from_parameters(**PARAMETERS)
-    assert not run_udf(inline, np.zeros(PARAMETERS["shape"], "uint8"), udf)["phase"].any()
+    frames = make_scan(PARAMETERS["shape"], "float64")
+    for values in (
+        np.zeros(PARAMETERS["shape"], "uint8"),
+        -frames,
+        frames * 1e-35,
+        frames * 1e-200,
+    ):
+        phase = run_udf(inline, values, udf)["phase"]
+        np.testing.assert_allclose(phase, 0, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("regularization", ["auto", 1e6])
+@pytest.mark.parametrize("pixel", [(12, 15), (9, 10), (13, 11)])
+def test_a_single_pixel_has_no_phase(inline, pixel, regularization):
+    """Whatever rounding leaves of its transfer and of its image, which are 0."""
+    mask = np.zeros(PARAMETERS["shape"][2:], bool)
+    mask[pixel] = True
+    parameters = {**PARAMETERS, "bf_mask": mask, "upsampling_factor": 3}
+    udf = ParallaxPhaseUDF.from_parameters(**parameters, regularization=regularization)
+    assert not contrast(udf.params.geometry).P.any()
+    with pytest.warns(UserWarning, match="(parallax|phase) image will be zero"):
+        image = run_udf(inline, make_scan(PARAMETERS["shape"], "uint8"), udf)["phase"]
+    assert not image.any()
+
+
+@pytest.mark.parametrize("scan", [(2, 2), (1, 9), (9, 1), (2, 3)])
+def test_the_smallest_scans_have_a_phase_or_none(inline, scan):
+    parameters = {**PARAMETERS, "shape": (*scan, *PARAMETERS["shape"][2:]), "upsampling_factor": 1}
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # shifts are larger
+        udf = ParallaxPhaseUDF.from_parameters(**parameters, regularization=1e3)
+        auto = ParallaxPhaseUDF.from_parameters(**parameters)
+    P, made = transfer(parameters)[0], contrast(udf.params.geometry).P
+    expected = P[:, : scan[1] // 2 + 1]
+    np.testing.assert_allclose(made, expected, rtol=0, atol=5e-6 * abs(P).max())
+    frames = make_scan(parameters["shape"], "uint8")
+    assert run_udf(inline, frames, udf)["phase"].any() == P.any() == (max(scan) > 2)
+    assert np.isfinite(run_udf(inline, frames, auto)["phase"]).all()
 
 
 @pytest.mark.parametrize("value", [0, -1, "much", True, float("nan"), None, [1]])

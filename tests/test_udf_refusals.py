@@ -133,6 +133,11 @@ def test_images_that_are_zero_warn(inline, coefs, zero):
 def test_warnings_point_to_the_caller():
     with pytest.warns(UserWarning, match="wraps around") as caught:
         ParallaxUDF.from_parameters(**{**PARAMETERS, "aberration_coefs": {"C10": -1e5}})
+    with pytest.warns(UserWarning, match="pixels land outside") as outside:
+        ParallaxUDF.from_parameters(
+            **{**PARAMETERS, "aberration_coefs": {"C10": -1e5}, "borders": "coverage"}
+        )
+    assert "wraps" not in str(outside[0].message)
     with pytest.warns(UserWarning, match="cuts off") as also:
         ParallaxPhaseFlipUDF.from_parameters(**{**PARAMETERS, "semiangle_cutoff": 5.0})
-    assert [w.filename for w in (caught[0], also[0])] == [__file__] * 2
+    assert [w.filename for w in (caught[0], outside[0], also[0])] == [__file__] * 3

@@ -33,6 +33,11 @@ __all__ = ["PHASE", "phase"]
 _STRONG = 0.03
 
 
+#: Counts of all frames; less is none, as single precision would not hold the noise over them. That
+#: of a few electrons is more, even as a charge in coulombs.
+_LEAST = 1e-18
+
+
 class _Transfer(NamedTuple):
     """What does not depend on the counts; the first three on the image's half-spectrum."""
 
@@ -58,7 +63,7 @@ def phase(sums: Sums) -> NDArray[np.float32]:
     """
     image = here(sums.once(parallax))
     counts, scanned = float(sums.S.sum()), int(sums.scanned.sum())
-    if not counts > 0 or (transfer := sums.imaging.once(_transfer)) is None:
+    if not counts > _LEAST or (transfer := sums.imaging.once(_transfer)) is None:
         return np.zeros_like(image)
     # I0; of u² pixels of the image, the scan has hit one.
     inside = counts / (transfer.pixels * scanned) / sums.imaging.geometry.plan.upsampling_factor**2

@@ -158,7 +158,9 @@ class Spectrum:
         -------
         (Q,) float32
         """
-        ratio: NDArray[np.float32] = (1 / found.S).astype(np.float32).take(self.place)
+        ratio: NDArray[np.float32] = (
+            (1 / np.maximum(found.S, 1e-30)).astype(np.float32).take(self.place)
+        )
         ratio[found.spots] = 1 / np.maximum(found.at_spots, 1e-30)
         ratio *= self._factor(found.noise)
         ratio += np.float32(missed)
@@ -205,7 +207,11 @@ class Spectrum:
         # Less than a thousandth of the noise is no signal, and has no logarithm.
         least = 1e-3 * (counts * n).sum() / (counts * s).sum()
         strength = max((s * (sums - counts * n)).sum() / (counts * s**2).sum(), least)
-        return np.append(self._law + np.log(strength), (0.0, 0.0))
+        # Where there is less than half of the noise, values are no electrons, but something in
+        # proportion to them: from g = 1, the maximum would be too far away.
+        share = sums.sum() / (counts * n).sum()
+        g = np.log(share) if 1e-20 < share < 0.5 else 0.0
+        return np.append(self._law + np.log(strength) + g, (g, g))
 
     def _climb(
         self, theta: NDArray[Any], counts: NDArray[Any], sums: NDArray[Any], noise: float
