@@ -49,8 +49,8 @@ __all__ = [
 #: Bytes of a frame that are transposed in one go, and those that are copied.
 CHUNK, LINE = 32, 64
 
-#: Bytes of every pixel in a block, and chunks at a time, by measurement: what is written for a group
-#: of frames should stay in the L1 cache, and the whole buffer in L2.
+#: Bytes of every pixel in a block, and chunks at a time, by measurement: what is written for a
+#: group of frames should stay in the L1 cache, and the whole buffer in L2.
 BLOCK, CHUNKS = 128, 32
 
 
