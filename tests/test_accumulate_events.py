@@ -38,8 +38,14 @@ def test_events_are_added_as_frames_are(engine, dtype):
         np.testing.assert_array_equal(S, expected[1])
 
 
-@pytest.mark.parametrize("indices", ["int32", "int64", "uint16", "uint32", "uint64", ">i4", ">i8"])
-@pytest.mark.parametrize("dtype", ["uint8", "uint32", "float64"])
+@pytest.mark.parametrize(
+    ("dtype", "indices"),
+    [
+        *(("uint8", i) for i in ("int32", "int64", "uint16", "uint32", "uint64", ">i4", ">i8")),
+        ("uint32", "int64"),
+        ("float64", "uint32"),
+    ],
+)
 def test_events_in_any_order_and_several_of_a_pixel(engine, dtype, indices):
     plan = make_plan((4, 11), reach=9)
     frames = make_frames(plan, "uint8").astype(dtype)  # sums of whole numbers are exact

@@ -144,25 +144,27 @@ def test_a_wrong_image_gets_no_time(tmp_path) -> None:
     assert numba.electrons == frames[..., bright_field].sum()
 
 
-@pytest.mark.parametrize(
-    ("seconds", "status", "says"),
-    [(1e6, 0, "Nothing became slower or wrong."), (1e-9, 1, "small, numba: 100% slower")],
-)
-def test_the_exit_status_says_whether_anything_became_slower(
-    tmp_path, monkeypatch, seconds, status, says
-) -> None:
+def test_the_exit_status_says_whether_anything_became_slower(tmp_path, monkeypatch) -> None:
     """Than in times that no machine needs."""
     monkeypatch.setattr(command, "WORKLOADS", (SMALL,))
     old = tmp_path / "old.json"
-    old.write_text(json.dumps({"rows": [asdict(Row("small", "numba", 360, 529, 1.0, [seconds]))]}))
     options = ["--quick", "--output", str(tmp_path), "--compare", str(old)]
-    result = CliRunner().invoke(command.main, options)
-    assert says in result.output
-    assert result.exit_code == status
-    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
-    assert {row["path"]: len(row["seconds"]) for row in rows} == dict.fromkeys(
-        command.PATHS + command.STACK, 3
-    )
+    for seconds, status, says in (
+        (1e6, 0, "Nothing became slower or wrong."),
+        (1e-9, 1, "small, numba: 100% slower"),
+    ):
+        row = Row("small", "numba", 360, 529, 1.0, [seconds])
+        old.write_text(json.dumps({"rows": [asdict(row)]}))
+        result = CliRunner().invoke(command.main, options)
+        assert says in result.output
+        assert result.exit_code == status
+        rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+        assert {row["path"]: len(row["seconds"]) for row in rows} == dict.fromkeys(
+            command.PATHS + command.STACK, 3
+        )
+        # Once will do.
+        measured = [Row(**row) for row in rows]
+        monkeypatch.setattr(command, "measure", lambda *_, measured=measured: measured)
 
 
 def test_results_go_outside_of_the_checkout(tmp_path, monkeypatch) -> None:

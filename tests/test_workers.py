@@ -84,7 +84,8 @@ def set_environment(patch, environment):
 
 @pytest.fixture(
     scope="module",
-    params=[(make, kind) for make in (pipelined, dask) for kind in WORKERS],
+    # Dask's without any GPU are those of other tests, too.
+    params=[*((pipelined, kind) for kind in WORKERS), (dask, "GPUs"), (dask, "both")],
     ids=lambda param: f"{param[0].__name__}-{param[1]}",
 )
 def cluster(request):
