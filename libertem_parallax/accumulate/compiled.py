@@ -102,9 +102,12 @@ class CompiledEngine(Engine):
         key = (dtype.itemsize, *place)
         if key not in shared:
             shared[key] = _make_table(self.plan, place, dtype.itemsize)
+        table, size = shared[key], dtype.itemsize
         # Chunks may reach over the ends, by less than a line.
-        width = int(shared[key].lines[:, 1].max(initial=LINE)) + 2 * LINE
-        return shared[key], np.empty((BLOCK // dtype.itemsize, width // dtype.itemsize), dtype)
+        width = int(table.lines[:, 1].max(initial=LINE)) + 2 * LINE
+        # Lines of more than 64 frames take too much of the L2 cache.
+        frames = BLOCK // size if len(table.in_frame) else min(BLOCK // size, 64)
+        return table, np.empty((frames, width // size), dtype)
 
 
 # What partitions share, by part of the detector: with many pixels, it takes milliseconds.

@@ -318,7 +318,7 @@ def accumulate(
     slots: Any,  # (m,) int64 where in the transposed buffer each pixel of the tile goes
     targets: Any,  # (m,) int64 where in A
     batches: Any,  # (b + 1, 3) int64: first line, chunk and pixel of each batch
-    buffer: Any,  # (BLOCK / size, values) the lines of a block
+    buffer: Any,  # (frames of a block, values) the lines of one
     values: Any,  # (groups, slots, lanes) the same transposed
     A: Any,  # flat
     S: Any,  # (T,)
