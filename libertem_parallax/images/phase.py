@@ -30,8 +30,8 @@ from .wiener import Spectrum
 __all__ = ["PHASE", "phase"]
 
 #: What the model of a weak object misses, over the largest |P|² S and the variance of φ. Chosen on
-#: simulated specimens: strong ones gain 0.02 in correlation with the truth, weak ones lose less than
-#: 0.01. Three times as much costs up to 0.03, a third of it gives half of the gain.
+#: simulated specimens: strong ones gain 0.02 in correlation with the truth, weak ones lose less
+#: than 0.01. Three times as much costs up to 0.03, a third of it gives half of the gain.
 _STRONG = 0.03
 
 

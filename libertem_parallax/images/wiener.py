@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 __all__ = ["Found", "Spectrum"]
 
-# Prices and bounds are chosen on simulated specimens. What a part or a multiple of each does to them
-# is in benchmarks/tried.md: little, but for prices where next to nothing shows.
+# Prices and bounds are chosen on simulated specimens. What a part or a multiple of each does to
+# them is in benchmarks/tried.md: little, but for prices where next to nothing shows.
 
 #: Where log S is given on the axis of log |q|; it is linear between. Places for frequencies there.
 _KNOTS, _PLACES = 24, 64
