@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from libertem_parallax import files
 from libertem_parallax.cli import main
+from libertem_parallax.live import watch
 from libertem_parallax.live.merlin import Simulator
 
 pytestmark = simulators
@@ -64,6 +65,7 @@ def test_signals(
     message: str,
 ) -> None:
     handlers = [signal.getsignal(number) for number in numbers]
+    monkeypatch.setattr(watch, "_BURST", 0.6)  # as long as a busy machine may take for one
     Gate(monkeypatch)
     giving = when(Path("live.png").exists, lambda: give(*numbers))
     result = run(arguments(merlin, "--start"))
