@@ -142,12 +142,13 @@ def test_frequencies_say_different_things(shape: tuple[int, int]) -> None:
     assert len(index) == (odd[0] * odd[1] - 1) // 2
 
 
-def test_spectra_of_noise_have_a_power_of_one() -> None:
+@pytest.mark.parametrize("shape", [(24, 26), (1, 624), (208, 3)])
+def test_spectra_of_noise_have_a_power_of_one(shape: tuple[int, int]) -> None:
     rng = np.random.default_rng(0)
-    data = rng.poisson(np.linspace(1, 40, 16).reshape(4, 4), (24, 26, 4, 4)).astype(np.uint8)
+    data = rng.poisson(np.linspace(1, 40, 16).reshape(4, 4), (*shape, 4, 4)).astype(np.uint8)
     data[..., 0, 0] = 0
     stack = bright_field(data, np.ones((4, 4), bool))
-    spectra = transform(stack, (1.0, 1.0), independent((24, 26), (1.0, 1.0), 1.0))
+    spectra = transform(stack, (1.0, 1.0), independent(shape, (1.0, 1.0), 1.0))
     assert len(spectra.pixels) == 15
     power = (np.abs(spectra.images) ** 2).mean(axis=0)
     np.testing.assert_allclose(power, 1, atol=0.25)

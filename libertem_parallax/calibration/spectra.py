@@ -180,8 +180,8 @@ def transform(
     there, images, used, power, noise = stack.with_images(np.arange(M), made)
     if there is None:
         raise CalibrationError(
-            "the bright field counts nothing, or the same everywhere: check center, the sampling "
-            "and bf_mask, and how the data were loaded."
+            "the bright field counts nothing, or the same everywhere, or the scan is tiny: check "
+            "center, the sampling and bf_mask, and how the data were loaded."
         )
     q = weak_object.frequencies(stack.scan_shape, scan_sampling)[tuple(index.T)]
     there = None if there is images else there
@@ -211,4 +211,5 @@ def _quiet(scan_shape: tuple[int, int]) -> NDArray[np.int64]:
     """Tell which frequencies hold the least of a specimen, as places: the highest ones."""
     y = np.abs(np.fft.fftfreq(scan_shape[0]))[:, None]
     x = np.fft.rfftfreq(scan_shape[1])
-    return np.flatnonzero((y > 0.35) & (x > 0.35))
+    # Scans of one or three rows have none that are so high.
+    return np.flatnonzero((y > min(0.35, y.max() - 1e-9)) & (x > min(0.35, x.max() - 1e-9)))
