@@ -247,7 +247,8 @@ class Direct:
         -------
         float
             Power that it explains over that of noise, as a mean over frequencies within half a
-            semiangle: 1 if there is nothing but noise.
+            semiangle: 1 if there is nothing but the noise of counted electrons. Where a pixel
+            counts several as one, noise is less; in other units, it is in proportion to them.
         """
         interference = self.interference(geometry)
         within = np.hypot(*interference.center.T) < 0.5

@@ -24,7 +24,7 @@ class Series(NamedTuple):
 
     defocus: NDArray[np.float64]  #: (N,) in Å; C10 is its opposite
     images: NDArray[np.float32]  #: (N, rows, columns)
-    #: (N,) how well all pixels agree on a weak object, over what noise does: 1 where they do not
+    #: (N,) how well all pixels agree on a weak object, over what noise of counted electrons does
     sharpness: NDArray[np.float64]
 
     @property

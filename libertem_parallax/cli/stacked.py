@@ -179,9 +179,10 @@ def write_series(
             sharpness_figure(found).savefig(file, format="png", dpi=120, metadata=metadata)
     except (OSError, ValueError) as error:
         raise click.ClickException(f"cannot write {path}: {error}") from error
+    times = found.sharpness.max()
     return [
         ("Defocus", f"{series[2]} images from {series[0] / 10:g} to {series[1] / 10:g} nm"),
-        ("Sharpest", f"at {found.sharpest / 10:.4g} nm, {found.sharpness.max():.3g} times noise"),
+        ("Sharpest", f"at {found.sharpest / 10:.4g} nm, {times:.3g} times noise of counts"),
         ("Written to", str(path)),
         ("", str(curve)),
     ]

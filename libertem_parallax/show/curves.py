@@ -69,5 +69,5 @@ def sharpness_figure(series: Series) -> Any:
     best = series.sharpest / 10
     axes.axvline(best, color="0.5", ls="--", lw=0.8)
     axes.text(best, 1.02, f"{best:.4g} nm", ha="center", transform=axes.get_xaxis_transform())
-    axes.set(xlabel="defocus in nm", ylabel="sharpness (noise is 1)")
+    axes.set(xlabel="defocus in nm", ylabel="sharpness (noise of counts is 1)")
     return figure
