@@ -13,7 +13,7 @@ import click
 from .options import parameter_option
 from .parameters import check_required, read_parameters
 from .reconstruct import open_dataset, region_of
-from .run import by, default_gpu, messages_only, report
+from .run import by, default_gpu, has_terminal, messages_only, report
 
 if TYPE_CHECKING:
     from ..calibration import Alternative, Calibration
@@ -187,7 +187,7 @@ def calibrate(
             defocus_between=defocus_between,
             underfocus=underfocus,
             rotation_near=rotation_near,
-            progress=True,
+            progress=has_terminal(),
             device=default_gpu(),
             **given,
         )
