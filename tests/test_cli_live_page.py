@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+import shutil
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ pytest.importorskip("bokeh", reason="bokeh is missing, of which the page is made
 
 from libertem_parallax import load_parameters, simulate
 from libertem_parallax.cli import simulated
-from libertem_parallax.live.merlin import Simulator
+from libertem_parallax.live.merlin import Simulator, simulator
 from libertem_parallax.show.page.live import LivePage
 from libertem_parallax.show.page.server import Access
 
@@ -144,6 +145,35 @@ def test_a_page_outlives_what_goes_wrong(
     assert not Path("image.tif").exists()
 
 
+def test_the_detector_is_gone(
+    run: Run, frames: NDArray[Any], pages: list[LivePage], hdr: Path
+) -> None:
+    """Nobody answers when the next acquisition is asked for: that is told once for each *Next*."""
+    said: list[str] = []
+
+    def told(page: LivePage) -> bool:
+        return "Not recorded" in str(page.progress)
+
+    with ExitStack() as stack:
+        merlin = stack.enter_context(simulator(hdr))
+
+        def again(page: LivePage) -> None:
+            stack.close()
+            page.next()
+
+        def once_more(page: LivePage) -> None:
+            said.append(str(page.progress))
+            page.next()
+
+        with looking(pages, (recorded(1), again), (told, once_more), (told, lambda page: None)):
+            result = run(arguments(merlin, f"--start {PAGE}"))
+    check_error(result, "no answer from merlin")
+    assert "no answer from merlin" in said[0]
+    assert result.stderr.count("The next acquisition goes to image_2.tif") == 2, result.stderr
+    np.testing.assert_array_equal(tifffile.imread("image.tif"), expected(frames))
+    assert not Path("image_2.tif").exists()
+
+
 def test_stopped_on_the_page(
     run: Run,
     merlin: Simulator,
@@ -172,6 +202,69 @@ def test_stopped_on_the_page(
     np.testing.assert_array_equal(tifffile.imread("image.tif"), first)
     assert "frames were lost" not in result.stderr
     np.testing.assert_array_equal(tifffile.imread("image_2.tif"), expected(frames))
+
+
+def test_stopped_while_connecting(tmp_path: Path) -> None:
+    """That holds for the acquisition that is being connected, and for no other."""
+    from bokeh.events import ButtonClick
+
+    from libertem_parallax import Parameters
+    from libertem_parallax.show.page.page import Page
+
+    parameters = Parameters(
+        scan_sampling=(4.0, 5.0), energy=200e3, semiangle_cutoff=4.0, angular_sampling=(1.0, 1.0)
+    )
+    page = LivePage(Access(port=0))
+
+    def ready() -> list[str]:
+        stopped: list[str] = []
+        page.ready((12, 12), np.dtype(np.uint8), parameters, stopped.append)
+        return stopped
+
+    try:
+        ready()
+        page.fail("nobody answers")
+        page.next()
+        page.stop()
+        assert ready() == ["stopped on the page"]
+        page.fail("stopped on the page")
+        page.next()
+        assert ready() == []
+        # There is nothing to be saved yet.
+        assert page.tuning.wait(SECONDS)
+        shown = Page(page.tuning, folder=tmp_path / "saved", recording=page)
+        shown.save._trigger_event(ButtonClick(shown.save))
+        assert not (tmp_path / "saved").exists()
+    finally:
+        page.close()
+
+
+def test_the_folder_is_gone(
+    run: Run,
+    merlin: Simulator,
+    frames: NDArray[Any],
+    pages: list[LivePage],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The image is elsewhere, and the page says where."""
+    Path("out").mkdir()
+    gate = Gate(monkeypatch)
+    said: list[str] = []
+
+    def remove(page: LivePage) -> None:
+        shutil.rmtree("out")
+        gate.opened.set()
+
+    with looking(
+        pages,
+        (lambda page: Path("live.png").exists(), remove),
+        (recorded(1), lambda page: said.append(str(page.progress))),
+    ):
+        command = arguments(merlin, f"--start --snapshot . {PAGE}")
+        result = run(command.replace("-o image.tif", "-o out/image.tif"))
+    check_error(result, "The image could not be written to")
+    np.testing.assert_array_equal(tifffile.imread("image.tif"), expected(frames))
+    assert said[0].endswith(f"it is {Path('image.tif').absolute()}")
 
 
 def test_memory_and_thumbnails_are_bounded(tmp_path: Path) -> None:

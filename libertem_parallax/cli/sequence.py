@@ -68,7 +68,8 @@ def record_all(
         else:
             tell(recorded)
             problem = recorded.problem
-            page.keep(recorded.written_to[0], recorded.grown)
+            path = recorded.written_to[0]
+            page.keep(path, recorded.grown, elsewhere=path not in places.values())
             recording = recording._replace(calibrate=False)  # the page has what was found
             places = {}
         if problem is not None:

@@ -30,6 +30,8 @@ _NOTHING = (8, 8)
 #: Acquisitions of which small pictures are kept.
 _KEPT = 8
 
+_STOPPED = "stopped on the page"
+
 #: What calibration may find.
 _FOUND = (
     "center",
@@ -91,7 +93,7 @@ class LivePage:
         self._note = ""
         self._first: float | None = None
         self._stop: Callable[[str], object] = lambda _: None
-        self._next = threading.Event()
+        self._next, self._stopped = threading.Event(), False
         #: Whether an acquisition is awaited, comes in, or has ended.
         self.stage: Literal["waiting", "recording", "ended"] = "waiting"
         self.progress = Progress("")
@@ -137,9 +139,10 @@ class LivePage:
         stop
             Ends the acquisition, or the wait for it; called with why.
         """
-        self._next.clear()
         self._stop, self.stage = stop, "waiting"
         self.progress = Progress("Waiting for an acquisition")
+        if self._stopped:  # while the detector was being connected
+            stop(_STOPPED)
         if self._server is not None:
             return
         pixels = np.argwhere(np.ones(detector_shape, bool))
@@ -243,7 +246,7 @@ class LivePage:
         self.tuning.growing = False
         self.stage = "ended"
 
-    def keep(self, path: Path, made: Growing) -> None:
+    def keep(self, path: Path, made: Growing, *, elsewhere: bool = False) -> None:
         """Keep a small picture of an image.
 
         Parameters
@@ -252,7 +255,14 @@ class LivePage:
             Where it was written.
         made
             The image.
+        elsewhere
+            Whether that is not where it should go: the page says so.
         """
+        if elsewhere:
+            self.progress = Progress(
+                f"{self.progress.words}. The image could not be written where it should go: "
+                f"it is {path}"
+            )
         steps = zip(self.tuning.parameters["scan_sampling"], made.scanned.shape, strict=True)
         height, width = (
             step * n / size for (step, n), size in zip(steps, made.image.shape, strict=True)
@@ -264,12 +274,13 @@ class LivePage:
         """End the recording, or the wait for it."""
         if self.stage != "ended":
             self.progress = self.progress._replace(words="Stopping")
-            self._stop("stopped on the page")
+            self._stopped = True
+            self._stop(_STOPPED)
 
     def next(self) -> None:
         """Have the next acquisition recorded."""
         if self.stage == "ended":
-            self.stage = "waiting"
+            self.stage, self._stopped = "waiting", False
             self.progress = Progress("Connecting")
             self._next.set()
 
@@ -287,6 +298,7 @@ class LivePage:
         while not self._next.wait(0.5):
             if not self._server.thread.is_alive():
                 return False
+        self._next.clear()  # here, as the next acquisition may fail before it is `ready`
         self.parameters = self.tuning.parameters
         return True
 

@@ -349,7 +349,7 @@ class Page:
         if not picture.scanned.all():
             text += f", {picture.scanned.mean():.0%} scanned"
         if self._recording is not None:
-            text = f"{self._recording.progress}. {text}"
+            text = f"{str(self._recording.progress).removesuffix('.')}. {text}".replace("?.", "?")
         return text
 
     def _press(self, button: Button, act: Callable[[], None]) -> None:
@@ -387,7 +387,7 @@ class Page:
 
     def _save(self) -> None:
         picture = self._tuning.picture
-        if picture is None or picture.coarse > 1:
+        if picture is None or picture.coarse > 1 or not picture.scanned.any():
             self._say("There is no image yet.")
             return
         try:
