@@ -6,9 +6,9 @@ import html
 import math
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from bokeh.core.properties import Int
 from bokeh.model import DataModel, Model
@@ -34,6 +34,7 @@ from .drawing import MARK, on_change
 from .figures import ImageView, Spectrum
 from .focus import Depth, Sharpness
 from .knobs import Knobs, drawer
+from .recording import Recording
 from .saving import save, script
 from .thumbnails import Thumbnail, written
 
@@ -61,32 +62,6 @@ class Seen(DataModel):
     """What the browser has received: no more is sent before."""
 
     number = Int(default=-1)
-
-
-class Recording(Protocol):
-    """What a page knows of frames that come in."""
-
-    @property
-    def progress(self) -> Any:
-        """How far it is, as a text; ``running`` while it is."""
-
-    @property
-    def stage(self) -> str:
-        """``waiting``, ``recording`` or ``ended``."""
-
-    @property
-    def thumbnails(self) -> Collection[Thumbnail]:
-        """Of those before."""
-
-    @property
-    def note(self) -> str:
-        """What does not fit the memory, if so."""
-
-    def stop(self) -> None:
-        """End it."""
-
-    def next(self) -> None:
-        """Begin the next one."""
 
 
 class Page:
