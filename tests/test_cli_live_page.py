@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 import threading
@@ -286,7 +287,9 @@ def test_memory_and_thumbnails_are_bounded(tmp_path: Path) -> None:
             kept = []
             for number in range(10):
                 page.ready((12, 12), frames.dtype, parameters)
+                page.tuning.when_idle(itertools.repeat(None))  # a curve of the scan before
                 kept.append(page.begin(dataset, None))
+                assert not page.tuning.has_more
                 ctx.run_udf(dataset, kept[-1])
                 page.end(None)
                 image = np.random.default_rng(number).normal(size=(12, 16)).astype(np.float32)

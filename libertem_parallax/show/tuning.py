@@ -171,6 +171,11 @@ class Tuning:
             self._urgent |= other or at_once
             self._state.notify_all()
 
+    @property
+    def has_more(self) -> bool:
+        """Whether something is still to be done `when_idle`."""
+        return self._idle is not None
+
     def when_idle(self, steps: Iterator[object] | None) -> None:
         """Do something else while there is nothing to be shown, a step at a time.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from inspect import GEN_CLOSED, getgeneratorstate
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,7 @@ class Sharpness:
         self._tuning, self._knobs = tuning, knobs
         self._of: Any = None
         self._points: list[tuple[float, float]] = []
+        self._steps = self._make(self._points, 0.0)
 
     def follow(self) -> None:
         """Have it made anew, where it is of other knobs; or show what there is of it."""
@@ -54,11 +56,16 @@ class Sharpness:
         key = (self._tuning.stack, reach, tuple(coefs.items()), *others)
         if key != self._of:
             self._of, self._points = key, []
-            self._tuning.when_idle(self._make(self._points, reach))
-        elif len(self._points) != len(self._knobs.curve.source.data["x"]):
+            self._steps = self._make(self._points, reach)
+            self._tuning.when_idle(self._steps)
+            return
+        if len(self._points) != len(self._knobs.curve.source.data["x"]):
             self._knobs.curve.show(self._points)
+        # Another window may have wanted its own first.
+        if not self._tuning.has_more and getgeneratorstate(self._steps) != GEN_CLOSED:
+            self._tuning.when_idle(self._steps)
 
-    def _make(self, points: list[tuple[float, float]], reach: float) -> Iterator[None]:
+    def _make(self, points: list[tuple[float, float]], reach: float) -> Generator[None, None, None]:
         tuning = self._tuning
         for defocus in np.linspace(-reach, reach, _POINTS):
             try:

@@ -190,6 +190,7 @@ class LivePage:
         frames = np.zeros((count, len(kept.params.pixels)), kept.params.dtype)
         scanned = np.zeros(kept.scan_shape, bool)
         stack = Stack(frames, kept.params.pixels, kept.scan_shape, kept.params.shape[2:], scanned)
+        self.tuning.when_idle(None)  # it is of the scan before
         self.tuning.growing = True
         self.tuning.grow(stack, at_once=True)
         self.progress = Progress("Recording", 0, acquisition.shape.nav.size)

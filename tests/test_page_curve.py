@@ -1,0 +1,36 @@
+"""The curve of sharpness on the page, without a browser."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from tuned import FRAMES, PARAMETERS
+
+pytest.importorskip("bokeh", reason="bokeh is missing, of which the page is made")
+
+from libertem_parallax.accumulate import Stack
+from libertem_parallax.show.page.page import Page
+from libertem_parallax.show.tuning import Tuning
+
+
+def test_every_window_gets_the_whole_curve() -> None:
+    """Though they have it made by one thread, which leaves out what another one asked for."""
+    tuning = Tuning(Stack.from_array(FRAMES), PARAMETERS)
+    try:
+        assert tuning.wait(60)
+        pages = [Page(tuning), Page(tuning)]
+
+        def complete(page: Page) -> bool:
+            page.follow()
+            return len(page.knobs.curve.source.data["x"]) == 61
+
+        end = time.monotonic() + 60
+        while not all([complete(page) for page in pages]):  # noqa: C419 - all are to follow
+            assert time.monotonic() < end, [
+                len(page.knobs.curve.source.data["x"]) for page in pages
+            ]
+            time.sleep(0.01)
+        assert not tuning.has_more
+    finally:
+        tuning.close()
