@@ -104,13 +104,12 @@ def make_run(
 ) -> Callable[[], Any]:
     """Make ``Context.run_udf``; it returns the first result, the image if there is one."""
     ctx = make_context(workload["executor"], workload["workers"])
-    partitions = (
-        {} if workload["partitions"] is None else {"num_partitions": workload["partitions"]}
-    )
+    data: dict[str, Any] = {"path": workload["file"]}
     if workload["storage"] == "memory":
-        ds = ctx.load("memory", data=np.load(workload["file"]), sig_dims=2, **partitions)
-    else:
-        ds = ctx.load(workload["storage"], path=workload["file"], **partitions)
+        data = {"data": np.load(workload["file"]), "sig_dims": 2}
+    if workload["partitions"] is not None:
+        data["num_partitions"] = workload["partitions"]
+    ds = ctx.load(workload["storage"], **data)
 
     def run() -> Any:
         results = ctx.run_udf(dataset=ds, udf=udf, backends=backends)
