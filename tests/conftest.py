@@ -47,11 +47,11 @@ def standin(monkeypatch):
 def pytest_xdist_auto_num_workers(config):
     """Several for all tests; those of named files, and those that need a GPU, run in this one.
 
-    One more than there are cores, since many tests wait: for detectors, browsers and processes.
+    More than there are cores, since many tests wait: for detectors, browsers and processes.
     """
     if config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
         return 0
-    return 0 if "not gpu" not in config.option.markexpr else min(psutil.cpu_count() + 1, 4)
+    return 0 if "not gpu" not in config.option.markexpr else min(psutil.cpu_count() + 2, 4)
 
 
 def engines():

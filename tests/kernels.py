@@ -64,7 +64,7 @@ EXPRESSIONS = {
 }
 
 
-ARCHITECTURES = [75, 80, 90, 100]
+ARCHITECTURES = [75, 90, 100]
 
 
 ORDERS = sorted(compiler.ORDERS)

@@ -37,8 +37,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("merlin", 64, ""),
         ("asi_tpx3", 512, ""),
-        ("merlin", 64, "--aberration defocus=1.4e4 --energy 200e3"),
-        ("merlin", 64, "--params mine/scan.toml --no-phase-flip"),
+        ("merlin", 64, "--params mine/scan.toml --no-phase-flip --energy 200e3"),
         ("asi_tpx3", 512, "--aberration C10=-1.2e4 --center 255.5 256.5"),
     ],
 )

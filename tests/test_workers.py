@@ -84,8 +84,8 @@ def set_environment(patch, environment):
 
 @pytest.fixture(
     scope="module",
-    # Dask's without any GPU are those of other tests, too.
-    params=[*((pipelined, kind) for kind in WORKERS), (dask, "GPUs"), (dask, "both")],
+    # To start Dask's workers takes longest.
+    params=[*((pipelined, kind) for kind in WORKERS), (dask, "both")],
     ids=lambda param: f"{param[0].__name__}-{param[1]}",
 )
 def cluster(request):
