@@ -305,7 +305,7 @@ class LivePage:
 
     def close(self) -> None:
         """End everything."""
+        if self._tuning is not None:  # first, as pages that listen have their server then
+            self._tuning.close()
         if self._server is not None:
             self._server.close()
-        if self._tuning is not None:
-            self._tuning.close()
