@@ -230,9 +230,13 @@ class Page:
             if self._scheduled or self._document is None:
                 return
             self._scheduled = True
+        self._document.add_next_tick_callback(self._follow_soon)
+
+    def _follow_soon(self) -> None:
+        """Follow, but not too often. In the server's thread: a timer of another does not wake it."""
         wait = self._followed_at + _ROUND - time.monotonic()
         if wait <= 0:
-            self._document.add_next_tick_callback(self.follow)
+            self.follow()
         else:
             self._document.add_timeout_callback(self.follow, math.ceil(1e3 * wait))
 

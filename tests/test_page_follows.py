@@ -1,4 +1,4 @@
-"""The curve of sharpness on the page, without a browser."""
+"""How a page follows, without a browser."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import pytest
 from tuned import FRAMES, PARAMETERS
 
 pytest.importorskip("bokeh", reason="bokeh is missing, of which the page is made")
+
+from bokeh.document import Document
+from bokeh.server.callbacks import TimeoutCallback
 
 from libertem_parallax.accumulate import Stack
 from libertem_parallax.show.page.page import Page
@@ -32,5 +35,21 @@ def test_every_window_gets_the_whole_curve() -> None:
             ]
             time.sleep(0.01)
         assert not tuning.has_more
+    finally:
+        tuning.close()
+
+
+def test_other_threads_set_no_timers() -> None:
+    """They do not wake the server's loop: the image would come with what wakes it next."""
+    tuning = Tuning(Stack.from_array(FRAMES), PARAMETERS)
+    try:
+        page, document = Page(tuning), Document()
+        page.add_to(document)
+        page.follow()  # another round follows only after a while
+        tuning.change(upsampling_factor=2)
+        assert tuning.wait(60)
+        timers = [c for c in document.session_callbacks if isinstance(c, TimeoutCallback)]
+        assert not timers
+        assert len(document.session_callbacks) > 1
     finally:
         tuning.close()
