@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import shutil
 import tempfile
 import time
@@ -58,6 +59,9 @@ _MOVE = """async ([value, last]) => {
 
 #: Of the disk in pixels.
 _RADIUS = 4.0 / 0.3076
+
+#: Frames of one.
+_PARTITION = 512
 
 #: Seconds between two pictures of a recording, as `live` has by default.
 _INTERVAL = 2.0
@@ -126,10 +130,19 @@ def _busy() -> tuple[float, float]:
     return time.process_time(), browser
 
 
-def recording(scan: int, detector: int, rounds: int, seconds: float, *, decoded: bool) -> None:
-    """Compare rates as fast as frames can be had, in turns: alone, with page, with knobs.
+def recording(
+    scan: int,
+    detector: int,
+    rounds: int,
+    seconds: float,
+    *,
+    decoded: bool,
+    most: float = math.inf,
+) -> None:
+    """Compare rates in turns: alone, with page, with knobs.
 
-    They come from memory, where they are as they are, or as a Merlin sends them.
+    Frames come from memory, where they are as they are, or as a Merlin sends them: as fast as they
+    can be had, or as from a detector that takes `most` a second.
     """
     from libertem.api import Context
 
@@ -155,7 +168,7 @@ def recording(scan: int, detector: int, rounds: int, seconds: float, *, decoded:
             path = Path(folder) / "frames.hdr"
             write_mib(path, frames, bits=6)
             load = {"filetype": "mib", "path": str(path)}
-        dataset = ctx.load(**load, num_partitions=scan * scan // 512)
+        dataset = ctx.load(**load, num_partitions=scan * scan // _PARTITION)
         for _ in range(rounds + 1):
             for how in rates:
                 if how == "while a knob is turned":
@@ -170,8 +183,9 @@ def recording(scan: int, detector: int, rounds: int, seconds: float, *, decoded:
                         if how != "alone" and time.perf_counter() - shown > _INTERVAL:
                             page.show()
                             shown = time.perf_counter()
+                        count += _PARTITION
+                        time.sleep(max(0, start + count / most - time.perf_counter()))
                     elapsed = time.perf_counter() - start
-                    count += scan * scan
                 busy += _busy()[0]
                 rates[how].append(count / elapsed)
                 used[how].append(busy / count * 1e6)
@@ -182,7 +196,8 @@ def recording(scan: int, detector: int, rounds: int, seconds: float, *, decoded:
     page.close()
     alone = np.median(rates["alone"][1:])
     what = f"{scan} x {scan} frames of {detector} x {detector}, {'' if decoded else 'not '}decoded"
-    print(f"{what}, {alone * detector**2 / 1e9:.2f} GB/s:")
+    limit = "" if math.isinf(most) else f", no more than {most:,.0f} frames/s"
+    print(f"{what}{limit}, {alone * detector**2 / 1e9:.2f} GB/s:")
     for how, of in rates.items():
         rate, cores = np.median(of[1:]), np.median(used[how][1:])
         print(f"  {how}: {rate:,.0f} frames/s, {rate / alone:.2f}; {cores:.1f} us of cores a frame")
@@ -205,6 +220,7 @@ if __name__ == "__main__":
     if "1024" in chosen.what:
         latency(1024, 1, chosen.moves // 3)
     if "recording" in chosen.what:
-        recording(128, 256, chosen.rounds, chosen.seconds, decoded=True)
+        for most in (math.inf, 30_000):
+            recording(128, 256, chosen.rounds, chosen.seconds, decoded=True, most=most)
     if "memory" in chosen.what:
         recording(256, 64, chosen.rounds, chosen.seconds, decoded=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -253,7 +252,7 @@ def test_the_folder_is_gone(
     said: list[str] = []
 
     def remove(page: LivePage) -> None:
-        shutil.rmtree("out")
+        Path("out").rename("elsewhere")
         gate.opened.set()
 
     with looking(
@@ -266,6 +265,37 @@ def test_the_folder_is_gone(
     check_error(result, "The image could not be written to")
     np.testing.assert_array_equal(tifffile.imread("image.tif"), expected(frames))
     assert said[0].endswith(f"it is {Path('image.tif').absolute()}")
+
+
+def test_what_a_failed_acquisition_left_is_not_replaced(tmp_path: Path) -> None:
+    """The image so far was written while it grew; then even that of the end could not be."""
+    import click
+
+    from libertem_parallax import Parameters
+    from libertem_parallax.cli.sequence import record_all
+
+    parameters = Parameters(
+        scan_sampling=(4.0, 5.0), energy=200e3, semiangle_cutoff=4.0, angular_sampling=(1.0, 1.0)
+    )
+    page = LivePage(Access(port=0))
+    page.ready((12, 12), np.dtype(np.uint8), parameters)
+    places: list[Path] = []
+
+    def once(parameters: Any, outputs: Any, recording: Any) -> Any:
+        places.append(outputs["parallax"])
+        if len(places) == 2:
+            raise click.ClickException("interrupted")
+        places[0].write_bytes(b"the image so far")
+        when(lambda: page.stage == "ended", page.next)
+        raise click.ClickException("No space left on device")
+
+    outputs = {"parallax": tmp_path / "image.tif"}
+    try:
+        with pytest.raises(click.ClickException, match="interrupted"):
+            record_all(once, print, parameters, outputs, None, page)  # type: ignore[arg-type]
+    finally:
+        page.close()
+    assert [path.name for path in places] == ["image.tif", "image_2.tif"]
 
 
 def test_memory_and_thumbnails_are_bounded(tmp_path: Path) -> None:

@@ -81,7 +81,9 @@ def record_all(
         if not again:
             break
         parameters = page.parameters.replace(image=names)
-        places = places or free_outputs(outputs)
+        # Of an acquisition that failed in the end, something may have been written on the way.
+        if not places or any(path.exists() for path in places.values()):
+            places = free_outputs(outputs)
         where = " and ".join(map(str, places.values()))
         click.echo(f"\nThe next acquisition goes to {where}", err=True)
     if problem is not None:
