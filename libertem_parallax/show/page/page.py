@@ -233,7 +233,7 @@ class Page:
         self._document.add_next_tick_callback(self._follow_soon)
 
     def _follow_soon(self) -> None:
-        """Follow, but not too often. In the server's thread: a timer of another does not wake it."""
+        """Follow, but not too often; in the server's thread, as timers of others do not wake it."""
         wait = self._followed_at + _ROUND - time.monotonic()
         if wait <= 0:
             self.follow()
