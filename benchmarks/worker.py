@@ -248,7 +248,7 @@ def make_stack_run(path: str, udf: Any, workload: dict[str, Any]) -> tuple[Calla
     from libertem_parallax import StackUDF
 
     plan = udf.params.geometry.plan
-    ctx = make_context("inline", 1)
+    ctx = make_context(workload["executor"], workload["workers"])
     ds = ctx.load(workload["storage"], path=workload["file"])
     filling = StackUDF.for_dataset(ds, plan.lookup >= 0, limit=sys.maxsize)
     ctx.run_udf(ds, filling)

@@ -327,6 +327,15 @@ def test_what_is_compared_with_runs(tmp_path, path) -> None:
     assert nothing == [None, None, None]
 
 
+def test_paths_share_an_executor(tmp_path) -> None:
+    """A stack is filled without closing what another path goes on with."""
+    workload = replace(SMALL, executor="threads", workers=2)
+    question = {**asdict(workload), "file": str(write(workload, tmp_path))}
+    runs = [worker.prepare(path, question)[0] for path in ("numba", "numba, stack")]
+    for run in runs:
+        run()
+
+
 def test_paths_take_part_where_they_can() -> None:
     small = replace(SMALL, storage="raw_csr", electrons=0.05)
     many = replace(small, electrons=0.1)

@@ -275,7 +275,11 @@ def test_what_a_failed_acquisition_left_is_not_replaced(tmp_path: Path) -> None:
     from libertem_parallax.cli.sequence import record_all
 
     parameters = Parameters(
-        scan_sampling=(4.0, 5.0), energy=200e3, semiangle_cutoff=4.0, angular_sampling=(1.0, 1.0)
+        scan_sampling=(4.0, 5.0),
+        energy=200e3,
+        semiangle_cutoff=4.0,
+        angular_sampling=(1.0, 1.0),
+        image=("parallax",),
     )
     page = LivePage(Access(port=0))
     page.ready((12, 12), np.dtype(np.uint8), parameters)

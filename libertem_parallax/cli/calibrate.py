@@ -207,6 +207,8 @@ def described(
     calibration: Calibration, known: Parameters, scan: tuple[int, ...]
 ) -> list[tuple[str, str]]:
     """Tell what was found, in rows for `report`."""
+    from ..show.digits import plus_minus
+
     p, u = calibration.parameters, calibration.uncertainties
     coefs = p["aberration_coefs"]
     rows: list[tuple[str, str]] = []
@@ -215,25 +217,25 @@ def described(
     part = "all of it" if count == math.prod(scan) else f"{by(used)} of it"
     rows.append(("Scan", f"{by(scan)}, {part} was used"))
     if "center" in u:
-        rows.append(("Center", _plus_minus(p["center"], u["center"], "pixels")))
+        rows.append(("Center", plus_minus(p["center"], u["center"], "pixels")))
     if "angular_sampling" in u:
-        rows.append(("Sampling", _plus_minus(p["angular_sampling"], u["angular_sampling"], "mrad")))
+        rows.append(("Sampling", plus_minus(p["angular_sampling"], u["angular_sampling"], "mrad")))
     if "C10" in u:
         side = "underfocus" if coefs["C10"] < 0 else "overfocus"
-        value = _plus_minus((-coefs["C10"] / 10,), (u["C10"] / 10,), "nm")
+        value = plus_minus((-coefs["C10"] / 10,), (u["C10"] / 10,), "nm")
         rows.append(("Defocus", f"{value}: {side}"))
     for name in coefs:
         if name in u and name != "C10" and name.startswith("C"):
-            text = _plus_minus((coefs[name] / 10,), (u[name] / 10,), "nm")
+            text = plus_minus((coefs[name] / 10,), (u[name] / 10,), "nm")
             if (azimuth := f"phi{name[1:]}") in u:
-                at = _plus_minus(_degrees(coefs[azimuth]), _degrees(u[azimuth]), "°")
+                at = plus_minus(_degrees(coefs[azimuth]), _degrees(u[azimuth]), "°")
                 text += f" at {at}"
             rows.append(("Astigmatism" if name == "C12" else name, text))
     if "rotation_angle" in u:
         rows.append(
             (
                 "Rotation",
-                _plus_minus(_degrees(p["rotation_angle"]), _degrees(u["rotation_angle"]), "°"),
+                plus_minus(_degrees(p["rotation_angle"]), _degrees(u["rotation_angle"]), "°"),
             )
         )
     if "detector_flip_cols" not in known:
@@ -271,18 +273,6 @@ def _other(other: Alternative) -> str:
 
 def _degrees(angle: float) -> tuple[float]:
     return (math.degrees(angle),)
-
-
-def _plus_minus(values: Any, errors: Any, unit: str) -> str:
-    """Write values with as many digits as their errors allow."""
-    texts = []
-    for value, error in zip(values, errors, strict=True):
-        digits = 3 if error <= 0 else min(6, max(0, 1 - math.floor(math.log10(error))))
-        texts.append(f"{value:.{digits}f}")
-    error = max(errors)
-    space = "" if unit == "°" else " "
-    stated = f"{error:.2g}" if error < 10 else f"{error:.0f}"
-    return f"{', '.join(texts)} ± {stated}{space}{unit}"
 
 
 def check_file(option: str, path: Path, inputs: list[Path], *, overwrite: bool) -> None:

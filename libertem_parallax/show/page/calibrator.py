@@ -13,6 +13,7 @@ from bokeh.models import Button, Column, Div, Row
 from ...calibration import Calibration, CalibrationError
 from ...parameters import Parameters
 from ..calibrating import calibrate_tuned, changes
+from ..digits import plus_minus
 from ..tuning import Tuning
 
 __all__ = ["Calibrator"]
@@ -87,6 +88,8 @@ class Calibrator:
     def _run(self) -> None:
         tuning = self._tuning
         try:
+            if not tuning.stack.scanned.any():
+                raise CalibrationError("no frame has come yet.")
             self._found = calibrate_tuned(
                 tuning.stack,
                 tuning.parameters,
@@ -134,14 +137,14 @@ def _table(found: Calibration, now: Parameters) -> str:
     lines = []
     for words, old, new, name, scale in rows:
         error = errors.get(name)
-        plus_minus = "" if error is None else f" ± {abs(float(error)) * scale:.2g}"
-        lines.append(f"<tr><td>{words}<td>{old:.5g}<td>{new:.5g}{plus_minus}</tr>")
+        text = f"{new:.5g}" if error is None else plus_minus([new], [float(error) * scale])
+        lines.append(f"<tr><td>{words}<td>{old:.5g}<td>{text}</tr>")
     old_center = now.get("center")
-    (row, col), error = found.parameters["center"], errors.get("center", (0, 0))
+    center = plus_minus(found.parameters["center"], errors.get("center", (0, 0)))
     lines.append(
         "<tr><td>Center<td>"
         + ("" if old_center is None else "{:.2f}, {:.2f}".format(*old_center))
-        + f"<td>{row:.2f}, {col:.2f} ± {max(error):.1g}</tr>"
+        + f"<td>{center}</tr>"
     )
     flips = [bool(p.get("detector_flip_cols")) for p in (now, found.parameters)]
     if flips[0] != flips[1]:
