@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from helpers import DTYPES, FLOATS, by_formula, make_frames, make_plan, needs_compiler, to_events
@@ -102,6 +104,20 @@ def test_threads_share_the_scan(make_stack, monkeypatch, threads, reach):
         make_stack(plan, frames).add(plan, threads), by_engine(plan, frames), strict=True
     ):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("shift", [-9, -2, 2, 9])
+def test_images_are_whole_where_all_pixels_leave_them_on_one_side(
+    make_stack, monkeypatch, threads, shift
+):
+    """Rows to which nothing is added are zero, not missing."""
+    monkeypatch.setattr(stack_module, "_THREAD_VALUES", 1)
+    plan = make_plan((7, 5), u=1)
+    plan = replace(plan, shifts=np.full_like(plan.shifts, shift), wraps=False)
+    frames = make_frames(plan, "uint8")
+    A, _ = make_stack(plan, frames).add(plan, threads)
+    np.testing.assert_array_equal(A, by_engine(plan, frames)[0])
 
 
 def test_a_narrower_stack_adds_the_same(make_stack):
