@@ -91,6 +91,35 @@ def test_blocks_groups_and_chunks_of_any_size(dtype, width):
         np.testing.assert_array_equal(ours, plain)
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint32", "float32", "int64"])
+@pytest.mark.parametrize("count", [1, 3, 16])
+def test_small_tiles_that_wait_for_more(dtype, count):
+    """Against the plain engine; from a buffer that is filled anew, as LiberTEM does it.
+
+    Tiles are of three parts of the detector in turns: with a box of bright field, with some at
+    its corners, and with none. A few frames never come, and some come late.
+    """
+    rng = np.random.default_rng(count)
+    pixels = np.array([[1, 2], [2, 3], [2, 4], [3, 3], [4, 0], [4, 1], [6, 7]])
+    plan = Plan((3, 67), (9, 8), 2, pixels, rng.integers(-9, 9, pixels.shape))
+    frames = rng.integers(0, 100, (201, 9, 8)).astype(dtype)
+    starts = [*range(0, 30, count), *range(77, 201, count), 50]
+    results = []
+    for name in ("numba", "numpy"):
+        A = np.zeros(plan.accumulator_shape, accumulator_dtype(dtype, len(pixels)))
+        S = np.zeros(201, A.dtype)
+        worker = ENGINES[name](plan, dtype, np.arange(201), A, S)
+        for first in starts:
+            for row, stop in ((0, 4), (4, 7), (7, 9)):
+                tile = frames[first : first + count, row:stop].copy()
+                worker.add(tile, (row, 0), first)
+                tile[:] = 99
+        worker.finish()
+        results.append((A, S))
+    for ours, plain in zip(*results, strict=True):
+        np.testing.assert_array_equal(ours, plain)
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float64"])
 @pytest.mark.parametrize("shape", [(3, 5), (5, 13), (40, 7)])
 @pytest.mark.parametrize("shift", [0, 5])

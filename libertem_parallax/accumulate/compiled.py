@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from threading import Lock
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -27,6 +28,23 @@ class _Table(NamedTuple):
     slots: NDArray[np.int64]
     targets: NDArray[np.int64]
     batches: NDArray[np.int64]
+
+
+class _Waiting:
+    """Frames of small tiles that wait for more: the box around the bright field of each.
+
+    Parameters
+    ----------
+    frames : (F, h, w)
+        Buffer for the boxes of successive frames.
+    at
+        Row and column at which the box begins in a tile.
+    """
+
+    def __init__(self, frames: NDArray[Any], at: tuple[int, int]) -> None:
+        self.frames = frames
+        self.at = at
+        self.first = self.count = 0  # position of the first frame that is there, and how many are
 
 
 class CompiledEngine(Engine):
@@ -67,7 +85,66 @@ class CompiledEngine(Engine):
         shape = BLOCK // size // lanes, CHUNKS * CHUNK // size, lanes
         return np.empty(shape, self.dtype)
 
+    @cached_property
+    def _waiting(self) -> dict[tuple[int, ...], _Waiting | None]:
+        """Frames that wait to be added, by the part of the detector that came."""
+        return {}
+
     def _add(self, frames: NDArray[Any], origin: tuple[int, int], first: int) -> None:
+        # A few frames take as long as a group of them, and the call as long as tens. So they wait
+        # for more; not floats, whose sums are checked at once, nor the last ones by themselves.
+        few = len(frames) <= lanes_of(self.dtype.itemsize) and self.dtype.kind != "f"
+        last = first + len(frames) == len(self.index) and not self._waiting
+        if last or not (few and self._gather(frames, origin, first)):
+            self._add_at_once(frames, origin, first)
+
+    def _gather(self, frames: NDArray[Any], origin: tuple[int, int], first: int) -> bool:
+        """Copy the box around a tile's bright field; add a block of them once it is full.
+
+        Returns False, and does nothing, where too little of the box is bright field.
+        """
+        part = (*origin, *frames.shape[1:])
+        if part not in self._waiting:
+            self._waiting[part] = self._make_waiting(frames, origin)
+        waiting = self._waiting[part]
+        if waiting is None:
+            return False
+        (top, left), (most, height, width) = waiting.at, waiting.frames.shape
+        boxes = frames[:, top : top + height, left : left + width]
+        while len(boxes):
+            if first != waiting.first + waiting.count or waiting.count == most:
+                self._add_waiting(part)
+                waiting.first = first
+            some = boxes[: most - waiting.count]
+            waiting.frames[waiting.count : waiting.count + len(some)] = some
+            waiting.count += len(some)
+            boxes, first = boxes[len(some) :], first + len(some)
+        return True
+
+    def _make_waiting(self, frames: NDArray[Any], origin: tuple[int, int]) -> _Waiting | None:
+        rows, cols = self._pixels_within(frames, origin)
+        if not len(rows):
+            return None
+        top, left = int(rows.min()), int(cols.min())
+        height, width = int(rows.max()) + 1 - top, int(cols.max()) + 1 - left
+        if height * width > 4 * len(rows):  # a disk fills three quarters
+            return None
+        shape = BLOCK // self.dtype.itemsize, height, width
+        return _Waiting(np.empty(shape, self.dtype), (top, left))
+
+    def _add_waiting(self, part: tuple[int, ...]) -> None:
+        waiting = self._waiting[part]
+        if waiting is not None and waiting.count:
+            origin = part[0] + waiting.at[0], part[1] + waiting.at[1]
+            self._add_at_once(waiting.frames[: waiting.count], origin, waiting.first)
+            waiting.count = 0
+
+    def finish(self) -> None:
+        """Add what waits for more."""
+        for part in self._waiting:
+            self._add_waiting(part)
+
+    def _add_at_once(self, frames: NDArray[Any], origin: tuple[int, int], first: int) -> None:
         row = frames.shape[2] * frames.itemsize
         apart, *within = frames.strides
         if within != [row, frames.itemsize] or apart < frames.shape[1] * row:
@@ -98,10 +175,11 @@ class CompiledEngine(Engine):
         self, place: tuple[int, ...], dtype: np.dtype[Any]
     ) -> tuple[_Table, NDArray[Any]]:
         """Take what was worked out for the plan before, and a new buffer."""
-        shared = _tables.setdefault(self.plan, {})
         key = (dtype.itemsize, *place)
-        if key not in shared:
-            shared[key] = _make_table(self.plan, place, dtype.itemsize)
+        with _making:
+            shared = _tables.setdefault(self.plan, {})
+            if key not in shared:
+                shared[key] = _make_table(self.plan, place, dtype.itemsize)
         table, size = shared[key], dtype.itemsize
         # Chunks may reach over the ends, by less than a line.
         width = int(table.lines[:, 1].max(initial=LINE)) + 2 * LINE
@@ -112,6 +190,9 @@ class CompiledEngine(Engine):
 
 # What partitions share, by part of the detector: with many pixels, it takes milliseconds.
 _tables: WeakKeyDictionary[Plan, dict[tuple[int, ...], _Table]] = WeakKeyDictionary()
+
+# Threads that begin together wait for one to make it: if all do, they hold each other up.
+_making = Lock()
 
 
 def _make_table(plan: Plan, place: tuple[int, ...], size: int) -> _Table:
