@@ -202,40 +202,60 @@ def _make_table(plan: Plan, place: tuple[int, ...], size: int) -> _Table:
     pixels = plan.pixels - origin
     inside = ((pixels >= 0) & (pixels < shape)).all(axis=1)
     rows, columns = pixels[inside].T
-    # Chunks follow each other from the first pixel of a row on. Pixels come in row-major order.
-    _, first, row = np.unique(rows, return_index=True, return_inverse=True)
-    number, within = np.divmod(columns - columns[first][row], width)
-    starts = _changes(rows, number)
-    chunk = np.cumsum(starts) - 1
-    slots = chunk % CHUNKS * width + within
+    at = (rows * shape[1] + columns) * size
+    chunk, within = _make_chunks(rows, columns, width)
+    starts = _changes(chunk)
     count = np.count_nonzero(starts)
     cuts = np.append(np.arange(0, count, CHUNKS), count)
     pixel_cuts = np.searchsorted(chunk, cuts)
-    # Lines that hold pixels, counted from `offset` in a frame, come side by side.
-    at = (rows * shape[1] + columns) * size
+    if frame < LINE:  # all of it is copied
+        begin, lines, line_cuts = LINE + at, np.empty((0, 2), np.int64), np.zeros_like(cuts)
+    else:
+        begin, lines, line_cuts = _make_lines(at, chunk // CHUNKS, pixel_cuts, frame, offset)
+    places, in_frame = ((of // size - within)[starts] for of in (begin, at))
+    # Where pixels lie side by side, as in a stack, there is nothing to bring together.
+    if frame < LINE or 4 * len(at) * size <= 3 * (at.max(initial=0) - at.min(initial=frame)):
+        in_frame = in_frame[:0]
+    slots = chunk % CHUNKS * width + within
+    batches = np.column_stack([line_cuts, cuts, pixel_cuts])
+    return _Table(lines, in_frame, places, slots, plan.targets[inside], batches)
+
+
+def _make_chunks(
+    rows: NDArray[np.int64], columns: NDArray[np.int64], width: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Tell each pixel's chunk, and its place there. A row's first pixel begins a chunk."""
+    # Pixels come in row-major order.
+    _, first, row = np.unique(rows, return_index=True, return_inverse=True)
+    number, within = np.divmod(columns - columns[first][row], width)
+    return np.cumsum(_changes(rows, number)) - 1, within
+
+
+def _make_lines(
+    at: NDArray[np.int64],
+    batch: NDArray[np.int64],
+    pixel_cuts: NDArray[np.int64],
+    frame: int,
+    offset: int,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Bring lines side by side that hold pixels, each batch's by themselves.
+
+    Given are the bytes of a frame `at` which pixels begin, each one's batch, and the first pixel of
+    each; lines count from `offset`. Returned are where pixels begin in the buffer, the lines, and
+    the first one of each batch.
+    """
     number = (at - offset) // LINE
-    line_starts = _changes(chunk // CHUNKS, number)
-    line = np.cumsum(line_starts) - 1
-    line_cuts = np.append(line, np.count_nonzero(line_starts))[pixel_cuts]
-    source = (offset + number * LINE)[line_starts]
-    to = LINE * (1 + np.arange(len(source)) - np.repeat(line_cuts[:-1], np.diff(line_cuts)))
+    starts = _changes(batch, number)
+    line = np.cumsum(starts) - 1
+    cuts = np.append(line, np.count_nonzero(starts))[pixel_cuts]
+    source = (offset + number * LINE)[starts]
+    to = LINE * (1 + np.arange(len(source)) - np.repeat(cuts[:-1], np.diff(cuts)))
     # The first and the last stay within the frame. The last then begins earlier, which must not
     # overwrite another part of it.
-    moved = np.clip(source, 0, max(frame - LINE, 0)) - source
+    moved = np.clip(source, 0, frame - LINE) - source
     to[(moved < 0) & (np.diff(source, prepend=0) != LINE)] += LINE
     lines = np.column_stack([source, to]) + moved[:, None]
-    begin = to[line] + at - source[line]
-    # Where pixels lie side by side, as in a stack, there is nothing to bring together.
-    straight = frame >= LINE and 4 * len(at) * size > 3 * (
-        at.max(initial=0) - at.min(initial=frame)
-    )
-    if frame < LINE:  # all of it is copied
-        begin, lines, line_cuts = LINE + at, lines[:0], 0 * line_cuts
-    places, in_frame = ((of // size - within)[starts] for of in (begin, at))
-    batches = np.column_stack([line_cuts, cuts, pixel_cuts])
-    if not straight:
-        in_frame = in_frame[:0]
-    return _Table(lines, in_frame, places, slots, plan.targets[inside], batches)
+    return to[line] + at - source[line], lines, cuts
 
 
 def _changes(*of: NDArray[np.int64]) -> NDArray[np.bool_]:

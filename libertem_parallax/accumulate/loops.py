@@ -128,9 +128,9 @@ def _transpose_vectors(
     lanes, count = lanes_of(size), CHUNK // size
     # A row of the chunk is a vector of several parts of `lanes` pixels. Each step interleaves these
     # with those of another row, until all of a part is one pixel.
-    low = [p + i for p in range(0, count, lanes) for k in range(lanes // 2) for i in (k, count + k)]
-    high = [i + lanes // 2 for i in low]
     parts = [range(p, p + lanes) for p in range(0, count, lanes)]
+    low = [i for part in parts for j in part[: lanes // 2] for i in (j, count + j)]
+    high = [i + lanes // 2 for i in low]
 
     def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
         buffer, k, place, values, group, slot = arguments
