@@ -95,10 +95,10 @@ class CompiledEngine(Engine):
         # for more; not floats, whose sums are checked at once, nor the last ones by themselves.
         few = len(frames) <= lanes_of(self.dtype.itemsize) and self.dtype.kind != "f"
         last = first + len(frames) == len(self.index) and not self._waiting
-        if last or not (few and self._gather(frames, origin, first)):
+        if last or not (few and self._keep_back(frames, origin, first)):
             self._add_at_once(frames, origin, first)
 
-    def _gather(self, frames: NDArray[Any], origin: tuple[int, int], first: int) -> bool:
+    def _keep_back(self, frames: NDArray[Any], origin: tuple[int, int], first: int) -> bool:
         """Copy the box around a tile's bright field; add a block of them once it is full.
 
         Returns False, and does nothing, where too little of the box is bright field.
