@@ -145,7 +145,7 @@ def pattern_shape(geometry: Geometry) -> tuple[int, int]:
 def add_frames(
     geometry: Geometry,
     pattern: NDArray[np.float64],
-    sums: NDArray[np.float64],
+    sums: NDArray[Any],
     origin: tuple[int, int],
 ) -> None:
     """Add frames to the pattern that is compared.
@@ -156,7 +156,7 @@ def add_frames(
         Of the acquisition.
     pattern : pattern_shape, float64
         To be added to.
-    sums : (rows, columns) float64
+    sums : (rows, columns) int32 or float64
         Sum of frames on a part of the detector; what is masked in it becomes 0.
     origin
         Row and column of the detector at which that part begins.
@@ -176,12 +176,14 @@ def _bin(
         (row, column), (rows, columns) = origin, values.shape
         to[row : row + rows, column : column + columns] += values
         return
-    cells = []
-    for axis, (first, count) in enumerate(zip(origin, values.shape, strict=True)):
+    dtype = np.int64 if values.dtype.kind == "i" else np.float64
+    cells: list[slice] = []
+    # Columns first: they lie side by side.
+    for axis, first, count in ((1, origin[1], values.shape[1]), (0, origin[0], values.shape[0])):
         cell = np.arange(first, first + count) // factor
         starts = np.flatnonzero(np.diff(cell, prepend=-1))
-        values = np.add.reduceat(values, starts, axis=axis, dtype=np.float64)
-        cells.append(slice(cell[0], cell[-1] + 1))
+        values = np.add.reduceat(values, starts, axis=axis, dtype=dtype)
+        cells.insert(0, slice(cell[0], cell[-1] + 1))
     to[tuple(cells)] += values
 
 

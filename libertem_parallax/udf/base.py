@@ -216,19 +216,21 @@ class SumsUDF(FramesUDF):
         self.results.get_buffer("scanned").raw_data[first : first + shape[0]] = True
         chosen = self._chosen[(self._chosen >= first) & (self._chosen < first + shape[0])] - first
         if len(chosen):
-            self._add_pattern(tile[chosen])
+            self._add_pattern(tile, chosen)
 
-    def _add_pattern(self, tile: Any) -> None:
-        """Add frames to the pattern."""
+    def _add_pattern(self, tile: Any, chosen: NDArray[np.int64]) -> None:
+        """Add some frames of a tile to the pattern."""
         sig = self.meta.slice.shape.sig
         with np.errstate(all="ignore"):  # other pixels than those in use may hold anything
             if self._events:
-                sums = np.bincount(tile.indices, tile.data, sig.size).reshape(tuple(sig))
+                events = tile[chosen]
+                sums = np.bincount(events.indices, events.data, sig.size).reshape(tuple(sig))
             else:
-                # NumPy adds small integers twice as fast as it does floats of them.
                 small = tile.dtype.kind in "bui" and tile.dtype.itemsize <= 2
-                dtype = np.int32 if small else np.float64
-                sums = tile.sum(axis=0, dtype=dtype).astype(np.float64, copy=False)
+                sums = tile[chosen[0]].astype(np.int32 if small else np.float64)
+                # NumPy's sum over frames, in another dtype than theirs, takes 20 times as long.
+                for i in chosen[1:]:
+                    sums += tile[i]
         pattern = self.results.get_buffer("pattern").raw_data
         add_frames(self.params.geometry, pattern, sums, self.meta.slice.origin[1:])
 
