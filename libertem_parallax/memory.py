@@ -33,7 +33,9 @@ def check_detector(shape: tuple[int, int, int, int]) -> None:
 
 
 def image_memory(plan: Plan, per_pixel: int) -> int:
-    """Estimate the memory that an image takes at most, to a factor of 1.5.
+    """Estimate the memory that an image takes, to a factor of 1.5.
+
+    Small integers, whose sums have 32 bits while they are made, take up to a third less.
 
     Parameters
     ----------

@@ -23,8 +23,8 @@ PARAMETERS = {
 )
 @pytest.mark.filterwarnings("ignore:the frames show", "ignore:shifts")
 def test_estimates_are_within_half_of_what_is_taken(inline, image, scan, u, defocus, parts):
-    """The last has a halo as large as the scan."""
-    frames = np.broadcast_to(np.ones((1, 1, 1, 1), np.uint8), (scan, scan, 7, 7))
+    """The last has a halo as large as the scan. Sums of 32-bit integers have 64 bits."""
+    frames = np.broadcast_to(np.ones((1, 1, 1, 1), np.uint32), (scan, scan, 7, 7))
     ds = inline.load("memory", data=frames, sig_dims=2, num_partitions=parts)
     udf, other = (
         ParallaxUDF.from_parameters(
@@ -43,10 +43,10 @@ def test_estimates_are_within_half_of_what_is_taken(inline, image, scan, u, defo
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    copied = frames.size // parts  # by LiberTEM, for the partition
+    copied = frames.nbytes // parts  # by LiberTEM, for the partition
     # Python does not see what LiberTEM allocates by itself: the sum, and a partition's.
     A = udf.results.get_buffer("A").raw_data
-    unseen = A.nbytes + 4 * A.size // parts
+    unseen = A.nbytes + A.nbytes // parts
     estimate = image_memory(udf.params.geometry.plan, IMAGES[image].memory)
     assert estimate / 1.5 < peak - copied + unseen < estimate * 1.5
 
