@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-import time
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,11 +41,13 @@ def kill_a_worker() -> None:
 
 
 @pytest.fixture
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+def killed(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Let the detector wait, after two thirds of the frames, until workers have added these.
 
-    They may take their time to start, and LiberTEM takes what they have when frames arrive.
+    They may take their time to start, and LiberTEM takes what they have when frames arrive. What a
+    worker has that is killed never comes: when the event is set, the detector goes on.
     """
+    killed = threading.Event()
     executors: list[Any] = []
 
     class Counted(pipelined.Pipelined):
@@ -66,17 +68,23 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     def patiently(camera: Any) -> Iterator[Any]:
         for number, chunk in enumerate(chunks(camera)):  # two for each frame
             while number == 2 * 70 and answers() < 64 / 8 and not camera.is_stopped():
-                time.sleep(0.01)
+                if killed.wait(0.01):
+                    break
             yield chunk
 
     monkeypatch.setattr(pipelined, "Pipelined", Counted)
     monkeypatch.setattr(sim.DataSocketSimulator, "get_chunks", patiently)
+    return killed
 
 
-@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("what", ["detector", "worker"])
 def test_what_was_added_is_kept(
-    run: Run, hdr: Path, frames: NDArray[Any], monkeypatch: pytest.MonkeyPatch, what: str
+    run: Run,
+    hdr: Path,
+    frames: NDArray[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    killed: threading.Event,
+    what: str,
 ) -> None:
     """When the detector fails, or a worker is gone; of what is lost, the number is told."""
     gate = Gate(monkeypatch, "wait" if what == "worker" else "disconnect")
@@ -85,6 +93,7 @@ def test_what_was_added_is_kept(
 
         def fail() -> None:
             kill_a_worker()
+            killed.set()
             gate.opened.set()
 
         failing = when(Path("image.tif").exists, fail if what == "worker" else lambda: None)
