@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import re
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,7 @@ def test_no_frame_is_complete(run: Run, merlin: Simulator, monkeypatch: pytest.M
     Gate(monkeypatch, "return").count = 20
     result = run(arguments(merlin, "--start --silence 0.5 --frames-per-partition 48"))
     check_error(result, "none of 96 frames", "not written", "no more frames came through for 0.5 s")
+    assert re.search(r"\. [1-9]\d* had arrived: only whole partitions count", result.stderr)
     assert not Path("image.tif").exists()
 
 

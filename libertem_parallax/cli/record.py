@@ -135,9 +135,7 @@ def record(
         if page is not None:
             page.end(added.problem)
         if added.results is None:
-            raise click.ClickException(
-                f"none of {total:,} frames is in the image, which was not written: {added.problem}."
-            )
+            raise click.ClickException(" ".join(missing_frames(added, 0, total, address.detector)))
         if learning is not None and learning.calibration is None:
             reason = learning.problem or added.problem or "there were too few rows of the scan"
             raise click.ClickException(

@@ -56,10 +56,13 @@ def missing_frames(added: Added, count: int, total: int, detector: Any) -> list[
     if count == total:  # then the problem is of no consequence any more
         return [] if added.problem is None else [f"{added.problem}."]
     reason = added.problem or "the acquisition ended"
+    arrived = "had arrived: only whole partitions count (--frames-per-partition)."
+    if not count:
+        sentences = [f"none of {total:,} frames is in the image, which was not written: {reason}."]
+        return sentences + ([f"{added.arrived:,} {arrived}"] if added.arrived else [])
     sentences = [
         f"{count:,} of {total:,} frames ({count / total:.1%}) are in the image: "
-        f"{reason}. Another {max(0, added.arrived - count):,} had arrived: "
-        "only whole partitions count (--frames-per-partition)."
+        f"{reason}. Another {max(0, added.arrived - count):,} {arrived}"
     ]
     if not detector.counted and not reason.startswith(("interrupted", "stopped")):
         sentences.append(
