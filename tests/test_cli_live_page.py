@@ -28,13 +28,18 @@ from numpy.typing import NDArray
 
 pytest.importorskip("bokeh", reason="bokeh is missing, of which the page is made")
 
-from libertem_parallax import load_parameters, simulate
+from libertem_parallax import Parameters, load_parameters, simulate
 from libertem_parallax.cli import simulated
 from libertem_parallax.live.merlin import Simulator, simulator
 from libertem_parallax.show.page.live import LivePage
 from libertem_parallax.show.page.server import Access
 
 pytestmark = simulators
+
+#: Of the detector of `small_scan`.
+PARAMETERS = Parameters(
+    scan_sampling=(4.0, 5.0), energy=200e3, semiangle_cutoff=4.0, angular_sampling=(1.0, 1.0)
+)
 
 PAGE = "--page --page-port 0 --no-browser"
 
@@ -208,17 +213,13 @@ def test_stopped_while_connecting(tmp_path: Path) -> None:
     """That holds for the acquisition that is being connected, and for no other."""
     from bokeh.events import ButtonClick
 
-    from libertem_parallax import Parameters
     from libertem_parallax.show.page.page import Page
 
-    parameters = Parameters(
-        scan_sampling=(4.0, 5.0), energy=200e3, semiangle_cutoff=4.0, angular_sampling=(1.0, 1.0)
-    )
     page = LivePage(Access(port=0))
 
     def ready() -> list[str]:
         stopped: list[str] = []
-        page.ready((12, 12), np.dtype(np.uint8), parameters, stopped.append)
+        page.ready((12, 12), np.dtype(np.uint8), PARAMETERS, stopped.append)
         return stopped
 
     try:
@@ -271,16 +272,9 @@ def test_what_a_failed_acquisition_left_is_not_replaced(tmp_path: Path) -> None:
     """The image so far was written while it grew; then even that of the end could not be."""
     import click
 
-    from libertem_parallax import Parameters
     from libertem_parallax.cli.sequence import record_all
 
-    parameters = Parameters(
-        scan_sampling=(4.0, 5.0),
-        energy=200e3,
-        semiangle_cutoff=4.0,
-        angular_sampling=(1.0, 1.0),
-        image=("parallax",),
-    )
+    parameters = PARAMETERS.replace(image=("parallax",))
     page = LivePage(Access(port=0))
     page.ready((12, 12), np.dtype(np.uint8), parameters)
     places: list[Path] = []
@@ -306,21 +300,17 @@ def test_memory_and_thumbnails_are_bounded(tmp_path: Path) -> None:
     """Of any number of acquisitions, eight are kept as small pictures, and frames of one."""
     from libertem.api import Context
 
-    from libertem_parallax import Parameters
     from libertem_parallax.show.screen import Growing
 
     frames = small_scan()
-    parameters = Parameters(
-        scan_sampling=(4.0, 5.0), energy=200e3, semiangle_cutoff=4.0, angular_sampling=(1.0, 1.0)
-    )
     page = LivePage(Access(port=0), folder=tmp_path)
     try:
         with Context.make_with("inline") as ctx:
             dataset = ctx.load("memory", data=frames, sig_dims=2)
-            page.ready((12, 12), frames.dtype, parameters)
+            page.ready((12, 12), frames.dtype, PARAMETERS)
             kept = []
             for number in range(10):
-                page.ready((12, 12), frames.dtype, parameters)
+                page.ready((12, 12), frames.dtype, PARAMETERS)
                 page.tuning.when_idle(itertools.repeat(None))  # a curve of the scan before
                 kept.append(page.begin(dataset, None))
                 assert not page.tuning.has_more
@@ -344,20 +334,13 @@ def test_more_frames_than_memory_holds(tmp_path: Path) -> None:
     """The first rows can be tuned; with the parameters of the recording, all frames are shown."""
     from libertem.api import Context
 
-    from libertem_parallax import ParallaxUDF, Parameters
+    from libertem_parallax import ParallaxUDF
     from libertem_parallax.accumulate import Stack
     from libertem_parallax.show.maker import reconstruct
     from libertem_parallax.show.screen import grown
 
     frames = small_scan()
-    parameters = Parameters(
-        scan_sampling=(4.0, 5.0),
-        energy=200e3,
-        semiangle_cutoff=4.0,
-        angular_sampling=(1.0, 1.0),
-        image="parallax",
-        aberration_coefs={"C10": -2000.0},
-    )
+    parameters = PARAMETERS.replace(image="parallax", aberration_coefs={"C10": -2000.0})
     udf = ParallaxUDF.from_parameters(frames.shape, **parameters)
     # Of 6 rows, 4 and a half.
     page = LivePage(Access(port=0), 36 * len(udf.params.geometry.plan.pixels), folder=tmp_path)
@@ -422,7 +405,6 @@ def test_what_is_kept_of_frames_to_come() -> None:
     """All of the detector; where the center is known, 1.25 semiangles around it."""
     from libertem.api import Context
 
-    from libertem_parallax import Parameters
     from libertem_parallax.show.fill import stack_udf
 
     parameters = Parameters(
