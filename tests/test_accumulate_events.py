@@ -174,16 +174,18 @@ def test_events_whose_sums_were_not_exact_are_refused(engine, dtype, bad):
 
 
 @pytest.mark.parametrize("indices", ["int32", "int64", "uint64"])
-@pytest.mark.parametrize("first", ["outside", "value"])
+@pytest.mark.parametrize("first", ["outside", "value", "both"])
 def test_the_first_frame_with_a_bad_event_is_named(engine, indices, first):
     plan = make_plan()
     events = to_events(np.ones((35, 9, 11)), indices=indices)
-    frames = (8, 21) if first == "outside" else (21, 8)
+    frames = {"outside": (8, 21), "value": (21, 8), "both": (9, 8)}[first]
     outside, bad = (int(events.indptr[frame]) for frame in frames)
+    if first == "both":  # one frame has a bad value, then an event outside
+        outside -= 1
     events.indices[outside] = 99
     used = plan.lookup.reshape(-1)[events.indices[bad : bad + 99]] >= 0
     events.data[bad + np.argmax(used)] = np.nan
-    message = "has an event off the detector" if first == "outside" else "in the bright field whose"
+    message = "in the bright field whose" if first == "value" else "has an event off the detector"
     with pytest.raises(ValueError, match=rf"scan position \(1, 1\) .*{message}"):
         add_events(engine, plan, events, "float64")
 

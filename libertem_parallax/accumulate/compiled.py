@@ -55,23 +55,30 @@ class CompiledEngine(Engine):
     ) -> None:
         values, columns, bounds = events
         frames = slice(first, first + len(bounds) - 1)
+        lookup, limits = self._lookup(shape, origin), value_range(self.dtype)
+        if self.dtype.kind == "f" or self.dtype.itemsize == 8:
+            low, high = map(self.A.dtype.type, limits)
+        else:
+            low = high = None  # is every value
         with np.errstate(over="ignore", invalid="ignore"):  # as below
-            outside, bad = accumulate_events(
+            refused = accumulate_events(
                 locked(values),
                 locked(columns),
                 bounds,
                 self.index[frames],
                 self.plan.scan_shape[1],
                 self.A.shape[3],
-                locked(self._lookup(shape, origin)),
-                *value_range(self.dtype),
+                locked(lookup),
+                low,
+                high,
                 self.A.reshape(-1),
                 self.S[frames],
             )
-        if outside >= 0:
-            self._refuse_outside(first + outside)
-        if bad >= 0:
-            self._refuse_value(first + bad)
+        if refused >= 0:
+            there = columns[bounds[refused] : bounds[refused + 1]]
+            if ((there < 0) | (there >= len(lookup))).any():
+                self._refuse_outside(first + refused)
+            self._refuse_value(first + refused)
 
     @cached_property
     def _tiles(self) -> dict[tuple[int, ...], tuple[_Table, NDArray[Any]]]:

@@ -104,14 +104,15 @@ class Plan:
 
     @cached_property
     def lookup(self) -> NDArray[np.int32] | NDArray[np.int64]:
-        """Entry of `targets` for every pixel of the detector, -1 for those not in use.
+        """Entry of `targets` for every pixel of the detector; negative for those not in use.
 
-        Of the detector's shape; of 32 bits where these suffice, since it should fit the cache.
+        These have ``~`` of any entry: who adds zero for them, to be spared a branch, then finds
+        places that are spread. Of the detector's shape; of 32 bits where these suffice, since it
+        should fit the cache.
         """
         size = int(np.prod(self.accumulator_shape))
-        lookup = np.full(
-            self.detector_shape, -1, np.int32 if size <= np.iinfo(np.int32).max else np.int64
-        )
+        dtype = np.int32 if size <= np.iinfo(np.int32).max else np.int64
+        lookup = ~np.resize(self.targets.astype(dtype), self.detector_shape)
         lookup[tuple(self.pixels.T)] = self.targets
         return lookup
 
