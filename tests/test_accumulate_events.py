@@ -183,7 +183,7 @@ def test_the_first_frame_with_a_bad_event_is_named(engine, indices, first):
     if first == "both":  # one frame has a bad value, then an event outside
         outside -= 1
     events.indices[outside] = 99
-    used = plan.lookup.reshape(-1)[events.indices[bad : bad + 99]] >= 0
+    used = plan.lookup.reshape(-1)[events.indices[bad : bad + 98]] >= 0
     events.data[bad + np.argmax(used)] = np.nan
     message = "in the bright field whose" if first == "value" else "has an event off the detector"
     with pytest.raises(ValueError, match=rf"scan position \(1, 1\) .*{message}"):
