@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from .disk import find_disk
 from .geometry import Geometry
+from .rings import ENOUGH, INSIDE, OUTSIDE, zones
 
 __all__ = [
     "add_frames",
@@ -107,18 +108,8 @@ def _make_layout(geometry: Geometry) -> _Layout:
         _bin(counts, mask, (0, 0), factor)
     usable = 2 * counts >= factor**2
     axes = [np.arange(n) * np.float64(factor) + (factor - 1) / 2 for n in shape]
-    # In units of the bright field's radius.
-    with np.errstate(all="ignore"):
-        y, x = (
-            (axis - c) * step / cutoff
-            for axis, c, step in zip(axes, geometry.center, geometry.sampling, strict=True)
-        )
-        distance = np.hypot(y[:, None], x)
-        # Quadrants around the axes: what is not a disk but the scan's axis shows along one of them.
-        upright = np.abs(y)[:, None] > np.abs(x)
-    quadrant = 2 * upright + np.where(upright, (y >= 0)[:, None], x >= 0)
-    zone = 7 * quadrant + np.digitize(distance, (0.5, 0.7, 0.85, 1.2, 1.4, 3))
-    zone = zone.astype(np.int8).reshape(-1)
+    distance, quadrant, ring = zones(geometry, axes)
+    zone = (7 * quadrant + ring).astype(np.int8).reshape(-1)
     sizes = np.bincount(zone[usable.reshape(-1)], minlength=28).astype(np.float64)
     several = np.maximum(counts, 1) if factor > 1 else None
     return _Layout(factor, several, usable, axes, distance <= 1, zone, sizes)
@@ -145,7 +136,8 @@ def pattern_shape(geometry: Geometry) -> tuple[int, int]:
 def add_frames(
     geometry: Geometry,
     pattern: NDArray[np.float64],
-    sums: NDArray[Any],
+    tile: NDArray[Any],
+    frames: Sequence[int],
     origin: tuple[int, int],
 ) -> None:
     """Add frames to the pattern that is compared.
@@ -155,12 +147,19 @@ def add_frames(
     geometry
         Of the acquisition.
     pattern : pattern_shape, float64
-        To be added to.
-    sums : (rows, columns) int32 or float64
-        Sum of frames on a part of the detector; what is masked in it becomes 0.
+        To be added to; masked pixels count 0.
+    tile : (T, rows, columns)
+        A part of the detector.
+    frames
+        Which frames of the tile to add, one at least.
     origin
-        Row and column of the detector at which that part begins.
+        Row and column of the detector at which the part begins.
     """
+    small = tile.dtype.kind in "bui" and tile.dtype.itemsize <= 2
+    sums = tile[frames[0]].astype(np.int32 if small else np.float64)
+    # NumPy's sum over frames, in another dtype than theirs, would copy them first.
+    for frame in frames[1:]:
+        sums += tile[frame]
     mask = geometry.parameters.get("bf_mask")
     if mask is not None:
         (row, column), (rows, columns) = origin, sums.shape
@@ -289,8 +288,8 @@ def _rings(layout: _Layout, pattern: NDArray[np.float64], usable: NDArray[np.boo
     means = sums / counts
     middle = sums[:, 0].sum() / counts[:, 0].sum()
     # How much too dark, or too bright.
-    excess = np.stack([0.7 * middle - means[:, 2], means[:, 4] - 0.5 * middle], axis=1)
-    enough = counts[:, 2:5:2] >= 5
+    excess = np.stack([INSIDE * middle - means[:, 2], means[:, 4] - OUTSIDE * middle], axis=1)
+    enough = counts[:, 2:5:2] >= ENOUGH
     if enough[:, 0].any():
         agree = not (enough & ~(excess < 0)).any()
     else:  # a disk of a few pixels

@@ -264,8 +264,8 @@ def test_large_detectors_are_compared_by_a_coarse_copy(center):
     pattern = np.zeros(pattern_shape(geometry))
     for top, bottom in ((0, 7), (7, 100), (100, rows)):
         for left, right in ((0, 131), (131, columns)):
-            part = shown[top:bottom, left:right].copy()
-            add_frames(geometry, pattern, part, (top, left))
+            part = shown[None, top:bottom, left:right]
+            add_frames(geometry, pattern, part, [0], (top, left))
     assert pattern.size < shown.size / 4
     factor = -(-rows // len(pattern))
     y, x = np.indices(shown.shape) // factor

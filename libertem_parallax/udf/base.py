@@ -21,6 +21,7 @@ from ..contradictions import (
     positions_to_compare,
     seems_to_differ,
 )
+from ..rings import COUNT, add_rings, rings_agree
 
 __all__ = ["FramesUDF", "SumsUDF"]
 
@@ -157,7 +158,9 @@ class SumsUDF(FramesUDF):
             "scanned": self.buffer("nav", dtype=bool, use="private"),
             # What these belong to: Plan.digest; A's first row.
             "part": self.buffer("single", (2,), np.int64, use="private"),
-            # Sum of a few frames; most partitions have none of them.
+            # Sums of a few frames, where the edge of the disk should be, and how many they are.
+            "rings": self.buffer("single", (COUNT + 1,), np.float64, use="private"),
+            # Of those that do not agree, sums of all pixels; most partitions have none of them.
             "pattern": self.buffer(
                 "single",
                 pattern_shape(self.params.geometry) if self._on_main or self._chosen else (1, 1),
@@ -224,23 +227,24 @@ class SumsUDF(FramesUDF):
         self._scanned[first:stop] = True
         start, end = (bisect_left(self._chosen, at) for at in (first, stop))
         if start < end:
-            self._add_pattern(tile, [at - first for at in self._chosen[start:end]])
+            self._compare(tile, start, end, first)
 
-    def _add_pattern(self, tile: Any, chosen: list[int]) -> None:
-        """Add some frames of a tile to the pattern."""
-        sig = self.meta.slice.shape.sig
-        with np.errstate(all="ignore"):  # other pixels than those in use may hold anything
-            if self._events:
-                events = tile[chosen]
-                sums = np.bincount(events.indices, events.data, sig.size).reshape(tuple(sig))
-            else:
-                small = tile.dtype.kind in "bui" and tile.dtype.itemsize <= 2
-                sums = tile[chosen[0]].astype(np.int32 if small else np.float64)
-                # NumPy's sum over frames, in another dtype than theirs, takes 20 times as long.
-                for i in chosen[1:]:
-                    sums += tile[i]
-        pattern = self.results.get_buffer("pattern").raw_data
-        add_frames(self.params.geometry, pattern, sums, self.meta.slice.origin[1:])
+    def _compare(self, tile: Any, start: int, end: int, first: int) -> None:
+        """Compare chosen frames that are in a tile with the parameters."""
+        geometry, where = self.params.geometry, self.meta.slice
+        frames = [at - first for at in self._chosen[start:end]]
+        if self._events:
+            events, sig = tile[frames], where.shape.sig
+            with np.errstate(all="ignore"):  # other pixels than those in use may hold anything
+                sums = np.bincount(events.indices, events.data, sig.size).reshape(1, *sig)
+            tile, frames = sums, [0]
+        rings, pattern = (self.results.get_buffer(name).raw_data for name in ("rings", "pattern"))
+        rings[-1] += end - start
+        if add_rings(geometry, rings[:-1], tile, frames, where.origin[1:]):
+            # Other parts of these need not be looked at, either.
+            del self._chosen[start:end]
+        else:
+            add_frames(geometry, pattern, tile, frames, where.origin[1:])
 
     def postprocess(self) -> None:
         """Complete the partition's sums; without halo there is less to send."""
@@ -268,7 +272,7 @@ class SumsUDF(FramesUDF):
         if digest != plan.digest:
             return  # of before the change
         if dest.part[0] not in (digest, 0):
-            for name in ("A", "S", "scanned", "pattern"):
+            for name in ("A", "S", "scanned", "rings", "pattern"):
                 self.results.get_buffer(name).raw_data[:] = 0
         dest.part[0] = digest
         A = src.A
@@ -286,16 +290,25 @@ class SumsUDF(FramesUDF):
         plan.add_part(A, int(first), dest.A)
         dest.S[:] = src.S
         dest.scanned[:] = src.scanned
-        if src.pattern.any() and not self._settled:
+        if src.rings[-1] and not self._settled:
+            self._judge(dest, src)
+
+    def _judge(self, dest: Any, src: Any) -> None:
+        """Warn of parameters that the frames contradict."""
+        geometry = self.params.geometry
+        dest.rings[:] += src.rings
+        # Frames that agree are not in the pattern, which shows where the disk is instead.
+        if not rings_agree(geometry, src.rings[:-1]):
             dest.pattern[:] += src.pattern
-            self._patterns += 1
-            # Early, and again when there are twice as many. A disk is fitted once in a run, as that
-            # takes longer than many frames.
-            again = self._patterns.bit_count() == 1
-            if again and seems_to_differ(self.params.geometry, dest.pattern):
-                self._settled = True
-                if problem := contradiction(self.params.geometry, dest.pattern):
-                    warnings.warn(problem, stacklevel=2)
+        self._patterns += 1
+        # Early, and again when there are twice as many. A disk is fitted once in a run, as that takes
+        # longer than many frames.
+        if self._patterns.bit_count() > 1 or rings_agree(geometry, dest.rings[:-1]):
+            return
+        if seems_to_differ(geometry, dest.pattern):
+            self._settled = True
+            if problem := contradiction(geometry, dest.pattern):
+                warnings.warn(problem, stacklevel=3)
 
     def add_stack(self, stack: Stack) -> None:
         """Start anew from the frames of a stack, on the main node, while a run goes on.
@@ -309,11 +322,11 @@ class SumsUDF(FramesUDF):
         A, S = stack.add(plan)
         own = {
             name: self.results.get_buffer(name).raw_data
-            for name in ("A", "S", "scanned", "part", "pattern")
+            for name in ("A", "S", "scanned", "part", "rings", "pattern")
         }
         own["A"][:], own["S"][:], own["scanned"][:] = A, S.ravel(), stack.scanned.ravel()
         own["part"][0] = plan.digest
-        own["pattern"][:] = 0
+        own["rings"][:], own["pattern"][:] = 0, 0
 
     @property
     def _added(self) -> bool:

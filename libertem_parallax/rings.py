@@ -1,0 +1,200 @@
+"""Whether the bright field is where the parameters say: by its rings, in hundredths of a millisecond.
+
+Frames agree where the middle of the disk is hardly brighter than what is just inside of its edge,
+and clearly brighter than what is just outside, in all quadrants. That these hold for sums of frames
+if they hold for each spares all others a closer look: see `contradictions.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .geometry import Geometry
+
+__all__ = ["COUNT", "ENOUGH", "INSIDE", "OUTSIDE", "add_rings", "rings_agree", "zones"]
+
+#: Sums of `add_rings`: the middle, four quadrants inside of the edge, and four outside.
+COUNT = 9
+
+#: What is seen inside of the edge at least, and outside at most, where it is 1 in the middle.
+INSIDE, OUTSIDE = 0.7, 0.5
+
+#: A quadrant of a ring with fewer pixels tells nothing.
+ENOUGH = 5
+
+#: What bounds the rings, in radii of the bright field.
+_EDGES = 0.5, 0.7, 0.85, 1.2, 1.4, 3.0
+
+#: Of so many rows along the radius, all are read; else as many.
+_ROWS = 12
+
+
+def zones(
+    geometry: Geometry, axes: Sequence[NDArray[Any]]
+) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
+    """Tell where pixels are in the bright field and around it.
+
+    Parameters
+    ----------
+    geometry
+        Of the acquisition.
+    axes
+        Rows and columns of the pixels on the detector.
+
+    Returns
+    -------
+    distance : (rows, columns) float64
+        From the center, in radii of the bright field.
+    quadrant : (rows, columns) int64
+        0 to 3. They lie around the axes: what is not a disk but the scan's axis shows along one.
+    ring : (rows, columns) int64
+        0 to 6, from the middle to what is far away.
+    """
+    cutoff: float = geometry.parameters["semiangle_cutoff"]
+    with np.errstate(all="ignore"):
+        y, x = (
+            (axis - c) * step / cutoff
+            for axis, c, step in zip(axes, geometry.center, geometry.sampling, strict=True)
+        )
+        distance = np.hypot(y[:, None], x)
+        upright = np.abs(y)[:, None] > np.abs(x)
+    quadrant = 2 * upright + np.where(upright, (y >= 0)[:, None], x >= 0)
+    return distance, quadrant, np.digitize(distance, _EDGES)
+
+
+class _Near(NamedTuple):
+    """Pixels that are summed."""
+
+    rows: NDArray[np.int64]  # of the detector, all or at even distances
+    columns: NDArray[np.int64]
+    pixels: NDArray[np.int64]  # flat indices into these, one sum after the other
+    starts: NDArray[np.int64]  # where each sum begins
+    which: NDArray[np.int64]  # of the sums there are it is
+    sizes: NDArray[np.int64]  # how many pixels it has
+
+
+_nears: WeakKeyDictionary[Geometry, _Near] = WeakKeyDictionary()
+
+
+def _near(geometry: Geometry) -> _Near:
+    """Take what was worked out before: it takes longer than adding."""
+    if geometry not in _nears:
+        _nears[geometry] = _make_near(geometry)
+    return _nears[geometry]
+
+
+def _make_near(geometry: Geometry) -> _Near:
+    rows, columns = _box(geometry, _EDGES[4])
+    _, quadrant, ring = zones(geometry, (rows, columns))
+    sums = np.select([ring == 0, ring == 2, ring == 4], [0, 1 + quadrant, 5 + quadrant], -1)
+    least = ENOUGH
+    if max(np.count_nonzero(sums == inside) for inside in range(1, 5)) < ENOUGH:
+        # A disk of a few pixels: all of it, and all around.
+        rows, columns = _box(geometry, _EDGES[5])
+        _, _, ring = zones(geometry, (rows, columns))
+        sums = np.select([ring < 3, (ring == 4) | (ring == 5)], [0, 5], -1)
+        least = 1
+    mask = geometry.parameters.get("bf_mask")
+    if mask is not None:
+        sums[~mask[np.ix_(rows, columns)]] = -1
+    flat = sums.reshape(-1)
+    sizes = np.bincount(flat + 1, minlength=COUNT + 1)[1:]
+    pixels = np.flatnonzero((flat >= 0) & (sizes >= least)[flat])
+    pixels = pixels[np.argsort(flat[pixels], kind="stable")]
+    which, starts = np.unique(flat[pixels], return_index=True)
+    return _Near(rows, columns, pixels, starts, which, sizes[which])
+
+
+def _box(geometry: Geometry, reach: float) -> list[NDArray[np.int64]]:
+    """Rows and columns around the center, up to so many radii."""
+    radii = [geometry.parameters["semiangle_cutoff"] / step for step in geometry.sampling]
+    bounds = [
+        (max(0, math.floor(c - reach * radius)), min(n - 1, math.ceil(c + reach * radius)))
+        for c, radius, n in zip(geometry.center, radii, geometry.plan.detector_shape, strict=True)
+    ]
+    rows, columns = (np.arange(first, last + 1) for first, last in bounds)
+    return [rows[:: max(1, int(min(radii) / _ROWS))], columns]
+
+
+@np.errstate(all="ignore")  # pixels that are not in use may hold anything
+def add_rings(
+    geometry: Geometry,
+    sums: NDArray[np.float64],
+    tile: NDArray[Any],
+    frames: Sequence[int],
+    origin: tuple[int, int],
+) -> bool:
+    """Add frames to the sums of the rings.
+
+    Parameters
+    ----------
+    geometry
+        Of the acquisition.
+    sums : (COUNT,) float64
+        To be added to.
+    tile : (T, rows, columns)
+        A part of the detector.
+    frames
+        Which frames of the tile to add.
+    origin
+        Row and column of the detector at which the part begins.
+
+    Returns
+    -------
+    bool
+        Whether the rings of these frames are all there, and agree.
+    """
+    near, shape = _near(geometry), tile.shape[1:]
+    axes = near.rows, near.columns
+    (top, bottom), (left, right) = (
+        np.searchsorted(axis, (first, first + n))
+        for axis, first, n in zip(axes, origin, shape, strict=True)
+    )
+    if top == bottom or left == right or not len(near.which):
+        return False
+    rows, columns = near.rows[top:bottom] - origin[0], near.columns[left:right] - origin[1]
+    step = int(rows[1] - rows[0]) if len(rows) > 1 else 1
+    box = tile[frames, rows[0] : rows[-1] + 1 : step, columns[0] : columns[-1] + 1]
+    dtype = np.int64 if tile.dtype.kind in "bui" and tile.dtype.itemsize < 4 else np.float64
+    total = np.add.reduce(box, axis=0, dtype=dtype)
+    whole = total.shape == (len(near.rows), len(near.columns))
+    if not whole:
+        part, total = total, np.zeros((len(near.rows), len(near.columns)))
+        total[top:bottom, left:right] = part
+    own = np.zeros(COUNT)
+    own[near.which] = np.add.reduceat(total.reshape(-1)[near.pixels], near.starts)
+    sums += own
+    return whole and rings_agree(geometry, own)
+
+
+@np.errstate(all="ignore")
+def rings_agree(geometry: Geometry, sums: NDArray[np.float64]) -> bool:
+    """Tell whether the bright field is where the parameters say.
+
+    Parameters
+    ----------
+    geometry
+        Of the acquisition.
+    sums : (COUNT,) float64
+        Of any frames, by `add_rings`.
+
+    Returns
+    -------
+    bool
+        False also where there is too little to tell.
+    """
+    near = _near(geometry)
+    if not len(near.which) or near.which[0] != 0 or near.which[-1] == 0:
+        return False
+    middle, *means = sums[near.which] / near.sizes
+    inside = int(np.searchsorted(near.which, 5)) - 1
+    return bool(
+        min(means[:inside], default=np.inf) > INSIDE * middle
+        and max(means[inside:], default=-np.inf) < OUTSIDE * middle
+    )
