@@ -1,8 +1,8 @@
-"""Whether the bright field is where the parameters say: by its rings, in hundredths of a millisecond.
+"""Whether the bright field is where the parameters say, by a few sums of each frame.
 
 Frames agree where the middle of the disk is hardly brighter than what is just inside of its edge,
-and clearly brighter than what is just outside, in all quadrants. That these hold for sums of frames
-if they hold for each spares all others a closer look: see `contradictions.py`.
+and clearly brighter than what is just outside, in all quadrants. If that holds for some frames, it
+holds for their sum, too. So these need no closer look, which is in `contradictions.py`.
 """
 
 from __future__ import annotations
