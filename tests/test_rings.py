@@ -79,6 +79,9 @@ def test_a_disk_that_is_there_agrees_and_others_do_not(radius):
     assert not agree(y - 2 * radius, x, radius)
     assert not agree(y, x + 2 * radius, radius)
     assert not agree(y, x, 60.0)
+    frame = draw_disk(CENTER, radius, shape=(48, 50), counts=200.0)
+    part = frame[None, : round(y + 1.3 * radius)]  # what is beyond may be as bright
+    assert not add_rings(geometry, np.zeros(COUNT), part, [0], (0, 0))
     if radius > 4:  # else some pixels are not told apart
         assert not agree(y + radius / 2, x, radius)
         assert not agree(y, x, 2 * radius)
