@@ -173,13 +173,13 @@ def recording(
             for how in rates:
                 if how == "while a knob is turned":
                     window.evaluate(_TURN)
-                udfs: list[Any] = [ParallaxUDF.from_parameters(shape, **parameters)]
+                udf = ParallaxUDF.from_parameters(shape, **parameters)
                 if how != "alone":
-                    udfs.append(page.begin(dataset, udfs[0]))
+                    udf = page.begin(dataset, udf)
                 count, busy, start = 0, -_busy()[0], time.perf_counter()
                 shown, elapsed = start, 0.0
                 while elapsed < seconds:  # the same frames again and again
-                    for _ in ctx.run_udf_iter(dataset=dataset, udf=udfs):
+                    for _ in ctx.run_udf_iter(dataset=dataset, udf=udf):
                         if how != "alone" and time.perf_counter() - shown > _INTERVAL:
                             page.show()
                             shown = time.perf_counter()

@@ -300,6 +300,7 @@ def test_memory_and_thumbnails_are_bounded(tmp_path: Path) -> None:
     """Of any number of acquisitions, eight are kept as small pictures, and frames of one."""
     from libertem.api import Context
 
+    from libertem_parallax import ParallaxUDF
     from libertem_parallax.show.screen import Growing
 
     frames = small_scan()
@@ -309,10 +310,13 @@ def test_memory_and_thumbnails_are_bounded(tmp_path: Path) -> None:
             dataset = ctx.load("memory", data=frames, sig_dims=2)
             page.ready((12, 12), frames.dtype, PARAMETERS)
             kept = []
+            udf = ParallaxUDF.from_parameters(
+                frames.shape, **PARAMETERS, aberration_coefs={"C10": -2000.0}
+            )
             for number in range(10):
                 page.ready((12, 12), frames.dtype, PARAMETERS)
                 page.tuning.when_idle(itertools.repeat(None))  # a curve of the scan before
-                kept.append(page.begin(dataset, None))
+                kept.append(page.begin(dataset, udf))
                 assert not page.tuning.has_more
                 ctx.run_udf(dataset, kept[-1])
                 page.end(None)
@@ -348,10 +352,10 @@ def test_more_frames_than_memory_holds(tmp_path: Path) -> None:
         with Context.make_with("inline") as ctx:
             dataset = ctx.load("memory", data=frames, sig_dims=2, num_partitions=6)
             page.ready((12, 12), frames.dtype, parameters)
-            kept = page.begin(dataset, udf)
+            udf = page.begin(dataset, udf)
             assert "the first 4 x 8 of 6 x 8 frames" in page.note
             tuning = page.tuning
-            for part in ctx.run_udf_iter(dataset, [udf, kept]):
+            for part in ctx.run_udf_iter(dataset, udf):
                 page.show(grown(part))
             page.end(None)
         assert tuning.wait(SECONDS)

@@ -19,7 +19,7 @@ from helpers import (
 )
 from standin.cupy import CompileException
 
-from libertem_parallax import ParallaxPhaseFlipUDF, ParallaxUDF
+from libertem_parallax import ParallaxPhaseFlipUDF, ParallaxUDF, StackUDF
 from libertem_parallax.accumulate import ENGINES, CudaError
 from libertem_parallax.accumulate.cuda import upload
 
@@ -74,8 +74,17 @@ def test_a_region_of_interest_on_the_gpu(gpu_ctx, standin):
     expected, _ = on_cpu(blank)
     udf = ParallaxUDF.from_parameters(**PARAMETERS)
     image = run_udf(gpu_ctx, frames, udf, roi=roi)["reconstruction"]
-    assert cupy.launches
+    launches = cupy.launches
+    assert launches
     np.testing.assert_array_equal(image, expected["parallax"])
+    # Frames may be kept beside.
+    shape, pixels = PARAMETERS["shape"], udf.params.geometry.plan.pixels
+    region = slice(0, 8), slice(0, 9)
+    udf = udf.keeping(StackUDF(shape, frames.dtype, pixels, region).selection)
+    image = run_udf(gpu_ctx, frames, udf, roi=roi)["reconstruction"]
+    assert cupy.launches > launches
+    np.testing.assert_array_equal(image, expected["parallax"])
+    np.testing.assert_array_equal(udf.stack.frames, blank[:, :, *pixels.T].reshape(72, -1))
 
 
 @needs_compiler

@@ -37,7 +37,7 @@ def room(path: Path) -> str:
 
 
 def test_imports_are_found() -> None:
-    found = imports(PACKAGE / "udf" / "base.py")
+    found = imports(PACKAGE / "udf" / "frames.py")
     assert "libertem.udf" in found
     assert "libertem_parallax.accumulate" in found
 

@@ -89,9 +89,8 @@ def test_knobs_are_turned_while_it_records(browser, tmp_path):  # noqa: F811
             page.ready(shape[2:], frames.dtype, parameters, lambda _: stopped.set())
             window = Window(browser, page.url)
             window.wait("m => m.text.includes('Waiting for an acquisition')", "told")
-            udfs = [ParallaxUDF.from_parameters(shape, **parameters)]
-            udfs.append(page.begin(dataset, udfs[0]))
-            results = ctx.run_udf_iter(dataset=dataset, udf=udfs)
+            udf = page.begin(dataset, ParallaxUDF.from_parameters(shape, **parameters))
+            results = ctx.run_udf_iter(dataset=dataset, udf=udf)
             for number, part in enumerate(results, start=1):
                 last = part
                 page.arrived(shape[0] * shape[1] // 8)
@@ -109,7 +108,7 @@ def test_knobs_are_turned_while_it_records(browser, tmp_path):  # noqa: F811
             udf = ParallaxUDF.from_parameters(shape, **changed)
             expected = ctx.run_udf(dataset, udf)["phase_flip"].data
             np.testing.assert_array_equal(page.tuning.picture.image, expected)
-            # The other UDF had nothing to do with that.
+            # The image of the recording had nothing to do with that.
             udf = ParallaxUDF.from_parameters(shape, **parameters)
             expected = ctx.run_udf(dataset, udf)["phase_flip"].data
             np.testing.assert_array_equal(last.buffers[0]["phase_flip"].data, expected)

@@ -4,23 +4,42 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers import PARAMETERS, forced_tiles, make_events, make_scan, sums, write
+from helpers import (
+    PARAMETERS,
+    assert_same,
+    forced_tiles,
+    make_events,
+    make_scan,
+    run_udf,
+    sums,
+    write,
+)
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from libertem_live.api import LiveContext
 
 from libertem_parallax import ParallaxUDF
-from libertem_parallax.udf import StackUDF
+from libertem_parallax.accumulate import add_kept
+from libertem_parallax.udf import StackUDF, base
 
 SHAPE = PARAMETERS["shape"]
 PLAN = ParallaxUDF.from_parameters(**PARAMETERS).params.geometry.plan
 MASK = PLAN.lookup >= 0
 
 
+def assert_does_both(both, parallax, udf):
+    """One UDF has the sums of one that only adds, and the stack of one that only keeps frames."""
+    assert_same(sums(both), sums(parallax))
+    np.testing.assert_array_equal(both.stack.frames, udf.stack.frames)
+    np.testing.assert_array_equal(both.stack.scanned, udf.stack.scanned)
+
+
 def assert_adds_the_same(ctx, ds, udf, roi=None):
-    """Both UDFs in one run: the stack's sums are those of the frames."""
+    """The stack's sums are those of the frames; one UDF that does both does both the same."""
     parallax = ParallaxUDF.from_parameters(**PARAMETERS)
-    ctx.run_udf(ds, [parallax, udf], roi=roi)
+    both = parallax.keeping(udf.selection)
+    ctx.run_udf(ds, [parallax, udf, both], roi=roi)
+    assert_does_both(both, parallax, udf)
     A, S = udf.stack.add(PLAN)
     np.testing.assert_array_equal(A, sums(parallax)[0])
     expected = np.zeros(PLAN.scan_shape, S.dtype)
@@ -84,9 +103,14 @@ def test_any_tiling_region_and_part(inline, data):
     top, left = draw(st.integers(0, ny - 1)), draw(st.integers(0, nx - 1))
     bottom, right = draw(st.integers(top + 1, ny)), draw(st.integers(left + 1, nx))
     region = slice(top, bottom), slice(left, right)
-    mask = MASK if draw(st.booleans()) else np.ones_like(MASK)
+    # The last one lacks pixels of the bright field, which are added though they are not kept.
+    mask = draw(st.sampled_from([MASK, np.ones_like(MASK), np.arange(25) > np.zeros((24, 1)) + 9]))
     udf = StackUDF(SHAPE, FRAMES.dtype, np.argwhere(mask), region)
-    inline.run_udf(ds, udf, roi=None if roi is None else np.reshape(roi, (ny, nx)))
+    parallax = ParallaxUDF.from_parameters(**PARAMETERS)
+    both = parallax.keeping(udf.selection)
+    roi = None if roi is None else np.reshape(roi, (ny, nx))
+    inline.run_udf(ds, [udf, parallax, both], roi=roi)
+    assert_does_both(both, parallax, udf)
     stack = udf.stack
     kept = expected.reshape(SHAPE)[region]
     assert stack.scan_shape == kept.shape[:2]
@@ -108,6 +132,52 @@ def test_it_can_be_used_while_it_fills(inline):
         expected = np.where(scanned[..., None, None], frames, 0)
         np.testing.assert_array_equal(udf.stack.frames, expected.reshape(-1, *SHAPE[2:])[:, MASK])
     assert seen == [18, 36, 54, 72]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kept", "kept_ones"),
+    [("uint8", None, 45), ("int16", None, 45), ("uint8", "int32", 0), ("float32", None, 0)],
+)
+def test_sums_are_of_what_is_kept(inline, monkeypatch, dtype, kept, kept_ones):
+    """Of integers whose sums are no wider, for rows that are kept; others are added as they come.
+
+    Floats have the same bits as without: their sums depend on the order.
+    """
+    frames = make_scan(SHAPE, dtype)
+    ds = inline.load("memory", data=frames, sig_dims=2, num_partitions=3)
+    selection = StackUDF.for_dataset(ds, MASK, dtype=kept).selection
+    selection = selection._replace(region=(slice(0, 5), slice(0, 9)))
+    added = []
+
+    def add(frames, *more):
+        added.append(len(frames))
+        add_kept(frames, *more)
+
+    monkeypatch.setattr(base, "add_kept", add)
+    parallax = ParallaxUDF.from_parameters(**PARAMETERS)
+    both = parallax.keeping(selection)
+    run_udf(inline, frames, both)
+    run_udf(inline, frames, parallax)
+    assert sum(added) == kept_ones
+    assert_same(sums(both), sums(parallax))
+    np.testing.assert_array_equal(both.stack.frames, frames[:5, :, MASK].reshape(45, -1))
+
+
+def test_another_geometry_leaves_what_is_kept(inline):
+    """The sums start anew with it, also of what is kept."""
+    frames = make_scan(SHAPE, "uint16")
+    ds = inline.load("memory", data=frames, sig_dims=2, num_partitions=8)
+    everything = StackUDF.for_dataset(ds).selection
+    udf = ParallaxUDF.from_parameters(**PARAMETERS).keeping(everything)
+    other = ParallaxUDF.from_parameters(**{**PARAMETERS, "center": (11.2, 12.4)})
+    results = inline.run_udf_iter(ds, udf)
+    for number, _ in enumerate(results, 1):
+        if number == 3:
+            results.update_parameters_experimental([{"geometry": other.params.geometry}])
+    late = np.where(np.arange(8)[:, None, None, None] >= 3, frames, 0).astype(np.uint16)
+    run_udf(inline, late, other)
+    assert_same(sums(udf), sums(other))
+    np.testing.assert_array_equal(udf.stack.frames, frames.reshape(72, -1))
 
 
 def test_live():
@@ -147,6 +217,11 @@ def test_what_does_not_fit_is_refused(inline, tmp_path):
     ds = inline.load("memory", data=make_scan(SHAPE, "uint16"), sig_dims=2)
     with pytest.raises(ValueError, match=r"a stack of uint8 does not hold that"):
         inline.run_udf(ds, StackUDF.for_dataset(ds, MASK, dtype="uint8"))
+    narrow = StackUDF.for_dataset(ds, MASK, dtype="uint8").selection
+    with pytest.raises(ValueError, match=r"a stack of uint8 does not hold that"):
+        inline.run_udf(ds, ParallaxUDF.from_parameters(**PARAMETERS).keeping(narrow))
+    with pytest.raises(ValueError, match="no stack yet: the UDF keeps no frames"):
+        _ = ParallaxUDF.from_parameters(**PARAMETERS).stack
     with pytest.raises(ValueError, match="mask: expected booleans"):
         StackUDF.for_dataset(ds, MASK[1:])
     with pytest.raises(TypeError, match="complex"):

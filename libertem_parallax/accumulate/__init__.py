@@ -22,6 +22,7 @@ from .cuda import CudaEngine, CudaError, CudaStack
 from .dtypes import LARGEST, accumulator_dtype, is_small, native_dtype
 from .engine import Engine
 from .fill import Fill
+from .kept import add_kept, holds
 from .plain import PlainEngine
 from .plan import Plan
 from .stack import Blocks, Stack, mask_pixels
@@ -37,7 +38,9 @@ __all__ = [
     "Plan",
     "Stack",
     "accumulator_dtype",
+    "add_kept",
     "fallen_back",
+    "holds",
     "is_small",
     "make_engine",
     "mask_pixels",

@@ -12,12 +12,12 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .compiled import CompiledEngine
 from .dtypes import accumulator_dtype, native_dtype
 from .fill import Fill
+from .kept import add_kept, columns_of, holds
 from .plan import Plan, check_pixels
 
-__all__ = ["Blocks", "Stack"]
+__all__ = ["Blocks", "Stack", "mask_pixels"]
 
 _Made = TypeVar("_Made", bound=NDArray[Any])
 _T = TypeVar("_T")
@@ -174,18 +174,10 @@ class Stack:
             have; or a value cannot be added: see `Engine.add`.
         """
         self._check(plan)
-        columns = self.columns(plan.pixels)
+        if not holds(self.pixels, plan):
+            self.columns(plan.pixels)  # raises
         ny, nx = self.scan_shape
-        dtype = accumulator_dtype(self.frames.dtype, len(columns))
-        # For an engine, a stack is a scan of frames of one row.
-        flat = Plan(
-            plan.scan_shape,
-            (1, len(self.pixels)),
-            plan.upsampling_factor,
-            np.column_stack([np.zeros_like(columns), columns]),
-            plan.shifts,
-            plan.wraps,
-        )
+        dtype = accumulator_dtype(self.frames.dtype, len(plan.pixels))
         S = np.zeros(ny * nx, dtype)
 
         def add_rows(start: int, stop: int) -> tuple[NDArray[Any], int]:
@@ -193,15 +185,13 @@ class Stack:
             part = slice(start * nx, stop * nx)
             # Untouched, most of it takes no memory.
             A = np.zeros(plan.accumulator_shape, dtype)
-            engine = _Engine(flat, self.frames.dtype, index, A, S[part])
-            engine.pixels = self.pixels
-            engine.add(self.frames[part, None])
+            add_kept(self.frames[part], self.pixels, plan, index, A, S[part])
             if stop - start == ny:
                 return plan.fold(A), 0  # a part would leave out rows to which nothing is added
             return plan.fold(A, frames=index), plan.part(index)[0]
 
         threads = cores() if threads is None else threads
-        count = max(1, min(threads, ny, ny * nx * len(columns) // _THREAD_VALUES))
+        count = max(1, min(threads, ny, ny * nx * len(plan.pixels) // _THREAD_VALUES))
         if count == 1:
             return add_rows(0, ny)[0], S.reshape(self.scan_shape)
         cuts = [ny * i // count for i in range(count + 1)]
@@ -297,9 +287,7 @@ class Stack:
         ValueError
             If one is not there.
         """
-        own, wanted = (p[:, 0] * self.detector_shape[1] + p[:, 1] for p in (self.pixels, pixels))
-        columns: NDArray[np.int64] = np.searchsorted(own, wanted)
-        missing = own[np.minimum(columns, len(own) - 1)] != wanted
+        columns, missing = columns_of(self.pixels, pixels)
         if missing.any():
             row, col = pixels[np.argmax(missing)]
             raise ValueError(
@@ -307,16 +295,6 @@ class Stack:
                 f"first of which is ({row}, {col}): fill one with more of the detector."
             )
         return columns
-
-
-class _Engine(CompiledEngine):
-    """Calls pixels what they are on the detector."""
-
-    pixels: NDArray[np.int64]
-
-    def _place(self, origin: tuple[int, int], first: int, t: int, row: int, col: int) -> str:
-        row, col = self.pixels[col]
-        return super()._place(origin, first, t, row, col)
 
 
 def mask_pixels(

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from ..show.page.live import LivePage
     from ..show.screen import Growing, Show
     from ..show.window import Window
-    from ..udf import StackUDF
+    from ..udf import ParallaxUDF
     from ..udf.learning import Learning
 
 __all__ = ["Recording", "record"]
@@ -55,15 +55,6 @@ class Recording(NamedTuple):
     overwrite: bool
     calibrate: bool
     workers: int | None
-
-
-class _Adding(NamedTuple):
-    """What is made of frames."""
-
-    udf: Any  #: makes the image
-    udfs: list[Any]  #: to be run, that first
-    kept: StackUDF | None  #: of these, keeps frames
-    learning: Learning | None  #: finds parameters on the way
 
 
 def record(
@@ -116,9 +107,8 @@ def record(
             stack.push(lambda kind, *_: window.close() if kind is not None else None)
         acquisition = _await(link, recording)
         total = acquisition.shape.nav.size
-        adding = _adding(link, acquisition, udf, parameters, recording, asked, page, problems,
-                         keep=direct is not None)  # fmt: skip
-        udf, learning = adding.udf, adding.learning
+        udf, learning = _adding(link, acquisition, udf, parameters, recording, asked, page,
+                                problems, keep=direct is not None)  # fmt: skip
 
         def said(frames: int, name: str = parameters["image"][0]) -> About:
             found = learning.calibration if learning is not None else None
@@ -131,7 +121,7 @@ def record(
 
         # Nothing that comes later can take along the image that is written now and then.
         screen = Screen({str(output): keep, **shows, **more}, recording.interval)
-        added = _add(link, acquisition, adding, screen, recording, page)
+        added = _add(link, acquisition, udf, learning, screen, recording, page)
         if page is not None:
             page.end(added.problem)
         if added.results is None:
@@ -140,7 +130,7 @@ def record(
             reason = learning.problem or added.problem or "there were too few rows of the scan"
             raise click.ClickException(
                 f"no image was written: {reason.removesuffix('.')}. "
-                + kept_frames(learning.stack.stack, output)
+                + kept_frames(learning.stack, output)
             )
         # Before anything is shown or closed, which may fail as well.
         image, count = (made := grown(added.results)).image, made.frames
@@ -155,9 +145,9 @@ def record(
         parameters = learning.calibration.parameters
     on = f", by {link.workers} workers" if link.workers > 1 else where(udf)
     images = {parameters["image"][0]: image}
-    if direct is not None and adding.kept is not None:
+    if direct is not None and udf.params.keep is not None:
         click.echo("Making the direct image", err=True)
-        phase = make_direct(adding.kept, udf, parameters, problems)
+        phase = make_direct(udf, parameters, problems)
         if phase is not None:
             images["direct"] = phase
             written_to.append(save(direct, phase, said(count, "direct"), problems))
@@ -271,7 +261,7 @@ def _adding(
     problems: list[str],
     *,
     keep: bool,
-) -> _Adding:
+) -> tuple[ParallaxUDF, Learning | None]:
     """Choose what to make of the frames of an acquisition; `udf` is made for what was known."""
     from .. import live
     from ..udf.learning import Learning
@@ -287,23 +277,22 @@ def _adding(
         gpu = default_gpu()
         learning = Learning(acquisition, **asked, limit=limit, device=gpu, **parameters)
         if page is not None:
-            page.begin(acquisition, learning.image, learning.stack)
-        return _Adding(learning.image, learning.udfs, learning.stack, learning)
-    kept = None
+            page.begin(acquisition, learning.image)
+        return learning.image, learning
     if page is not None:
-        kept = page.begin(acquisition, udf)
+        udf = page.begin(acquisition, udf)
     elif keep:
-        kept = keep_stack(acquisition, udf, problems)
-    if kept is None:
-        return _Adding(udf, [udf], None, None)
-    live.warm_up(link.ctx, [udf, kept], link.dtype, events=events)
-    return _Adding(udf, [udf, kept], kept, None)
+        udf = keep_stack(acquisition, udf, problems)
+    if udf.params.keep is not None:
+        live.warm_up(link.ctx, udf, link.dtype, events=events)
+    return udf, None
 
 
 def _add(
     link: Link,
     acquisition: Any,
-    adding: _Adding,
+    udf: ParallaxUDF,
+    learning: Learning | None,
     screen: Any,
     recording: Recording,
     page: LivePage | None,
@@ -313,7 +302,6 @@ def _add(
 
     from .. import live
 
-    learning = adding.learning
     handle: list[Any] = []
     results = problem = first = None
     with tqdm(total=acquisition.shape.nav.size, desc="Recording", unit=" frames") as bar:
@@ -330,7 +318,7 @@ def _add(
                 link.ctx,
                 link.conn,
                 acquisition,
-                adding.udfs,
+                udf,
                 link.watch,
                 timeout=recording.timeout,
                 silence=recording.silence,

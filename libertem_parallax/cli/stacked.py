@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..accumulate import Stack
     from ..geometry import Geometry
     from ..parameters import Parameters
-    from ..udf import StackUDF
+    from ..udf import ParallaxUDF, StackUDF
 
 
 def fill_stack(ctx: Any, dataset: Any, made_for: Any) -> tuple[Stack, str]:
@@ -35,7 +35,7 @@ def fill_stack(ctx: Any, dataset: Any, made_for: Any) -> tuple[Stack, str]:
     start = time.perf_counter()
     ctx.run_udf(dataset, udf, progress=has_terminal())
     speed = speed_text(math.prod(udf.scan_shape), time.perf_counter() - start)
-    return _placed(udf, made_for), speed
+    return _placed(udf.stack, made_for), speed
 
 
 def _stack_udf(dataset: Any, made_for: Any) -> StackUDF:
@@ -63,39 +63,39 @@ def _stack_udf(dataset: Any, made_for: Any) -> StackUDF:
     return udf
 
 
-def _placed(udf: StackUDF, made_for: Any) -> Stack:
-    """Put a UDF's stack on the GPU, if there is one."""
+def _placed(stack: Stack, made_for: Any) -> Stack:
+    """Put a stack on the GPU, if there is one."""
     from ..accumulate import place_stack
 
     engine = made_for.params.engine
-    return place_stack(udf.stack, "numba" if engine == "numpy" else engine, default_gpu())
+    return place_stack(stack, "numba" if engine == "numpy" else engine, default_gpu())
 
 
-def keep_stack(acquisition: Any, made_for: Any, problems: list[str]) -> StackUDF | None:
-    """Make the UDF that keeps the bright field for `make_direct`.
+def keep_stack(acquisition: Any, udf: ParallaxUDF, problems: list[str]) -> ParallaxUDF:
+    """Have a UDF keep the bright field for `make_direct`.
 
     If memory does not hold that, it is told at once, and `problems` gets a sentence.
     """
     try:
-        return _stack_udf(acquisition, made_for)
+        return udf.keeping(_stack_udf(acquisition, udf).selection)
     except (ValueError, click.ClickException) as error:
         problems.append(_not_made(error))
         warn(problems[-1])
-        return None
+        return udf
 
 
 def make_direct(
-    kept: StackUDF, made_for: Any, parameters: Parameters, problems: list[str]
+    udf: ParallaxUDF, parameters: Parameters, problems: list[str]
 ) -> NDArray[Any] | None:
     """Make the direct image of what a detector sent; if that fails, `problems` gets a sentence."""
     from ..direct import direct_phase
 
     try:
-        if kept.roi is not None:
+        if not udf.params.keep.complete:
             raise ValueError("memory holds a part of the frames only")
         regularization = parameters.get("regularization", "auto")
         with messages_only():
-            return direct_phase(_placed(kept, made_for), parameters, regularization=regularization)
+            return direct_phase(_placed(udf.stack, udf), parameters, regularization=regularization)
     # The image that has grown must not be lost by it.
     except (Exception, KeyboardInterrupt) as error:
         problems.append(_not_made(error))

@@ -28,7 +28,7 @@ def warm_up(ctx: Any, udf: Any, dtype: np.dtype[Any], *, events: bool = False) -
     ctx
         On each of whose workers, and here, where results are merged.
     udf
-        To be run later, or several of which the first makes images; they are as new afterwards.
+        To be run later; it is as new afterwards.
     dtype
         Of the frames.
     events
@@ -47,7 +47,7 @@ def _warm_up(udf: Any, dtype: np.dtype[Any], events: bool) -> None:
     from scipy.sparse import csr_array
 
     ctx = Context.make_with("inline")
-    plan = (udf[0] if isinstance(udf, list) else udf).params.geometry.plan
+    plan = udf.params.geometry.plan
     roi = np.zeros(plan.scan_shape, dtype=bool)
     roi[0, 0] = True
     if events:
@@ -138,7 +138,7 @@ def stream(
     acquisition
         See `acquire`.
     udf
-        Made for the acquisition's shape, or several, of whose results the first are shown.
+        Made for the acquisition's shape.
     timeout
         Seconds to wait for the first frame.
     silence

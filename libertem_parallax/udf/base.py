@@ -1,4 +1,4 @@
-"""What UDFs of this package share: their frames, the workers they run on, the sums."""
+"""The UDF that adds frames; what is made of the sums is elsewhere."""
 
 from __future__ import annotations
 
@@ -9,11 +9,18 @@ from typing import Any
 import numpy as np
 from libertem.common.backend import get_use_cuda
 from libertem.common.buffers import BufferWrapper
-from libertem.common.sparse import to_dense
-from libertem.udf import UDF
 from numpy.typing import NDArray
 
-from ..accumulate import ENGINES, Engine, Plan, Stack, accumulator_dtype, make_engine
+from ..accumulate import (
+    ENGINES,
+    Engine,
+    Plan,
+    Stack,
+    accumulator_dtype,
+    add_kept,
+    holds,
+    make_engine,
+)
 from ..contradictions import (
     add_frames,
     contradiction,
@@ -22,105 +29,25 @@ from ..contradictions import (
     seems_to_differ,
 )
 from ..rings import COUNT, add_rings, rings_agree
+from .frames import Buffer, FramesUDF
+from .keeping import Selection, Some
 
-__all__ = ["FramesUDF", "SumsUDF"]
-
-
-class FramesUDF(UDF):
-    """Takes the frames of one acquisition, dense or as events, wherever they are processed."""
-
-    @property
-    def _shape(self) -> tuple[int, int, int, int]:
-        """Scan rows and columns, detector rows and columns that the UDF was made for."""
-        raise NotImplementedError
-
-    def _check_shape(self) -> None:
-        """Refuse a data set of another shape than the UDF was made for."""
-        shape = tuple(self.meta.dataset_shape)
-        if shape != self._shape:
-            raise ValueError(
-                f"the data set has shape {shape}, the UDF was made for {self._shape}: construct it "
-                "with shape=dataset.shape."
-            )
-
-    def get_backends(self) -> tuple[str, ...]:
-        """Take arrays on the host on all workers: events as they are, else dense frames.
-
-        Engines upload what they need themselves. So workers with a GPU name none of LiberTEM's
-        backends for GPUs. With CUDA it would make dense frames of events; with CuPy's sparse arrays
-        floats of integers, which are larger, exact only up to 53 bits, and copied while all waits.
-        The main node names CUDA, or workers with a GPU would be given nothing to do, whether it has
-        a GPU itself or not.
-        """
-        on_host = (self.BACKEND_SCIPY_CSR, self.BACKEND_SCIPY_CSR_ARRAY, self.BACKEND_NUMPY)
-        # Workers ask before they say what the UDF is given.
-        on_main = hasattr(self, "meta") and self._on_main
-        on_gpu = get_use_cuda() is not None and not on_main
-        return on_host if on_gpu else (*on_host, self.BACKEND_CUDA)
-
-    def get_preferred_input_dtype(self) -> Any:
-        """Take frames in the data set's own dtype: integer sums are exact and less is read."""
-        return self.USE_NATIVE_DTYPE
-
-    def set_contiguous_views_for_tile(self, partition: Any, tile: Any) -> None:
-        """Set no views of the buffers, which are not used: for all, a tile costs 8 us more."""
-
-    @property
-    def _on_main(self) -> bool:
-        """Whether this is the main node, where the backend is not known."""
-        return self.meta.array_backend is None
-
-    @property
-    def _events(self) -> bool:
-        """Whether this worker gets events."""
-        return self.meta.array_backend in (self.BACKEND_SCIPY_CSR, self.BACKEND_SCIPY_CSR_ARRAY)
-
-    @property
-    def _frames(self) -> NDArray[np.int64]:
-        """Scan positions of the partition's frames."""
-        first = self.meta.slice.origin[0]
-        frames = np.arange(first, first + self.meta.slice.shape[0])
-        # LiberTEM counts the frames within the region of interest.
-        roi = self._roi
-        return frames if roi is None else np.flatnonzero(roi)[frames]
-
-    @property
-    def _roi(self) -> NDArray[np.bool_] | None:
-        """Region of interest as an array; LiberTEM hands on sparse ones, and lists as such."""
-        if self.meta.roi is None:
-            return None
-        roi: NDArray[np.bool_] = to_dense(self.meta.roi)
-        return roi.reshape(self._shape[:2])
-
-    def _by_position(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Arrange one value for each frame as the scan, (Ny, Nx); 0 outside the region."""
-        roi = self._roi
-        if roi is None:
-            return values.reshape(self._shape[:2])
-        scan = np.zeros(self._shape[:2], dtype=values.dtype)
-        scan[roi] = values
-        return scan
-
-
-class _Buffer(BufferWrapper):
-    """Buffer in ordinary memory, which is touched where something is written only.
-
-    LiberTEM's lie in shared memory and are filled with zeros: 2.5 us for every 4 KiB.
-    """
-
-    def allocate(self, lib: Any = None) -> None:  # noqa: ARG002
-        """Make it, on the host, where engines put what they add."""
-        self.replace_array(np.zeros(self.shape, self.dtype))
+__all__ = ["SumsUDF"]
 
 
 class SumsUDF(FramesUDF):
     """Adds the shifted frames on workers, and what they send on the main node.
 
     Its parameter ``geometry`` says which pixels of the frames are in use, ``engine`` what adds
-    them. Subclasses say what is made of the sums.
+    them, ``keep`` which are kept. Subclasses say what is made of the sums.
+
+    What is kept of a partition is added from there, when all of it came, and not tile by tile. So
+    to keep frames costs next to nothing. Only integers, whose sums are the same in any order.
     """
 
     _engine: Engine  # of the partition; made in `preprocess`
+    _added_by_tile: Some  # of the partition's frames; the others are added from what is kept
+    _index: NDArray[np.int64]  # scan positions of the partition's frames
     _first: int  # frame of the partition
     _scanned: NDArray[np.bool_]  # which of its frames came
     _chosen: list[int]  # those that are compared with the parameters, from its first; ascending
@@ -134,6 +61,11 @@ class SumsUDF(FramesUDF):
     @property
     def _shape(self) -> tuple[int, int, int, int]:
         return self._plan.scan_shape + self._plan.detector_shape
+
+    @property
+    def _selection(self) -> Selection | None:
+        selection: Selection | None = self.params.keep
+        return selection
 
     def _check_engine(self, engine: Any) -> None:
         names = ["auto", *ENGINES]  # a list compares, where a mapping would hash what is given
@@ -164,21 +96,22 @@ class SumsUDF(FramesUDF):
         self._chosen = [] if self._on_main else self._compared
         compares = self._on_main or self._chosen
         return {
-            "A": _Buffer("single", shape, dtype, use="private"),
-            "S": _Buffer("nav", dtype=dtype, use="private"),
+            "A": Buffer("single", shape, dtype, use="private"),
+            "S": Buffer("nav", dtype=dtype, use="private"),
             # Which frames there were: not those that a sync offset leaves out.
-            "scanned": _Buffer("nav", dtype=bool, use="private"),
+            "scanned": Buffer("nav", dtype=bool, use="private"),
             # What these belong to: Plan.digest; A's first row.
-            "part": _Buffer("single", (2,), np.int64, use="private"),
+            "part": Buffer("single", (2,), np.int64, use="private"),
             # Sums of a few frames, where the edge of the disk should be, and how many they are.
-            "rings": _Buffer("single", (COUNT + 1,), np.float64, use="private"),
+            "rings": Buffer("single", (COUNT + 1,), np.float64, use="private"),
             # Of those that do not agree, sums of all pixels; most partitions have none of them.
-            "pattern": _Buffer(
+            "pattern": Buffer(
                 "single",
                 pattern_shape(self.params.geometry) if compares else (1, 1),
                 np.float64,
                 use="private",
             ),
+            **self._keeping_buffers(),
         }
 
     def _check_input(self) -> None:
@@ -203,22 +136,43 @@ class SumsUDF(FramesUDF):
 
     def preprocess(self) -> None:
         """Make the engine for a partition."""
+        self._start_keeping()
         if self._on_main:
             self._patterns, self._settled = 0, False
             return
         plan, S = self._plan, self.results.get_buffer("S").raw_data
+        self._index = frames = self._frames
         self._first = self.meta.slice.origin[0]
         self._scanned = self.results.get_buffer("scanned").raw_data
+        by_tile = np.ones(len(frames), bool)
+        if self._filling is not None and self._can_add_kept:
+            by_tile = ~self._filling.inside.which
+        self._added_by_tile = Some(by_tile)
         self._engine = make_engine(
             self.params.engine,
             plan,
             self.meta.input_dtype,
-            self._frames,
+            frames[by_tile],
             np.zeros(plan.accumulator_shape, S.dtype),
-            S,
+            S if by_tile.all() else np.zeros(len(self._added_by_tile), S.dtype),
             get_use_cuda(),
             events=self._events,
         )
+
+    @property
+    def _can_add_kept(self) -> bool:
+        """Whether what is kept has all pixels in use, and adds up to the same bits.
+
+        A GPU, or the engine for comparisons, gets the tiles.
+        """
+        selection, plan = self._selection, self._plan
+        assert selection is not None
+        sums = self.results.get_buffer("S").dtype
+        needed = accumulator_dtype(selection.dtype, len(plan.pixels))
+        integers = sums.kind == needed.kind == "i" and np.can_cast(needed, sums)
+        engine = self.params.engine
+        compiled = engine == "numba" or (engine == "auto" and get_use_cuda() is None)
+        return bool(compiled and integers and holds(selection.pixels, plan))
 
     def process_tile(self, tile: Any) -> None:
         """Add a tile: any frames of the partition, any part of the detector; dense or events.
@@ -231,10 +185,15 @@ class SumsUDF(FramesUDF):
         where = self.meta.slice
         first, row, column = map(int, where.origin)
         first -= self._first
-        if self._events:
-            self._engine.add_events(tile, tuple(where.shape.sig), (row, column), first)
-        else:
-            self._engine.add(tile, (row, column), first)
+        part = tuple(where.shape.sig) if self._events else None
+        if self._filling is not None:
+            self._filling.add(tile, first, (row, column), part)
+        if len(self._added_by_tile):
+            some, start = self._added_by_tile.of(tile, first)
+            if part is not None:
+                self._engine.add_events(some, part, (row, column), start)
+            else:
+                self._engine.add(some, (row, column), start)
         stop = first + tile.shape[0]
         self._scanned[first:stop] = True
         start, end = (bisect_left(self._chosen, at) for at in (first, stop))
@@ -261,12 +220,22 @@ class SumsUDF(FramesUDF):
     def postprocess(self) -> None:
         """Complete the partition's sums; without halo there is less to send."""
         self._engine.finish()
-        plan, frames = self._plan, self._engine.index
-        plan.fold(self._engine.A, self.results.get_buffer("A").raw_data, frames)
+        plan, frames, A = self._plan, self._index, self._engine.A
+        by_tile = self._added_by_tile.which
+        if not by_tile.all():
+            assert self._filling is not None
+            S = self.results.get_buffer("S").raw_data
+            S[by_tile] = self._engine.S
+            kept = np.zeros(len(self._filling.frames), S.dtype)
+            add_kept(self._filling.frames, self.params.keep.pixels, plan, frames[~by_tile], A, kept)
+            S[~by_tile] = kept
+        plan.fold(A, self.results.get_buffer("A").raw_data, frames)
         self.results.get_buffer("part").raw_data[:] = plan.digest, plan.part(frames)[0]
 
     def merge(self, dest: Any, src: Any) -> None:
         """Add a partition's sums to those of the scan, which start anew with another geometry.
+
+        What is kept goes on, whatever the geometry.
 
         Raises
         ------
@@ -280,6 +249,8 @@ class SumsUDF(FramesUDF):
                 f"the geometry was changed to an image of {plan.folded_shape}, from "
                 f"{dest.A.shape}: the upsampling factor must stay while a run goes on."
             )
+        if self._kept is not None:
+            self._kept.merge(src.frames, src.places)
         digest, first = src.part
         if digest != plan.digest:
             return  # of before the change

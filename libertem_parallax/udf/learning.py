@@ -98,18 +98,18 @@ class Learning:
         self._known, self._hints = check_known(Parameters(**parameters)), hints
         self._search = check_search(search)
         self._device = get_use_cuda() if device is None else device
-        with warnings.catch_warnings(action="ignore"):
-            self.image = _Waiting.from_parameters(
-                self._shape, **placeholder(self._known, self._shape[2:])
-            )
-        whole = StackUDF.for_dataset(dataset, limit=1 << 62)
-        dtype, pixels = whole.params.dtype, whole.params.pixels
+        whole = StackUDF.for_dataset(dataset, limit=1 << 62).selection
         ny, nx = self._shape[:2]
         if limit is None:
             limit = int(psutil.virtual_memory().available * _SHARE)
-        rows = min(ny, max(1, int(limit / (nx * len(pixels) * dtype.itemsize))))
-        #: Keeps the frames of the beginning: all, if memory holds them.
-        self.stack = StackUDF(self._shape, dtype, pixels, (slice(0, rows), slice(0, nx)))
+        rows = min(ny, max(1, int(limit / (whole.nbytes / ny))))
+        beginning = whole._replace(region=(slice(0, rows), slice(0, nx)))
+        with warnings.catch_warnings(action="ignore"):
+            waiting = _Waiting.from_parameters(
+                self._shape, **placeholder(self._known, self._shape[2:])
+            )
+        #: Makes the image, and keeps the frames of the beginning: all, if memory holds them.
+        self.image = waiting.keeping(beginning)
         self._next = min(rows, max(_ROWS, math.ceil(_SCAN_FRAMES / nx)))
         self._rows = rows
         self._thread: threading.Thread | None = None
@@ -122,7 +122,12 @@ class Learning:
     @property
     def udfs(self) -> list[Any]:
         """To be run; the first one makes the image."""
-        return [self.image, self.stack]
+        return [self.image]
+
+    @property
+    def stack(self) -> Stack:
+        """Frames of the beginning, as far as they are there."""
+        return self.image.stack
 
     def step(self, results: Any) -> bool:
         """Go on after a partition; with the last one, wait for the calibration.
@@ -139,7 +144,7 @@ class Learning:
         """
         if self.calibration is not None:
             return False
-        scanned = self.stack.stack.scanned
+        scanned = self.stack.scanned
         rows = int(scanned.all(axis=1).sum())
         last = rows == self._rows
         while True:
@@ -152,7 +157,7 @@ class Learning:
             if self._thread is not None or rows < self._next:
                 return False
             self._next = rows + 1 if last else min(self._rows, 2 * rows)
-            part = scanned_part(self.stack.stack)
+            part = scanned_part(self.stack)
             self._thread = threading.Thread(
                 target=self._calibrate, args=(part,), name="calibration", daemon=True
             )
@@ -175,8 +180,8 @@ class Learning:
         self.calibration, self.problem = found, None
         with warnings.catch_warnings(action="ignore"):
             geometry = Geometry.from_parameters(self._shape, **found.parameters)
-        results.update_parameters_experimental([{"geometry": geometry}, {}])
-        stack = self.stack.stack
+        results.update_parameters_experimental([{"geometry": geometry}])
+        stack = self.stack
         mask = np.zeros(stack.detector_shape, bool)
         mask[tuple(geometry.plan.pixels.T)] = True
         stack = stack.select(mask)

@@ -17,6 +17,7 @@ from ..images import IMAGES, Imaging, Sums, check_images
 from ..memory import check_detector, check_image
 from ..throttle import Throttle
 from .base import SumsUDF
+from .keeping import Selection
 
 __all__ = ["ParallaxPhaseFlipUDF", "ParallaxPhaseUDF", "ParallaxUDF"]
 
@@ -47,6 +48,8 @@ class ParallaxUDF(SumsUDF):
         See `from_parameters`.
     regularization
         See `from_parameters`.
+    keep
+        See `keeping`.
     """
 
     #: Images by channel, where none are named.
@@ -59,6 +62,7 @@ class ParallaxUDF(SumsUDF):
         engine: str = "auto",
         image: str | Iterable[str] | None = None,
         regularization: float | str = "auto",
+        keep: Selection | None = None,
     ) -> None:
         self._check_engine(engine)
         checks.flag("suppress_Nyquist_noise", suppress_Nyquist_noise)
@@ -68,6 +72,7 @@ class ParallaxUDF(SumsUDF):
             engine=engine,
             image=None if image is None else check_images(image),
             regularization=checks.regularization("regularization", regularization),
+            keep=keep,
         )
         self._imaging: Imaging | None = None
         # With plots, LiberTEM asks for images before the first frame, then after every partition.
@@ -201,6 +206,23 @@ class ParallaxUDF(SumsUDF):
         udf = cls(geometry, suppress_Nyquist_noise, engine, image, regularization)
         check_image(geometry.plan, max(IMAGES[name].memory for name in udf._names.values()))
         return udf
+
+    def keeping(self, selection: Selection) -> Self:
+        """Make a UDF that keeps pixels of frames on the way, at next to no cost.
+
+        Parameters
+        ----------
+        selection
+            Which of them; `StackUDF.selection` of a UDF that would keep them.
+
+        Returns
+        -------
+        ParallaxUDF
+            With all parameters of this one. Its `stack` can be had even while a run goes on.
+        """
+        given = self.params
+        names = ("geometry", "suppress_Nyquist_noise", "engine", "image", "regularization")
+        return type(self)(**{name: getattr(given, name) for name in names}, keep=selection)
 
     @property
     def _names(self) -> Mapping[str, str]:

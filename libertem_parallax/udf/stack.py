@@ -11,8 +11,9 @@ import psutil
 from libertem.common.buffers import BufferWrapper
 from numpy.typing import DTypeLike, NDArray
 
-from ..accumulate import Fill, Stack, accumulator_dtype, mask_pixels, native_dtype
-from .base import FramesUDF
+from ..accumulate import accumulator_dtype, mask_pixels, native_dtype
+from .frames import FramesUDF
+from .keeping import Selection
 
 __all__ = ["StackUDF"]
 
@@ -40,10 +41,6 @@ class StackUDF(FramesUDF):
     region
         Rows and columns of the scan to keep.
     """
-
-    # On the main node, the stack's frames and which of them came.
-    _whole: NDArray[Any] | None = None
-    _seen: NDArray[np.bool_]
 
     def __init__(
         self,
@@ -129,14 +126,12 @@ class StackUDF(FramesUDF):
     @property
     def nbytes(self) -> int:
         """Memory that the stack takes."""
-        pixels, dtype = self.params.pixels, self.params.dtype
-        return math.prod(self.scan_shape) * len(pixels) * int(dtype.itemsize)
+        return self.selection.nbytes
 
     @property
     def scan_shape(self) -> tuple[int, int]:
         """Rows and columns of the scan that are kept: the stack's `scan_shape`."""
-        rows, cols = self.params.region
-        return rows.stop - rows.start, cols.stop - cols.start
+        return self.selection.scan_shape
 
     @property
     def roi(self) -> NDArray[np.bool_] | None:
@@ -149,33 +144,19 @@ class StackUDF(FramesUDF):
         return None if kept.all() else kept
 
     @property
-    def started(self) -> bool:
-        """Whether the run has begun, and there is a stack."""
-        return self._whole is not None
-
-    @property
-    def stack(self) -> Stack:
-        """What there is so far; while the run goes on, its frames go on filling.
-
-        Raises
-        ------
-        ValueError
-            If the UDF has not been run.
-        """
-        if self._whole is None:
-            raise ValueError("there is no stack yet: run the UDF first.")
-        return Stack(
-            self._whole,
-            self.params.pixels,
-            self.scan_shape,
-            self.params.shape[2:],
-            self._seen.reshape(self.scan_shape).copy(),
-        )
-
-    @property
     def _shape(self) -> tuple[int, int, int, int]:
         shape: tuple[int, int, int, int] = self.params.shape
         return shape
+
+    @property
+    def selection(self) -> Selection:
+        """What is kept: for `ParallaxUDF.keeping`, so that one UDF does both."""
+        params = self.params
+        return Selection(params.shape, params.dtype, params.pixels, params.region)
+
+    @property
+    def _selection(self) -> Selection:
+        return self.selection
 
     def get_result_buffers(self) -> dict[str, BufferWrapper]:
         """Declare the stack's frames; workers send those of their partition.
@@ -186,74 +167,25 @@ class StackUDF(FramesUDF):
             If the data set has another shape than the UDF was made for.
         """
         self._check_shape()
-        # LiberTEM has no use for empty buffers. On the main node, it would write zeros all over the
-        # memory before the first frame comes.
-        count = 1 if self._on_main else max(1, int(self._kept.sum()))
-        return {
-            "frames": self.buffer(
-                "single", (count, len(self.params.pixels)), self.params.dtype, use="private"
-            ),
-            # Where in the stack they go, counted from 1: 0 is for those that did not come, as with
-            # a sync offset.
-            "places": self.buffer("single", (count,), np.int64, use="private"),
-        }
-
-    @property
-    def _kept(self) -> NDArray[np.bool_]:
-        """Which of the partition's frames lie in the part of the scan that is kept."""
-        y, x = np.divmod(self._frames, self._shape[1])
-        rows, cols = self.params.region
-        kept: NDArray[np.bool_] = (
-            (y >= rows.start) & (y < rows.stop) & (x >= cols.start) & (x < cols.stop)
-        )
-        return kept
+        return self._keeping_buffers()
 
     def preprocess(self) -> None:
         """Get ready for a partition."""
-        if self._on_main:
-            # Untouched, these take no memory.
-            count = math.prod(self.scan_shape)
-            self._whole = np.zeros((count, len(self.params.pixels)), self.params.dtype)
-            self._seen = np.zeros(count, bool)
-            return
-        self._first, self._inside = self.meta.slice.origin[0], self._kept
-        index = self._frames[self._inside]
-        y, x = np.divmod(index, self._shape[1])
-        rows, cols = self.params.region
-        self._places = (y - rows.start) * self.scan_shape[1] + x - cols.start + 1
-        self._fill = Fill(
-            self.results.get_buffer("frames").raw_data,
-            self.params.pixels,
-            self._shape[2:],
-            index,
-            self._shape[1],
-        )
+        self._start_keeping()
+        if not self._on_main:
+            self._first = self.meta.slice.origin[0]
 
     def process_tile(self, tile: Any) -> None:
         """Copy out of a tile: any frames of the partition, any part of the detector."""
-        origin, shape = self.meta.slice.origin, self.meta.slice.shape
-        start = origin[0] - self._first
-        inside = self._inside[start : start + shape[0]]
-        first = int(self._inside[:start].sum())
-        if not inside.all():
-            tile = tile[inside]
-        if self._events:
-            self._fill.add_events(tile, tuple(shape.sig), origin[1:], first)
-        else:
-            self._fill.add(tile, origin[1:], first)
-        part = slice(first, first + tile.shape[0])
-        self.results.get_buffer("places").raw_data[part] = self._places[part]
+        assert self._filling is not None
+        first, row, column = map(int, self.meta.slice.origin)
+        part = tuple(self.meta.slice.shape.sig) if self._events else None
+        self._filling.add(tile, first - self._first, (row, column), part)
 
     def merge(self, dest: Any, src: Any) -> None:  # noqa: ARG002
         """Put a partition's frames where they belong."""
-        assert self._whole is not None
-        came = src.places > 0
-        places = src.places[came] - 1
-        if len(places) and places[-1] - places[0] + 1 == len(places) == len(came):
-            part = slice(places[0], places[-1] + 1)
-            self._whole[part], self._seen[part] = src.frames, True
-        else:
-            self._whole[places], self._seen[places] = src.frames[came], True
+        assert self._kept is not None
+        self._kept.merge(src.frames, src.places)
 
     def get_results(self) -> dict[str, Any]:
         """Give LiberTEM nothing to show: the stack is no image."""

@@ -14,6 +14,8 @@ import numpy as np
 
 from ...accumulate import Stack
 from ...parameters import Parameters
+from ...udf import ParallaxUDF
+from ...udf.keeping import Kept, Selection
 from ..fill import stack_udf
 from ..maker import Made
 from ..screen import Growing
@@ -88,8 +90,7 @@ class LivePage:
         self.limit = limit  #: bytes that the stack may take
         self._tuning: Tuning | None = None
         self._server: Background | None = None
-        self._udf: Any = None
-        self._image: Any = None
+        self._udf: ParallaxUDF | None = None
         self._note = ""
         self._first: float | None = None
         self._stop: Callable[[str], object] = lambda _: None
@@ -156,46 +157,42 @@ class LivePage:
     def _make(self) -> Page:
         return Page(self.tuning, recording=self, **self._page)
 
-    def begin(self, acquisition: Any, image: Any, kept: Any = None) -> Any:
+    def begin(self, acquisition: Any, udf: ParallaxUDF) -> ParallaxUDF:
         """Get ready for the frames of an acquisition; those of the one before are forgotten.
 
         Parameters
         ----------
         acquisition
             Of LiberTEM.
-        image
-            UDF that makes the image.
-        kept
-            A StackUDF that keeps frames in any case. Default: one is made.
+        udf
+            Makes the image.
 
         Returns
         -------
-        StackUDF
-            To be run beside that which makes the image.
+        ParallaxUDF
+            The same if it keeps frames, or else one that does: to be run.
         """
         self._udf = None
         self._note = ""
-        if kept is None:
+        if udf.params.keep is None:
             with warnings.catch_warnings(action="ignore"):  # come with the picture, or below
-                kept = stack_udf(acquisition, self.tuning.parameters, self.limit, live=True)
-        scan, (rows, cols) = kept.params.shape[:2], kept.scan_shape
-        if (rows, cols) != tuple(scan):
+                keeps = stack_udf(acquisition, self.tuning.parameters, self.limit, live=True)
+            udf = udf.keeping(keeps.selection)
+        keep: Selection = udf.params.keep
+        if not keep.complete:
+            (rows, cols), scan = keep.scan_shape, keep.shape[:2]
             self._note = (
                 f"Memory holds the first {rows} x {cols} of {scan[0]} x {scan[1]} frames: what is "
                 "tuned is made of these (--memory)."
             )
-        self._udf, self._image = kept, image
+        self._udf = udf
         self._first = None
-        count = kept.scan_shape[0] * kept.scan_shape[1]
-        frames = np.zeros((count, len(kept.params.pixels)), kept.params.dtype)
-        scanned = np.zeros(kept.scan_shape, bool)
-        stack = Stack(frames, kept.params.pixels, kept.scan_shape, kept.params.shape[2:], scanned)
         self.tuning.when_idle(None)  # it is of the scan before
         self.tuning.growing = True
-        self.tuning.grow(stack, at_once=True)
+        self.tuning.grow(Kept(keep).stack, at_once=True)  # of nothing
         self.progress = Progress("Recording", 0, acquisition.shape.nav.size)
         self.stage = "recording"
-        return kept
+        return udf
 
     @property
     def note(self) -> str:
@@ -221,13 +218,14 @@ class LivePage:
         Parameters
         ----------
         growing
-            The image that the other UDF makes.
+            The image that the UDF makes of all of them.
         """
+        assert self._udf is not None
         made = None
         if growing is not None and self._note:
-            [name, *_] = self._image.params.image or ("parallax",)
+            [name, *_] = self._udf.params.image or ("parallax",)
             if name == self.parameters["image"][0]:
-                geometry = self._image.params.geometry
+                geometry = self._udf.params.geometry
                 scanned = growing.scanned.copy()  # LiberTEM's goes on filling
                 made = Made(growing.image, scanned, geometry, self.parameters)
         self.tuning.grow(self._udf.stack, made)
