@@ -31,7 +31,7 @@ ENOUGH = 5
 #: What bounds the rings, in radii of the bright field.
 _EDGES = 0.5, 0.7, 0.85, 1.2, 1.4, 3.0
 
-#: Of so many rows along the radius, all are read; else as many.
+#: So many rows along the radius are enough.
 _ROWS = 12
 
 
@@ -161,7 +161,7 @@ def add_rings(
     rows, columns = near.rows[top:bottom] - origin[0], near.columns[left:right] - origin[1]
     step = int(rows[1] - rows[0]) if len(rows) > 1 else 1
     box = tile[frames, rows[0] : rows[-1] + 1 : step, columns[0] : columns[-1] + 1]
-    dtype = np.int64 if tile.dtype.kind in "bui" and tile.dtype.itemsize < 4 else np.float64
+    dtype = np.int32 if tile.dtype.kind in "bui" and tile.dtype.itemsize <= 2 else np.float64
     total = np.add.reduce(box, axis=0, dtype=dtype)
     whole = total.shape == (len(near.rows), len(near.columns))
     if not whole:

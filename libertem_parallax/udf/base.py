@@ -91,9 +91,11 @@ class SumsUDF(FramesUDF):
         dtype = accumulator_dtype(
             self.meta.input_dtype, len(plan.pixels), self._on_main or self._events
         )
-        rows = plan.scan_shape[0] if self._on_main else plan.part(self._frames)[1]
+        rows, self._chosen = plan.scan_shape[0], []
+        if not self._on_main:
+            self._index = self._frames
+            rows, self._chosen = plan.part(self._index)[1], self._choose()
         shape = (*plan.folded_shape[:2], rows, plan.folded_shape[3])
-        self._chosen = [] if self._on_main else self._compared
         compares = self._on_main or self._chosen
         return {
             "A": Buffer("single", shape, dtype, use="private"),
@@ -126,12 +128,14 @@ class SumsUDF(FramesUDF):
                 "by itself."
             )
 
-    @property
-    def _compared(self) -> list[int]:
-        """Frames of the partition that are compared with the parameters, from its first."""
-        frames, compared = self._frames, positions_to_compare(self._plan.scan_shape)
+    def _choose(self) -> list[int]:
+        """Choose frames of the partition to compare with the parameters, from its first."""
+        frames, compared = self._index, positions_to_compare(self._plan.scan_shape)
+        if not len(frames):
+            return []
+        compared = compared[(compared >= frames[0]) & (compared <= frames[-1])]
         found = np.searchsorted(frames, compared)
-        chosen: list[int] = found[np.append(frames, -1)[found] == compared].tolist()
+        chosen: list[int] = found[frames[found] == compared].tolist()
         return chosen
 
     def preprocess(self) -> None:
@@ -141,10 +145,9 @@ class SumsUDF(FramesUDF):
             self._patterns, self._settled = 0, False
             return
         plan, S = self._plan, self.results.get_buffer("S").raw_data
-        self._index = frames = self._frames
         self._first = self.meta.slice.origin[0]
         self._scanned = self.results.get_buffer("scanned").raw_data
-        by_tile = np.ones(len(frames), bool)
+        by_tile = np.ones(len(self._index), bool)
         if self._filling is not None and self._can_add_kept:
             by_tile = ~self._filling.inside.which
         self._added_by_tile = Some(by_tile)
@@ -152,7 +155,7 @@ class SumsUDF(FramesUDF):
             self.params.engine,
             plan,
             self.meta.input_dtype,
-            frames[by_tile],
+            self._index[by_tile],
             np.zeros(plan.accumulator_shape, S.dtype),
             S if by_tile.all() else np.zeros(len(self._added_by_tile), S.dtype),
             get_use_cuda(),
