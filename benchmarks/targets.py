@@ -103,6 +103,10 @@ RATIOS: list[tuple[Workload, list[Ratio]]] = [
             Ratio("events at 1 %: NoOpUDF, of the floor", "NoOpUDF", "floor"),
         ],
     ),
+    (
+        dataclasses.replace(_EVENTS, partitions=1),
+        [Ratio("events at 1 %, one partition: times dense frames", "numba", "numba, dense")],
+    ),
 ]
 
 

@@ -178,8 +178,8 @@ _EVENTS = 2**27
 def _partitions_of_events(path: Path) -> int | None:
     """Choose the number of partitions for a description of events; None for what is none.
 
-    LiberTEM counts pixels, however few events there are: of 512 x 512 with an electron in each
-    500th, partitions take seven times as long as adding.
+    LiberTEM counts pixels, however few events there are: with 512 x 512, one in 500 of which has an
+    electron, a run takes six times as long.
     """
     from ..accumulate.stack import cores
     from ..files import event_files
