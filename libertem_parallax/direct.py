@@ -27,7 +27,8 @@ from . import checks
 from .accumulate import Blocks, Stack
 from .accumulate.disk import keep_on_disk
 from .geometry import Geometry
-from .images.fourier import irfft2, pixel_spectra
+from .images.fourier import irfft2, pixel_spectra, rfft2
+from .images.phase import UNSEEN
 from .images.wiener import Spectrum
 from .interference import beams, polynomial
 from .likelihood import Engine, Interference, make_engine
@@ -96,8 +97,7 @@ def direct_phase(
     # Where the object absorbs, G is -γ' times that: both beams with the same sign. γ and γ' are no
     # more orthogonal than pixels are symmetric, so phase and absorption are solved for together.
     N2, D2 = direct.sums(_turned(beam, 0.5))
-    # Σ γ* γ' = Σ (a² - b²) + 2i Im Σ of one beam's conjugate times the other
-    cross = direct.asymmetry(beam) + 1j * (direct.sums(_turned(beam, 0.25))[1] - (D + D2) / 2)
+    cross = direct.cross(beam, D, D2)
     D, D2 = (
         np.maximum(d + direct.ratio(n, d, regularization), _LEAST) for n, d in ((N, D), (N2, D2))
     )
@@ -268,7 +268,18 @@ class Direct:
     def phase(self, interference: Interference, regularization: float | str) -> NDArray[np.float32]:
         """Make the phase image in rad, (Ny, Nx)."""
         N, D = self.sums(interference)
-        return self.image(-1j * N / np.maximum(D + self.ratio(N, D, regularization), _LEAST))
+        spectrum = -1j * N / np.maximum(D + self.ratio(N, D, regularization), _LEAST)
+        # What the beam loses to those that the specimen diffracts is undone as in `images.phase`:
+        # absorption by φ²/2, of which γ' tells.
+        chi = np.pi * (interference.plus[:, 0] - interference.minus[:, 0])  # of even aberrations
+        opposed = (chi > 0) & (chi < np.pi / 2)
+        if isinstance(regularization, str) and opposed.any():
+            rest = self.image(np.where(opposed, 0, spectrum))
+            lost = rfft2(UNSEEN / 2 * rest**2).ravel()
+            cross = self.cross(interference, D, self.sums(_turned(interference, 0.5))[1])
+            N = N + np.where(opposed, cross * lost, 0)
+            spectrum = -1j * N / np.maximum(D + self.ratio(N, D, regularization), _LEAST)
+        return self.image(spectrum)
 
     def sums(self, interference: Interference) -> tuple[NDArray[Any], NDArray[Any]]:
         """Sum γ* G / I0 and |γ|² over all pixels, for every frequency; 0 where nothing is told."""
@@ -276,6 +287,15 @@ class Direct:
         if not self._inside > _LEAST:
             return np.zeros_like(N), D * self._tells
         return N * self._tells / self._inside, D * self._tells
+
+    def cross(
+        self, interference: Interference, D: NDArray[Any], D2: NDArray[Any]
+    ) -> NDArray[np.complex128]:
+        """Sum γ* γ' over all pixels, for every frequency, given the sums of |γ|² and |γ'|²."""
+        # Σ γ* γ' = Σ (a² - b²) + 2i Im Σ of one beam's conjugate times the other
+        between = self.sums(_turned(interference, 0.25))[1] - (D + D2) / 2
+        cross: NDArray[np.complex128] = self.asymmetry(interference) + 1j * between
+        return cross
 
     def asymmetry(self, interference: Interference) -> NDArray[Any]:
         """Sum a² - b² of both beams over all pixels, for every frequency."""

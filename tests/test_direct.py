@@ -41,6 +41,18 @@ def test_absorption_and_phase_are_told_apart():
     np.testing.assert_allclose(-np.log(abs(wave)), absorption[1], atol=0.03 * absorption[1].std())
 
 
+def test_in_overfocus_low_frequencies_are_kept():
+    """Of atoms that diffract much: see `test_phase`."""
+    counts, true, parameters = weak.scan_of(weak.atoms(1), "0", (2, 2))
+    frames = np.random.default_rng(0).poisson(counts * 1e5)
+    image = prlx.direct_phase(Stack.from_array(frames), parameters)
+    expected, found = np.fft.fft2(true), np.fft.fft2(image)
+    q = np.fft.fftfreq(len(true), 2)
+    low = np.hypot(q[:, None], q) < 0.1
+    error = (abs(found - expected)[low] ** 2).sum() / (abs(expected)[low] ** 2).sum()
+    assert error < 0.03
+
+
 def test_equals_the_formula():
     """All pixels' images times their transfer, over the power of that, written out.
 

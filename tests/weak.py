@@ -55,12 +55,28 @@ def scan_of_object(detector, steps, *, seed=1, absorbs=False, size=1e-3):
     Returns the frames over the mean counts of a whole one, the true phase (or absorption) at the
     scan's positions, and the parameters.
     """
-    by_row, by_col, rotation = DETECTORS[detector]
     spectrum = np.fft.fft2(np.random.default_rng(seed).normal(size=(N, N)))
     spectrum[0, 0] = 0
     for axis, step in enumerate(steps):
         np.moveaxis(spectrum, axis, 0)[abs(np.fft.fftfreq(N)) * step >= 0.5] = 0
-    true = np.fft.ifft2(spectrum).real * size
+    return scan_of(np.fft.ifft2(spectrum).real * size, detector, steps, absorbs)
+
+
+def atoms(seed, width=0.8, peak=0.5):
+    """Phase of 60 atoms in two heaps, each a Gaussian; 0 on average."""
+    rng, f = np.random.default_rng(seed), np.fft.fftfreq(N)
+    there = np.zeros((N, N))
+    for y, x in np.floor(rng.normal(0, 9, (60, 2)) + rng.choice([15, 40], (60, 1))).astype(int):
+        there[y % N, x % N] += 1
+    one = peak * 2 * np.pi * width**2 * np.exp(-2 * (np.pi * width * np.hypot(f[:, None], f)) ** 2)
+    spectrum = np.fft.fft2(there) * one
+    spectrum[0, 0] = 0
+    return np.fft.ifft2(spectrum).real
+
+
+def scan_of(true, detector, steps, absorbs=False):
+    """As `scan_of_object`, of a phase (N, N)."""
+    by_row, by_col, rotation = DETECTORS[detector]
     row, col = (np.argwhere(np.ones((9, 9))) - (4, 3)).T
     samples = row[:, None] * by_row + col[:, None] * by_col
     counts = scan(1j * true if absorbs else true, steps, samples)

@@ -11,6 +11,13 @@ N is the power of the noise of R, S that of φ. Both are found from the image: s
 model misses is of second order in φ. It is counted as more noise, of ``c var(φ) max|P|² S``, less
 what is taken off with the frames' means. Where |P|² S is less than that, the image would show that
 and not φ. c is from simulations.
+
+One part of it can be told: the beam that goes straight on loses φ²/2 of its amplitude to what the
+specimen diffracts. R shows φ² with the transfer of absorption, ``-cos χ(q)`` for every pixel. Its
+slow changes follow those of φ, as both are more where there is more matter. In underfocus they add
+to the contrast, and are left. In overfocus they take it away, up to all of it, at frequencies below
+the first reversal, 0 < χ < π/2. There they are undone, with φ² from a first image, without these
+frequencies: what they diffract arrives next to where it was lost, and hides the loss.
 """
 
 from __future__ import annotations
@@ -20,34 +27,43 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import aberrations
 from ..contrast import contrast
 from ..geometry import Geometry
 from .fourier import irfft2, rfft2
 from .parallax import parallax
 from .sums import Image, Imaging, Sums, here
-from .wiener import Spectrum
+from .wiener import Found, Spectrum
 
-__all__ = ["PHASE", "phase"]
+__all__ = ["PHASE", "UNSEEN", "phase"]
 
 #: What the model of a weak object misses, over the largest |P|² S and the variance of φ. Chosen on
 #: simulated specimens: strong ones gain 0.02 in correlation with the truth, weak ones lose less
 #: than 0.01. Three times as much costs up to 0.03, a third of it gives half of the gain.
 _STRONG = 0.03
 
+#: Power of φ over that of frequencies that the scan tells apart. Specimens of single atoms that are
+#: as sharp as in nature have twice as much if a step is 1 Å.
+UNSEEN = 2.0
 
 #: Counts of all frames; less is none, as single precision would not hold the noise over them. That
 #: of a few electrons is more, even as a charge in coulombs.
 _LEAST = 1e-18
+
+#: Instead of dividing by zero.
+_NONE = np.float32(1e-30)
 
 
 class _Transfer(NamedTuple):
     """What does not depend on the counts; the first three on the image's half-spectrum."""
 
     conj: NDArray[np.complex64]  # P*
-    power: NDArray[np.float32]  # |P|²
+    power: NDArray[np.float32]  # |P|², and next to nothing where it is 0
     noise: NDArray[np.float32]  # power of the noise, over all counts
     pixels: float  # as many inside the aperture would see all counts of a frame
     spectrum: Spectrum
+    opposed: NDArray[np.intp]  # frequencies where loss takes contrast away
+    loss: NDArray[np.float32]  # its transfer there, from φ², with the opposite sign
 
 
 def phase(sums: Sums) -> NDArray[np.float32]:
@@ -64,7 +80,7 @@ def phase(sums: Sums) -> NDArray[np.float32]:
         Phase in rad; zero on average, since no detector sees a constant phase.
     """
     image = here(sums.once(parallax))
-    counts, scanned = float(sums.S.sum()), int(sums.scanned.sum())
+    counts, scanned = float(sums.S.sum()), np.count_nonzero(sums.scanned)
     if not counts > _LEAST or (transfer := sums.imaging.once(_transfer)) is None:
         return np.zeros_like(image)
     # I0; of u² pixels of the image, the scan has hit one.
@@ -74,16 +90,44 @@ def phase(sums: Sums) -> NDArray[np.float32]:
     noise = counts / inside**2
     snr = sums.imaging.regularization
     if isinstance(snr, str):
-        found = transfer.spectrum.fit(_power(R).ravel(), noise)
-        # Of all frequencies, the half-spectrum has half.
-        variance = 2 * transfer.spectrum.total(found) / image.size**2
-        missed = _STRONG * variance * float(transfer.power.max())
-        ratio = transfer.spectrum.ratio(found, missed).reshape(R.shape)
+        weights, found = _weights(transfer, R, noise, image.size)
+        if len(transfer.opposed):
+            first = R * transfer.conj
+            first *= weights
+            R.ravel()[transfer.opposed] += _lost(transfer, first, found, image.shape)
+            weights, _ = _weights(transfer, R, noise, image.size)
     else:
-        ratio = transfer.power.max() / np.float32(snr)
+        weights = 1 / (transfer.power + transfer.power.max() / np.float32(snr))
     R *= transfer.conj
-    R *= 1 / np.maximum(transfer.power + ratio, np.float32(1e-30))
+    R *= weights
     return irfft2(R, image.shape[1])
+
+
+def _weights(
+    transfer: _Transfer, R: NDArray[Any], noise: float, size: int
+) -> tuple[NDArray[np.float32], Found]:
+    """Find signal and noise, and the filter over P*."""
+    found = transfer.spectrum.fit(_power(R).ravel(), noise)
+    variance = transfer.spectrum.variance(found, size)
+    missed = _STRONG * variance * float(transfer.power.max())
+    weights = transfer.spectrum.ratio(found, missed).reshape(R.shape)
+    weights += transfer.power
+    return np.reciprocal(weights, out=weights), found
+
+
+def _lost(
+    transfer: _Transfer, phi: NDArray[Any], found: Found, shape: tuple[int, ...]
+) -> NDArray[Any]:
+    """Find what R lacks at `opposed`; overwrites the half-spectrum of the phase."""
+    phi.ravel()[transfer.opposed] = 0
+    lost = irfft2(phi, shape[1])
+    lost *= lost
+    seen = max(float(lost.mean()), 1e-30)
+    # The filter has made less of the specimen than there is.
+    more = UNSEEN * transfer.spectrum.variance(found, lost.size, transfer.opposed) / seen
+    found_lost: NDArray[Any] = rfft2(lost).ravel()[transfer.opposed]
+    found_lost *= transfer.loss * np.float32(more)
+    return found_lost
 
 
 def _transfer(imaging: Imaging) -> _Transfer | None:
@@ -98,7 +142,27 @@ def _transfer(imaging: Imaging) -> _Transfer | None:
     frequency, beyond = np.hypot(y / dy, x / dx).ravel(), (np.maximum(abs(y), x) * u > 0.5).ravel()
     power = _power(P)
     spectrum = Spectrum(power.ravel(), noise.ravel(), frequency, beyond)
-    return _Transfer(P.conj(), power, noise, pixels, spectrum)
+    opposed, chi = _opposed(geometry)
+    loss = (pixels * np.cos(chi) * noise.ravel()[opposed]).astype(np.float32)
+    return _Transfer(P.conj(), np.maximum(power, _NONE), noise, pixels, spectrum, opposed, loss)
+
+
+def _opposed(geometry: Geometry) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """Frequencies of the scan's where contrast is as in overfocus and not reversed, and χ there."""
+    (ny, nx), u = geometry.plan.image_shape, geometry.plan.upsampling_factor
+    y, x = np.fft.fftfreq(ny), np.fft.rfftfreq(nx)
+    scale_y, scale_x = (u / step * geometry.wavelength for step in geometry.scan_sampling)
+    found, values = [], []
+    # Some rows at a time: the temporaries of all would be the largest arrays of a run.
+    for rows in np.array_split(np.arange(ny), max(1, ny * len(x) >> 16)):
+        angles = np.stack(np.meshgrid(y[rows] * scale_y, x * scale_x, indexing="ij"), axis=-1)
+        coefs, wavelength = geometry.aberration_coefs, geometry.wavelength
+        chi = aberrations.surface(coefs, angles, wavelength, even_only=True)
+        opposed = (chi > 0) & (chi < np.pi / 2)
+        opposed &= np.maximum(abs(y[rows, None]), x) * u <= 0.5
+        found.append(np.flatnonzero(opposed) + rows[0] * len(x))
+        values.append(chi[opposed])
+    return np.concatenate(found), np.concatenate(values)
 
 
 def _power(values: NDArray[Any]) -> NDArray[np.float32]:

@@ -104,12 +104,13 @@ class Spectrum:
         #: (Q,) Where frequencies are looked up.
         self.place: NDArray[np.intp] = np.rint(place * ((_KNOTS - 1) * _PLACES / span)).astype(int)
         self._power, self._noise, self._beyond = power, noise, beyond.astype(np.intp)
-        self._any_beyond = bool(beyond.any())
+        self._entry = self.place + self._beyond * ((_KNOTS - 1) * _PLACES + 1)
         self._cells = _cells(power, noise, self.place, beyond)
         self._law = law[0] / 2 * np.log(np.exp(2 * span * np.linspace(0, 1, _KNOTS)) + law[1] ** 2)
         self._likely = power > _SPOT_LEAST * power.max()
         self._shows = (power > _NONE * power.max()) & (noise > 0)
         self._shown = np.bincount(self.place, self._shows, (_KNOTS - 1) * _PLACES + 1)
+        self._quiet = np.where(self._shows, noise, np.float32(np.inf))
         self._spot = max(_SPOT, np.log(len(power)) + _SPOT_RARE)
 
     def fit(self, measured: NDArray[Any], noise: float) -> Found:
@@ -128,11 +129,11 @@ class Spectrum:
         for _ in range(_ROUNDS):
             theta = self._climb(theta, counts, sums, noise)
             S, g = self._values(theta)
-            mean = S.astype(np.float32).take(self.place)
-            mean *= self._power
-            mean += self._noise * self._factor(g * noise)
-            mean *= np.float32(self._spot)
-            found = np.flatnonzero((measured > mean) & self._shows)
+            # Most are not even far above the noise. That is soon seen.
+            far = np.flatnonzero(measured > self._spot * float((g * noise).min()) * self._quiet)
+            mean = S[self.place[far]] * self._power[far]
+            mean += self._noise[far] * (g * noise)[self._beyond[far]]
+            found = far[measured[far] > self._spot * mean]
             if len(found) == len(spots):
                 break
             spots = found
@@ -161,36 +162,36 @@ class Spectrum:
         -------
         (Q,) float32
         """
-        ratio: NDArray[np.float32] = (
-            (1 / np.maximum(found.S, 1e-30)).astype(np.float32).take(self.place)
-        )
-        ratio[found.spots] = 1 / np.maximum(found.at_spots, 1e-30)
-        ratio *= self._factor(found.noise)
-        ratio += np.float32(missed)
+        table = found.noise[:, None] / np.maximum(found.S, 1e-30) + missed
+        ratio: NDArray[np.float32] = np.minimum(table, 1e30).astype(np.float32).take(self._entry)
+        spots = found.spots
+        ratio[spots] = found.noise[self._beyond[spots]] / np.maximum(found.at_spots, 1e-30) + missed
         ratio *= self._noise
         return ratio
 
-    def total(self, found: Found) -> float:
-        """Sum S over all frequencies that P shows.
+    def variance(self, found: Found, size: int, but: NDArray[np.intp] | None = None) -> float:
+        """Sum S up over all frequencies that P shows, to the variance of φ.
 
         Parameters
         ----------
         found
             By `fit`.
+        size
+            Pixels of the image. Of their frequencies, the half-spectrum has half.
+        but
+            Frequencies to leave out.
 
         Returns
         -------
         float
         """
-        smooth = found.S[self.place[found.spots]]
-        return float(self._shown @ found.S + (found.at_spots - smooth).sum())
-
-    def _factor(self, of: NDArray[np.float64]) -> NDArray[np.float32] | np.float32:
-        """Of N, at every frequency."""
-        both = of.astype(np.float32)
-        factor: NDArray[np.float32] | np.float32
-        factor = both.take(self._beyond) if self._any_beyond else both[0]
-        return factor
+        shown, spots, at_spots = self._shown, found.spots, found.at_spots
+        if but is not None:
+            shown = shown - np.bincount(self.place[but], self._shows[but], len(shown))
+            kept = ~np.isin(spots, but)
+            spots, at_spots = spots[kept], at_spots[kept]
+        more = (at_spots - found.S[self.place[spots]]).sum()
+        return 2 * float(shown @ found.S + more) / size**2
 
     def _sums(self, measured: NDArray[Any], which: NDArray[np.intp] | slice) -> NDArray[Any]:
         cells = self._cells
