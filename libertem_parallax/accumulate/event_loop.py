@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from numba import uintp
 
 from .disk import keep_on_disk
@@ -31,6 +32,8 @@ def accumulate_events(
     is added for those that did not, somewhere in the bright field.
     """
     of = A.dtype.type
+    # From memory, since of `value if target >= 0 else 0` the compiler may make a branch.
+    factors = np.array([0, 1], A.dtype)
     for t in range(len(index)):
         position = index[t] // nx * stride + index[t] % nx
         total = of(0)
@@ -44,8 +47,9 @@ def accumulate_events(
                 if target >= 0:
                     return t
                 value = of(0)
-            value *= of(target >= 0)
-            A[uintp((target ^ (target >> 63)) + position)] += value  # ~target if negative
+            sign = target >> 63  # 0 or -1
+            value *= factors[uintp(1 + sign)]
+            A[uintp((target ^ sign) + position)] += value  # at ~target if that is negative
             total += value
         S[t] += total
     return -1
