@@ -42,9 +42,12 @@ _FEW = 10
 #: A pattern has so many pixels along its longer side at least, and along the disk's radius.
 _PATTERN, _PATTERN_RADIUS = 64, 12
 
+#: So many pixels of bright fields in a row of the scan are enough, in four frames at least.
+_PIXELS = 2**14
+
 
 @lru_cache(maxsize=16)
-def positions_to_compare(scan_shape: tuple[int, int]) -> NDArray[np.int64]:
+def positions_to_compare(scan_shape: tuple[int, int], pixels: int) -> NDArray[np.int64]:
     """Choose scan positions whose frames are added and compared.
 
     These are a few, so that it takes no time, and none of tiny scans. They are spread over four
@@ -54,6 +57,8 @@ def positions_to_compare(scan_shape: tuple[int, int]) -> NDArray[np.int64]:
     ----------
     scan_shape
         Scan positions ``(Ny, Nx)``.
+    pixels
+        Of the bright field. Where it has many, fewer frames have as many electrons.
 
     Returns
     -------
@@ -61,7 +66,7 @@ def positions_to_compare(scan_shape: tuple[int, int]) -> NDArray[np.int64]:
         Ascending positions ``y Nx + x``, up to 64.
     """
     ny, nx = scan_shape
-    count = min(16, nx * ny // 512, nx)
+    count = min(16, max(4, _PIXELS // pixels), nx * ny // 512, nx)
     if not count:
         return np.empty(0, np.int64)
     columns = (np.arange(count) * nx + nx // 2) // count

@@ -119,13 +119,15 @@ def test_oblong_pixels_have_two_radii():
 
 def test_frames_to_compare_are_few_and_spread():
     for ny, nx in [(24, 24), (72, 72), (2048, 2048), (1, 5000), (5000, 1), (600, 2)]:
-        chosen = positions_to_compare((ny, nx))
+        chosen = positions_to_compare((ny, nx), 500)
         assert 1 <= len(chosen) <= min(64, ny * nx / 128)
         assert (np.diff(chosen) > 0).all()
         assert chosen[0] < nx  # live, it is told early
         assert chosen[-1] < ny * nx
-    assert len(positions_to_compare((15, 30))) == 0
-    assert len(positions_to_compare((1, 1))) == 0
+    assert len(positions_to_compare((15, 30), 500)) == 0
+    assert len(positions_to_compare((1, 1), 500)) == 0
+    # Four of each of four rows have enough electrons of a large disk.
+    assert [len(positions_to_compare((99, 99), m)) for m in (1, 3000, 10**6)] == [64, 20, 16]
 
 
 @pytest.fixture(scope="module")

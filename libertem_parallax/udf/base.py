@@ -130,9 +130,10 @@ class SumsUDF(FramesUDF):
 
     def _choose(self) -> list[int]:
         """Choose frames of the partition to compare with the parameters, from its first."""
-        frames, compared = self._index, positions_to_compare(self._plan.scan_shape)
+        frames, plan = self._index, self._plan
         if not len(frames):
             return []
+        compared = positions_to_compare(plan.scan_shape, len(plan.pixels))
         compared = compared[(compared >= frames[0]) & (compared <= frames[-1])]
         found = np.searchsorted(frames, compared)
         chosen: list[int] = found[frames[found] == compared].tolist()
