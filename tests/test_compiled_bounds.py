@@ -11,7 +11,7 @@ import mmap
 
 import numpy as np
 import pytest
-from helpers import assert_same, run_engine
+from helpers import assert_same, empty, run_engine
 
 from libertem_parallax.accumulate import ENGINES, Plan
 
@@ -35,20 +35,44 @@ def between_protected_pages(array, at_end):
     return copy
 
 
+SHAPES = [(1, 1), (3, 5), (9, 7), (1, 83), (11, 13), (45, 3), (30, 31)]
+
+
+def make_plan(shape, share, seed):
+    rng = np.random.default_rng(seed)
+    inside = rng.random(shape) < share
+    inside[0, 0] = inside[-1, -1] = True
+    pixels = np.argwhere(inside)
+    return Plan((2, 32), shape, 1, pixels, rng.integers(-4, 5, pixels.shape))
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "float64"])
 @pytest.mark.parametrize("at_end", [True, False])
 @pytest.mark.parametrize("share", [0.05, 1.0])
 def test_nothing_around_the_frames_is_read(dtype, at_end, share):
     """Frames of less than a line, of few, and of many; whole groups, with chunks that end after."""
-    for seed, shape in enumerate([(1, 1), (3, 5), (9, 7), (1, 83), (11, 13), (45, 3), (30, 31)]):
-        rng = np.random.default_rng(seed)
-        inside = rng.random(shape) < share
-        inside[0, 0] = inside[-1, -1] = True
-        pixels = np.argwhere(inside)
-        plan = Plan((2, 32), shape, 1, pixels, rng.integers(-4, 5, pixels.shape))
-        frames = rng.integers(0, 256, (64, *shape)).astype(dtype)
+    for seed, shape in enumerate(SHAPES):
+        plan = make_plan(shape, share, seed)
+        frames = np.random.default_rng(seed).integers(0, 256, (64, *shape)).astype(dtype)
         guarded = between_protected_pages(frames, at_end)
         assert_same(
             run_engine(ENGINES["numba"], plan, guarded, np.arange(64)),
             run_engine(ENGINES["numpy"], plan, frames, np.arange(64)),
         )
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int64"])
+@pytest.mark.parametrize("at_end", [True, False])
+@pytest.mark.parametrize("share", [0.05, 1.0])
+def test_nothing_around_small_tiles_is_read(dtype, at_end, share):
+    """Their lines are copied, and wait for more."""
+    for seed, shape in enumerate(SHAPES):
+        plan = make_plan(shape, share, seed)
+        frames = np.random.default_rng(seed).integers(0, 256, (64, *shape)).astype(dtype)
+        A, S = empty(plan, dtype, 64)
+        worker = ENGINES["numba"](plan, dtype, np.arange(64), A, S)
+        for first in range(0, 64, 7):
+            tile = frames[first : first + 7]
+            worker.add(between_protected_pages(tile, at_end), (0, 0), first)
+        worker.finish()
+        assert_same((A, S), run_engine(ENGINES["numpy"], plan, frames, np.arange(64)))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from .dtypes import value_range
 from .engine import Engine, Events
 from .event_loop import accumulate_events
-from .loops import BLOCK, CHUNK, CHUNKS, LINE, accumulate, lanes_of, locked
+from .loops import BLOCK, CHUNK, CHUNKS, LINE, accumulate, hold, lanes_of, locked
 from .plan import Plan
 
 __all__ = ["CompiledEngine"]
@@ -30,20 +30,22 @@ class _Table(NamedTuple):
     batches: NDArray[np.int64]
 
 
-class _Waiting:
-    """Frames of small tiles that wait for more: the box around the bright field of each.
+class _Held:
+    """Frames of small tiles that wait for more of their scan row: the lines that hold pixels.
 
     Parameters
     ----------
-    frames : (F, h, w)
-        Buffer for the boxes of successive frames.
-    at
-        Row and column at which the box begins in a tile.
+    table
+        Where their pixels are, and where they go.
+    frames : (F, width)
+        Buffer for the lines of successive frames.
     """
 
-    def __init__(self, frames: NDArray[Any], at: tuple[int, int]) -> None:
+    def __init__(self, table: _Table, frames: NDArray[Any]) -> None:
+        self.lines = table.lines
+        # In the buffer, there are no lines to be copied, and chunks begin where they were put.
+        self.table = table._replace(lines=table.lines[:0], in_frame=table.places)
         self.frames = frames
-        self.at = at
         self.first = self.count = 0  # position of the first frame that is there, and how many are
 
 
@@ -93,106 +95,116 @@ class CompiledEngine(Engine):
         return np.empty(shape, self.dtype)
 
     @cached_property
-    def _waiting(self) -> dict[tuple[int, ...], _Waiting | None]:
+    def _held(self) -> dict[tuple[int, ...], _Held]:
         """Frames that wait to be added, by the part of the detector that came."""
         return {}
 
     def _add(self, frames: NDArray[Any], origin: tuple[int, int], first: int) -> None:
-        # A few frames take as long as a group of them, and the call as long as tens. So they wait
-        # for more; not floats, whose sums are checked at once, nor the last ones by themselves.
-        few = len(frames) <= lanes_of(self.dtype.itemsize) and self.dtype.kind != "f"
-        last = first + len(frames) == len(self.index) and not self._waiting
-        if last or not (few and self._keep_back(frames, origin, first)):
+        if not frames.flags.c_contiguous:
+            frames = _side_by_side(frames)
+        if len(frames) <= self._few:
+            self._hold(frames, origin, first)
+        else:
             self._add_at_once(frames, origin, first)
 
-    def _keep_back(self, frames: NDArray[Any], origin: tuple[int, int], first: int) -> bool:
-        """Copy the box around a tile's bright field; add a block of them once it is full.
+    @cached_property
+    def _few(self) -> int:
+        """How many frames wait for more.
 
-        Returns False, and does nothing, where too little of the box is bright field.
+        They take as long as a group of frames, and the call as long as tens. Not floats, whose sums
+        are checked at once.
         """
+        return 0 if self.dtype.kind == "f" else 2 * lanes_of(self.dtype.itemsize)
+
+    def _hold(self, frames: NDArray[Any], origin: tuple[int, int], first: int) -> None:
+        """Copy the lines that hold pixels; add a block of them once it is full."""
         part = (*origin, *frames.shape[1:])
-        if part not in self._waiting:
-            self._waiting[part] = self._make_waiting(frames, origin)
-        waiting = self._waiting[part]
-        if waiting is None:
-            return False
-        (top, left), (most, height, width) = waiting.at, waiting.frames.shape
-        boxes = frames[:, top : top + height, left : left + width]
-        while len(boxes):
-            if first != waiting.first + waiting.count or waiting.count == most:
-                self._add_waiting(part)
-                waiting.first = first
-            some = boxes[: most - waiting.count]
-            waiting.frames[waiting.count : waiting.count + len(some)] = some
-            waiting.count += len(some)
-            boxes, first = boxes[len(some) :], first + len(some)
-        return True
+        held = self._held.get(part)
+        if held is None:
+            place = (*part, _offset(frames))
+            self._held[part] = held = _Held(*self._make_tile(place, self.dtype, together=True))
+        if not len(held.table.targets):
+            return
+        frames, nx = locked(frames), self.plan.scan_shape[1]
+        while True:
+            if first != held.first + held.count:
+                self._add_held(held)
+                held.first = first
+            n = hold(frames, self.index, held.first, held.count, nx, held.lines, held.frames)
+            held.count += n
+            if n == len(frames):
+                return
+            self._add_held(held)
+            frames, first = frames[n:], first + n
+            held.first = first
 
-    def _make_waiting(self, frames: NDArray[Any], origin: tuple[int, int]) -> _Waiting | None:
-        rows, cols = self._pixels_within(frames, origin)
-        if not len(rows):
-            return None
-        top, left = int(rows.min()), int(cols.min())
-        height, width = int(rows.max()) + 1 - top, int(cols.max()) + 1 - left
-        if height * width > 4 * len(rows):  # a disk fills three quarters
-            return None
-        shape = BLOCK // self.dtype.itemsize, height, width
-        return _Waiting(np.empty(shape, self.dtype), (top, left))
-
-    def _add_waiting(self, part: tuple[int, ...]) -> None:
-        waiting = self._waiting[part]
-        if waiting is not None and waiting.count:
-            origin = part[0] + waiting.at[0], part[1] + waiting.at[1]
-            self._add_at_once(waiting.frames[: waiting.count], origin, waiting.first)
-            waiting.count = 0
+    def _add_held(self, held: _Held) -> None:
+        count, held.count = held.count, 0
+        if count:
+            lanes = lanes_of(self.dtype.itemsize)
+            held.frames[count : -(-count // lanes) * lanes] = 0  # of the last group
+            frames = held.frames[:, None]
+            self._accumulate(frames, held.first, count, held.table, held.frames)
 
     def finish(self) -> None:
         """Add what waits for more."""
-        for part in self._waiting:
-            self._add_waiting(part)
+        for held in self._held.values():
+            self._add_held(held)
 
     def _add_at_once(self, frames: NDArray[Any], origin: tuple[int, int], first: int) -> None:
-        row = frames.shape[2] * frames.itemsize
-        apart, *within = frames.strides
-        if within != [row, frames.itemsize] or apart < frames.shape[1] * row:
-            frames = np.ascontiguousarray(frames)
-        # Lines are those of memory, if all frames begin at the same place of one.
-        offset = -frames.__array_interface__["data"][0] % LINE
-        offset -= offset % frames.itemsize
-        place = (*origin, *frames.shape[1:], offset)
+        place = (*origin, *frames.shape[1:], _offset(frames))
         if place not in self._tiles:
             self._tiles[place] = self._make_tile(place, frames.dtype)
         table, buffer = self._tiles[place]
-        if not len(table.targets):
-            return
+        if len(table.targets):
+            self._accumulate(frames, first, len(frames), table, buffer)
+
+    def _accumulate(
+        self, frames: NDArray[Any], first: int, count: int, table: _Table, buffer: NDArray[Any]
+    ) -> None:
         with np.errstate(over="ignore", invalid="ignore"):  # in plain Python; sums are checked
             accumulate(
                 locked(frames),
-                self.index[first : first + len(frames)],
+                self.index[first : first + count],
                 self.plan.scan_shape[1],
                 self.A.shape[3],
                 *table,
                 buffer,
                 self._values,
                 self.A.reshape(-1),
-                self.S[first : first + len(frames)],
+                self.S[first:],
             )
 
     def _make_tile(
-        self, place: tuple[int, ...], dtype: np.dtype[Any]
+        self, place: tuple[int, ...], dtype: np.dtype[Any], *, together: bool = False
     ) -> tuple[_Table, NDArray[Any]]:
         """Take what was worked out for the plan before, and a new buffer."""
-        key = (dtype.itemsize, *place)
+        key = (dtype.itemsize, together, *place)
         with _making:
             shared = _tables.setdefault(self.plan, {})
             if key not in shared:
-                shared[key] = _make_table(self.plan, place, dtype.itemsize)
+                shared[key] = _make_table(self.plan, place, dtype.itemsize, together)
         table, size = shared[key], dtype.itemsize
         # Chunks may reach over the ends, by less than a line.
         width = int(table.lines[:, 1].max(initial=LINE)) + 2 * LINE
         # Lines of more than 64 frames take too much of the L2 cache.
         frames = BLOCK // size if len(table.in_frame) else min(BLOCK // size, 64)
         return table, np.empty((frames, width // size), dtype)
+
+
+def _side_by_side(frames: NDArray[Any]) -> NDArray[Any]:
+    """Copy frames if their own pixels are not side by side; the frames need not be."""
+    row = frames.shape[2] * frames.itemsize
+    apart, *within = frames.strides
+    if within != [row, frames.itemsize] or apart < frames.shape[1] * row:
+        return np.ascontiguousarray(frames)
+    return frames
+
+
+def _offset(frames: NDArray[Any]) -> int:
+    """First byte of a frame with which a line of memory begins, if all frames begin alike."""
+    offset: int = -frames.__array_interface__["data"][0] % LINE
+    return offset - offset % frames.itemsize
 
 
 # What partitions share, by part of the detector: with many pixels, it takes milliseconds.
@@ -202,8 +214,11 @@ _tables: WeakKeyDictionary[Plan, dict[tuple[int, ...], _Table]] = WeakKeyDiction
 _making = Lock()
 
 
-def _make_table(plan: Plan, place: tuple[int, ...], size: int) -> _Table:
-    """Cover the tile's bright-field pixels with chunks and lines, and cut these into batches."""
+def _make_table(plan: Plan, place: tuple[int, ...], size: int, together: bool) -> _Table:
+    """Cover the tile's bright-field pixels with chunks and lines, and cut these into batches.
+
+    Lines of a batch come side by side, or those of all if they are kept `together`.
+    """
     origin, shape, offset = place[:2], place[2:4], place[4]
     width, frame = CHUNK // size, shape[0] * shape[1] * size
     pixels = plan.pixels - origin
@@ -218,12 +233,16 @@ def _make_table(plan: Plan, place: tuple[int, ...], size: int) -> _Table:
     if frame < LINE:  # all of it is copied
         begin, lines, line_cuts = LINE + at, np.empty((0, 2), np.int64), np.zeros_like(cuts)
     else:
-        begin, lines, line_cuts = _make_lines(at, chunk // CHUNKS, pixel_cuts, frame, offset)
+        parts = pixel_cuts[[0, -1]] if together else pixel_cuts
+        batch = np.repeat(np.arange(len(parts) - 1), np.diff(parts))
+        begin, lines, line_cuts = _make_lines(at, batch, parts, frame, offset)
     places, in_frame = ((of // size - within)[starts] for of in (begin, at))
     # Where pixels lie side by side, as in a stack, there is nothing to bring together.
     if frame < LINE or 4 * len(at) * size <= 3 * (at.max(initial=0) - at.min(initial=frame)):
         in_frame = in_frame[:0]
     slots = chunk % CHUNKS * width + within
+    if together:
+        line_cuts = np.zeros_like(cuts)
     batches = np.column_stack([line_cuts, cuts, pixel_cuts])
     return _Table(lines, in_frame, places, slots, plan.targets[inside], batches)
 

@@ -42,6 +42,7 @@ __all__ = [
     "CHUNKS",
     "LINE",
     "accumulate",
+    "hold",
     "lanes_of",
     "locked",
 ]
@@ -270,6 +271,10 @@ def _scatter(
     lanes = values.shape[2]
     # The last group as such, too, if its zeros have a place.
     whole, some = n // lanes, (n + lanes - 1) // lanes
+    furthest = 0
+    for m in range(len(targets)):
+        furthest = max(furthest, targets[uintp(m)])
+    groups = some if furthest + shift + some * lanes <= len(A) else whole
     ahead = 0
     for m in range(len(targets)):
         while ahead < n_next and ahead * len(targets) <= m * n_next:
@@ -277,7 +282,6 @@ def _scatter(
                 _prefetch(frames, uintp(start + ahead), uintp(lines[uintp(i), 0]))
             ahead += 1
         slot, target = uintp(slots[m]), uintp(targets[m] + shift)
-        groups = some if target + uintp(some * lanes) <= uintp(len(A)) else whole
         for group in range(groups):
             _add_group(values, uintp(group), (slot,), A, target + uintp(group * lanes))
         for k in range(n - groups * lanes):
@@ -312,7 +316,7 @@ def accumulate(
     index: Any,  # (T,) int64 scan positions
     nx: int,  # scan columns
     stride: int,  # accumulator columns
-    lines: Any,  # (l, 2) int64: first byte in a frame, and in a row of the buffer
+    lines: Any,  # (l, 2) int64: first byte in a frame, and in a row of the buffer; (0, 2) if held
     in_frame: Any,  # (c,) int64: first value of each chunk in a frame; (0,) if pixels lie apart
     places: Any,  # (c,) int64: the same in a row of the buffer
     slots: Any,  # (m,) int64 where in the transposed buffer each pixel of the tile goes
@@ -321,7 +325,7 @@ def accumulate(
     buffer: Any,  # (frames of a block, values) the lines of one
     values: Any,  # (groups, slots, lanes) the same transposed
     A: Any,  # flat
-    S: Any,  # (T,)
+    S: Any,  # (T or more,)
 ) -> None:
     """Add frames."""
     last, lanes = len(batches) - 2, values.shape[2]
@@ -333,10 +337,13 @@ def accumulate(
         n_after = _block(index, after, nx, len(buffer))
         # Whole groups can be taken from the frames; not of the last one, beyond which is nothing.
         straight = min(n, len(frames) - 1 - start) // lanes * lanes if len(in_frame) else 0
+        if len(in_frame) and not len(lines):
+            straight = n  # lines that were held already; zeros fill the last group
         for b in range(last + 1):
             some = lines[batches[b, 0] : batches[b + 1, 0]]
             chunks = slice(batches[b, 1], batches[b + 1, 1])
-            _copy(frames, start, n, straight, some, buffer, lanes)
+            if straight < n:
+                _copy(frames, start, n, straight, some, buffer, lanes)
             if straight:
                 _gather(frames, start, 0, straight, in_frame[chunks], values)
             _gather(buffer, 0, straight, n, places[chunks], values)
@@ -348,6 +355,23 @@ def accumulate(
             _scatter(values, n, part, goals, shift, A, frames, first, count, some)
             _sum(values, n, part, start, S)
         start, n = after, n_after
+
+
+@keep_on_disk
+def hold(
+    frames: Any,  # (T, h, w) the tile
+    index: Any,  # (F,) int64 scan positions
+    first: int,  # the first of those of the frames in the buffer, which these follow
+    count: int,  # how many frames the buffer holds
+    nx: int,  # scan columns
+    lines: Any,  # (l, 2) as in `accumulate`, of all pixels
+    buffer: Any,  # (frames of a block, values)
+) -> int:
+    """Copy lines of the frames that continue the block in the buffer, and count these."""
+    most = min(count + len(frames), len(buffer))
+    n: int = min(_block(index, first, nx, most), most) - count
+    _copy(frames, 0, n, 0, lines, buffer[count:], 1)
+    return n
 
 
 def locked(values: NDArray[Any]) -> NDArray[Any]:
