@@ -133,7 +133,9 @@ class SumsUDF(FramesUDF):
         frames, plan = self._index, self._plan
         if not len(frames):
             return []
-        compared = positions_to_compare(plan.scan_shape, len(plan.pixels))
+        # Pixels of events take no time, and have few electrons.
+        pixels = 1 if self._events else len(plan.pixels)
+        compared = positions_to_compare(plan.scan_shape, pixels)
         compared = compared[(compared >= frames[0]) & (compared <= frames[-1])]
         found = np.searchsorted(frames, compared)
         chosen: list[int] = found[frames[found] == compared].tolist()
