@@ -109,7 +109,6 @@ def test_it_fails(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--image direct --workers 2", "--workers 2: for --image direct, this process keeps"),
         ("--image direct --image phase --image parallax", "phase, parallax: live makes one image"),
     ],
 )

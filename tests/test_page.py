@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 from browser import (  # noqa: F401 - fixtures, too
@@ -175,8 +173,9 @@ def test_a_depth_series_is_played(window, tuning):
     window.wait("(m, n) => m.data.number[0] >= n + 5", "source", first)
     window.model("m => { m.active = false }", "play")
     series = [-14800, -15100, -15400, -15100]
-    tuning.wait(30)
-    time.sleep(0.3)  # what was under way
+    # The server takes that before anything later.
+    window.set("rotation", 4)
+    eventually(lambda: tuning.parameters["rotation_angle"] == pytest.approx(np.radians(4)))
     stop()
     assert len(played) > 5
     assert played[1:] == [series[i % 4] for i in range(len(played) - 1)]

@@ -12,11 +12,12 @@ from tuned import FRAMES, PARAMETERS, assert_shown
 
 from libertem_parallax import ParallaxUDF, Parameters
 from libertem_parallax.accumulate import Stack
+from libertem_parallax.calibration import mean_pattern
 from libertem_parallax.geometry import Geometry
 from libertem_parallax.images import IMAGES
 from libertem_parallax.show import maker
 from libertem_parallax.show.maker import reconstruct, sharpness, thinned
-from libertem_parallax.show.patterns import mean_pattern, odd_pixels
+from libertem_parallax.show.patterns import odd_pixels
 from libertem_parallax.show.tuning import Tuning
 from libertem_parallax.simulate import simulate
 
@@ -283,6 +284,8 @@ def test_thinning_takes_every_so_many_positions():
 
 def test_the_mean_pattern_is_that_of_scanned_frames(stack):
     np.testing.assert_allclose(mean_pattern(stack), FRAMES.mean(axis=(0, 1)))
+    third = FRAMES.reshape(-1, *FRAMES.shape[2:])[::3].mean(axis=0)
+    np.testing.assert_allclose(mean_pattern(stack, len(stack.frames) // 3), third)
     stack.scanned[4:] = False
     disk = np.hypot(*np.indices((14, 15)) - 7) < 5
     pattern = mean_pattern(stack.select(disk))

@@ -7,7 +7,7 @@ aberrations from a stack of bright-field pixels. What is here needs no LiberTEM.
 from .beam import Beam, find_beam
 from .calibration import Alternative, Calibration, calibrate_stack, check_search, without
 from .failure import CalibrationError
-from .reduce import scanned_part
+from .reduce import mean_pattern, scanned_part
 from .twins import Hints
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "calibrate_stack",
     "check_search",
     "find_beam",
+    "mean_pattern",
     "scanned_part",
     "without",
 ]

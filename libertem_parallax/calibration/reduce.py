@@ -36,11 +36,29 @@ def scanned_part(stack: Stack) -> Stack:
     )
 
 
-def mean_pattern(stack: Stack) -> NDArray[np.float64]:
-    """Mean of the frames, (rows, columns); NaN where the stack has no pixels."""
+def mean_pattern(stack: Stack, most: int | None = None) -> NDArray[np.float64]:
+    """Average the frames of a stack that are scanned.
+
+    Parameters
+    ----------
+    stack
+        Of frames.
+    most
+        Take about so many of them, evenly spread. Default: all.
+
+    Returns
+    -------
+    (rows, columns) float64
+        NaN at pixels that the stack does not have, and everywhere if nothing is scanned.
+    """
     pattern = np.full(stack.detector_shape, np.nan)
-    total = stack.frames.sum(axis=0, dtype=np.float64)
-    pattern[tuple(stack.pixels.T)] = total / max(1, int(stack.scanned.sum()))
+    there = np.flatnonzero(stack.scanned)
+    if len(there):
+        frames = stack.frames
+        if most is not None or len(there) < len(frames):
+            there = there[:: math.ceil(len(there) / (most or len(there)))]
+            frames = frames[there]
+        pattern[tuple(stack.pixels.T)] = frames.sum(axis=0, dtype=np.float64) / len(frames)
     return pattern
 
 

@@ -193,10 +193,10 @@ def live(
 
     asked = _asked(options, calibrate=recording.calibrate)
     several = recording.workers not in (None, 1)
-    if several and (recording.calibrate or page or options.get("engine") == "cuda"):
+    if several and (recording.calibrate or options.get("engine") == "cuda"):
         raise click.UsageError(
-            f"--workers {recording.workers}: with --calibrate, --page or --engine cuda, this "
-            "process adds the frames. Leave one of them out."
+            f"--workers {recording.workers}: with --calibrate or --engine cuda, this process adds "
+            "the frames. Leave one of them out."
         )
     if simulate is not None:
         meaningless = [

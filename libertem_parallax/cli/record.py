@@ -79,18 +79,12 @@ def record(
 
     problems: list[str] = []  # of what is recorded already, which they must not take along
     output, direct = next(iter(outputs.values())), outputs.get("direct")
-    if direct is not None and recording.workers not in (None, 1):
-        raise click.UsageError(
-            f"--workers {recording.workers}: for --image direct, this process keeps the frames. "
-            "Leave one of them out."
-        )
     last: list[tuple[Path, int]] = []  # where the image was written last, and of how many frames
     with contextlib.ExitStack() as stack:
         stack.enter_context(_told_where(last))
         stack.enter_context(contextlib.redirect_stderr(cast(IO[str], Unbreakable(sys.stderr))))
         stack.enter_context(messages_only())
-        alone = page is None and not recording.calibrate and direct is None
-        workers = recording.workers or (None if alone else 1)
+        workers = recording.workers or (1 if recording.calibrate else None)
         link = stack.enter_context(linked(address, workers, problems))
         udf = _get_ready(link, parameters, recording)
         if page is not None:
@@ -236,7 +230,8 @@ def _await(link: Link, recording: Recording) -> Any:
         live.start(link.conn, link.address.detector, link.watch)
     else:
         click.echo(
-            f"Waiting up to {recording.timeout:g} s for an acquisition to be started (Ctrl-C ends)",
+            f"Waiting up to {recording.timeout:g} s for an acquisition to be started (Ctrl-C ends "
+            "all)",
             err=True,
         )
     return live.acquire(
@@ -304,6 +299,8 @@ def _add(
 
     handle: list[Any] = []
     results = problem = first = None
+    written = "what has come is written" + ("" if page is None else ", and the page stays")
+    click.echo(f"Ctrl-C ends the scan: {written}", err=True)
     with tqdm(total=acquisition.shape.nav.size, desc="Recording", unit=" frames") as bar:
 
         def arrived(frames: int) -> None:

@@ -16,6 +16,7 @@ from .recorded import Recorded
 if TYPE_CHECKING:
     from ..parameters import Parameters
     from ..show.page.live import LivePage
+    from ..show.window import Window
 
 __all__ = ["free_outputs", "record_all"]
 
@@ -53,8 +54,7 @@ def record_all(
     """
     if page is None:
         recorded = once(parameters, outputs, recording)
-        tell(recorded)
-        _leave(recorded)
+        _leave(recorded.window, _told(recorded, tell))
         return
     names, places = parameters["image"], outputs
     while True:
@@ -66,17 +66,18 @@ def record_all(
                 raise
             page.fail(error.message)
         else:
-            tell(recorded)
-            problem = recorded.problem
             path = recorded.written_to[0]
+            problem = _told(recorded, tell)
+            if problem != recorded.problem:
+                page.add("Beside the image, not all could be written: see the terminal")
             page.keep(path, recorded.grown, elsewhere=path not in places.values())
             recording = recording._replace(calibrate=False)  # the page has what was found
             places = {}
         if problem is not None:
-            click.echo(f"\n{problem}", err=True)
+            click.echo(f"\nError: {problem}", err=True)
         again = False
         with contextlib.suppress(KeyboardInterrupt):  # from the moment that it is told
-            click.echo(f"\nThe page is still at {page.url} (Ctrl-C ends)")
+            click.echo(f"\nThe page is still at {page.url} (Ctrl-C ends it)")
             again = page.wait()
         if not again:
             break
@@ -87,7 +88,7 @@ def record_all(
         where = " and ".join(map(str, places.values()))
         click.echo(f"\nThe next acquisition goes to {where}", err=True)
     if problem is not None:
-        raise click.ClickException(problem)
+        raise click.exceptions.Exit(1)  # it was told
 
 
 def free_outputs(outputs: Mapping[str, Path]) -> dict[str, Path]:
@@ -102,12 +103,25 @@ def free_outputs(outputs: Mapping[str, Path]) -> dict[str, Path]:
     raise AssertionError  # numbers do not end
 
 
-def _leave(recorded: Recorded) -> None:
-    """Wait until the user has seen the image; fail where it is not complete."""
-    window = recorded.window
+def _told(recorded: Recorded, tell: Callable[[Recorded], None]) -> str | None:
+    """Tell what came of a recording; in sentences, what is wrong with it, or with that.
+
+    The image is written: nothing else may take along what comes after.
+    """
     try:
-        if recorded.problem is not None:
-            raise click.ClickException(recorded.problem)
+        tell(recorded)
+    except (OSError, ValueError, click.ClickException) as error:
+        text = error.message if isinstance(error, click.ClickException) else str(error)
+        problem = f"Beside the image, not all could be written: {text}."
+        return " ".join(filter(None, (recorded.problem, problem)))
+    return recorded.problem
+
+
+def _leave(window: Window | None, problem: str | None) -> None:
+    """Wait until the user has seen the image; fail where it is not complete."""
+    try:
+        if problem is not None:
+            raise click.ClickException(problem)
         if window is not None:
             click.echo("\nClose the window to end.")
             window.wait()

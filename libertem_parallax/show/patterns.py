@@ -1,43 +1,11 @@
-"""Diffraction patterns of a stack: their mean, and pixels that are odd."""
+"""Pixels of a detector that are odd."""
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..accumulate import Stack
-
-__all__ = ["mean_pattern", "odd_pixels"]
-
-#: Frames whose mean is shown as diffraction pattern: enough to see the disk.
-_PATTERN_FRAMES = 4096
-
-
-def mean_pattern(stack: Stack, most: int = _PATTERN_FRAMES) -> NDArray[np.float64]:
-    """Average frames of a stack, evenly spread over what is scanned.
-
-    Parameters
-    ----------
-    stack
-        Of frames.
-    most
-        Frames to take at most. Default: enough to see the disk.
-
-    Returns
-    -------
-    (rows, cols) float64
-        NaN at pixels that the stack does not have, and everywhere if nothing is scanned.
-    """
-    pattern = np.full(stack.detector_shape, np.nan)
-    there = np.flatnonzero(stack.scanned)
-    if len(there):
-        some = there[:: math.ceil(len(there) / most)]
-        parts = np.array_split(some, math.ceil(len(some) / _PATTERN_FRAMES))
-        sums = sum(stack.frames[part].sum(axis=0, dtype=np.float64) for part in parts)
-        pattern[tuple(stack.pixels.T)] = sums / len(some)
-    return pattern
+__all__ = ["odd_pixels"]
 
 
 def odd_pixels(pattern: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 __all__ = [
     "BACK",
+    "GRAYS",
     "LINE",
     "MARK",
     "TEXT",
@@ -30,7 +31,7 @@ BACK, LINE, TEXT, MARK, WARM, RED = (
 )  # fmt: skip
 
 #: Gray values; the first is for what there is none of.
-_GRAYS = ["#262b33", *(f"#{g:02x}{g:02x}{g:02x}" for g in np.linspace(0, 255, 255).astype(int))]
+GRAYS = ["#262b33", *(f"#{g:02x}{g:02x}{g:02x}" for g in np.linspace(0, 255, 255).astype(int))]
 
 #: Pixels of an image from which its contrast is chosen.
 _SAMPLE = 1 << 15
@@ -90,7 +91,7 @@ def limits(values: NDArray[Any], percentiles: tuple[float, float]) -> tuple[floa
 
 def draw(plot: Any, source: ColumnDataSource) -> None:
     """Draw the image of a source, in grays."""
-    mapper = LinearColorMapper(palette=_GRAYS, low=0, high=255)
+    mapper = LinearColorMapper(palette=GRAYS, low=0, high=255)
     plot.image("image", "x", "y", "dw", "dh", source=source, color_mapper=mapper)
 
 

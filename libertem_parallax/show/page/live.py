@@ -245,6 +245,10 @@ class LivePage:
         self.tuning.growing = False
         self.stage = "ended"
 
+    def add(self, sentence: str) -> None:
+        """Tell something more of an acquisition that has ended."""
+        self.progress = Progress(f"{self.progress.words}. {sentence}")
+
     def keep(self, path: Path, made: Growing, *, elsewhere: bool = False) -> None:
         """Keep a small picture of an image.
 
@@ -258,16 +262,17 @@ class LivePage:
             Whether that is not where it should go: the page says so.
         """
         if elsewhere:
-            self.progress = Progress(
-                f"{self.progress.words}. The image could not be written where it should go: "
-                f"it is {path}"
-            )
+            self.add(f"The image could not be written where it should go: it is {path}")
         steps = zip(self.tuning.parameters["scan_sampling"], made.scanned.shape, strict=True)
         height, width = (
             step * n / size for (step, n), size in zip(steps, made.image.shape, strict=True)
         )
-        small = thumbnail(path, made, (height, width), self._page.get("sigma", 0.0))
-        self.thumbnails.append(small)
+        try:
+            small = thumbnail(path, made, (height, width), self._page.get("sigma", 0.0))
+        except (OSError, ValueError, MemoryError) as error:
+            self.add(f"There is no small picture of it: {error}")
+        else:
+            self.thumbnails.append(small)
 
     def stop(self) -> None:
         """End the recording, or the wait for it."""

@@ -26,8 +26,9 @@ from bokeh.models import (
     UIElement,
 )
 
+from ...calibration import mean_pattern
 from ..maker import Picture
-from ..patterns import mean_pattern, odd_pixels
+from ..patterns import odd_pixels
 from ..tuning import Tuning
 from .calibrator import Calibrator
 from .drawing import MARK, on_change
@@ -56,6 +57,9 @@ again()
 
 #: Seconds between two diffraction patterns while frames come in.
 _PATTERN = 2.0
+
+#: Frames of which they are the mean: enough to see the disk.
+_PATTERN_FRAMES = 4096
 
 
 class Seen(DataModel):
@@ -280,7 +284,7 @@ class Page:
             often = self._is_recording and now - self._pattern_at < _PATTERN
             if self._pattern_of is not self._tuning.stack and not often:
                 self._pattern_of, self._pattern_at = self._tuning.stack, now
-                pattern = mean_pattern(self._tuning.stack)
+                pattern = mean_pattern(self._tuning.stack, _PATTERN_FRAMES)
                 self.knobs.diffraction.show_pattern(pattern, odd_pixels(pattern))
 
     def _look(self) -> None:

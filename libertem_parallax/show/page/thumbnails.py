@@ -13,11 +13,15 @@ from typing import NamedTuple
 import numpy as np
 
 from ..screen import Growing, to_gray
+from .drawing import GRAYS, gray
 
 __all__ = ["Thumbnail", "thumbnail", "written"]
 
 #: Pixels along the longer side, as which it is shown when it is clicked.
 _SIZE = 320
+
+#: Red, green and blue, as on the page: what was not scanned is blue-gray.
+_COLORS = np.array([[*bytes.fromhex(color[1:])] for color in GRAYS], np.uint8)
 
 
 class Thumbnail(NamedTuple):
@@ -38,7 +42,7 @@ def thumbnail(
     path
         Where the image is.
     made
-        The image.
+        The image; what was not scanned is marked.
     pixel_size
         Height and width of its pixels in Å.
     sigma
@@ -46,13 +50,14 @@ def thumbnail(
     """
     from PIL import Image
 
-    values, (low, high) = to_gray(made, pixel_size, sigma)
-    gray = np.rint(np.clip((values - low) / (high - low), 0, 1) * 255).astype(np.uint8)
-    rows, cols = (n * size for n, size in zip(gray.shape, pixel_size, strict=True))
+    values, between = to_gray(made, pixel_size, sigma)
+    u = values.shape[0] // made.scanned.shape[0]
+    index = gray(values, between, made.scanned.repeat(u, axis=0).repeat(u, axis=1))
+    rows, cols = (n * size for n, size in zip(index.shape, pixel_size, strict=True))
     scale = _SIZE / max(rows, cols)
     size = max(1, round(cols * scale)), max(1, round(rows * scale))
     file = io.BytesIO()
-    small = Image.fromarray(gray).resize(size, Image.Resampling.LANCZOS)
+    small = Image.fromarray(_COLORS[index]).resize(size, Image.Resampling.LANCZOS)
     small.save(file, format="JPEG", quality=88)
     return Thumbnail(path.name, time.strftime("%H:%M:%S"), file.getvalue())
 
