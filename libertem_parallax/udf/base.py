@@ -211,9 +211,12 @@ class SumsUDF(FramesUDF):
         geometry, where = self.params.geometry, self.meta.slice
         frames = [at - first for at in self._chosen[start:end]]
         if self._events:
-            events, sig = tile[frames], where.shape.sig
+            sig, parts = where.shape.sig, [slice(*tile.indptr[at : at + 2]) for at in frames]
+            # SciPy's own way to take rows takes four times as long.
+            columns = np.concatenate([tile.indices[part] for part in parts])
+            values = np.concatenate([tile.data[part] for part in parts])
             with np.errstate(all="ignore"):  # other pixels than those in use may hold anything
-                sums = np.bincount(events.indices, events.data, sig.size).reshape(1, *sig)
+                sums = np.bincount(columns, values, sig.size).reshape(1, *sig)
             tile, frames = sums, [0]
         rings, pattern = (self.results.get_buffer(name).raw_data for name in ("rings", "pattern"))
         rings[-1] += end - start
