@@ -42,16 +42,17 @@ _FEW = 10
 #: A pattern has so many pixels along its longer side at least, and along the disk's radius.
 _PATTERN, _PATTERN_RADIUS = 64, 12
 
-#: So many pixels of bright fields in a row of the scan are enough, in four frames at least.
-_PIXELS = 2**14
+#: So many pixels of bright fields in a row of the scan are enough, in four frames at least; and so
+#: many of detectors, in one frame at least, where they are looked at in full.
+_PIXELS, _ALL_PIXELS = 2**14, 2**21
 
 
 @lru_cache(maxsize=16)
 def positions_to_compare(scan_shape: tuple[int, int], pixels: int) -> NDArray[np.int64]:
     """Choose scan positions whose frames are added and compared.
 
-    These are a few, so that it takes no time, and none of tiny scans. They are spread over four
-    rows, so that the first is there early and few partitions have any.
+    These are a few, so that it takes no time, and none of scans of less than 512. They are spread
+    over four rows, so that the first is there early and few partitions have any.
 
     Parameters
     ----------
@@ -66,9 +67,9 @@ def positions_to_compare(scan_shape: tuple[int, int], pixels: int) -> NDArray[np
         Ascending positions ``y Nx + x``, up to 64.
     """
     ny, nx = scan_shape
-    count = min(16, max(4, _PIXELS // pixels), nx * ny // 512, nx)
-    if not count:
+    if nx * ny < 512:
         return np.empty(0, np.int64)
+    count = min(16, max(4, _PIXELS // pixels), nx * ny // 128, nx)
     columns = (np.arange(count) * nx + nx // 2) // count
     rows = np.unique(np.arange(4) * ny // 4)
     positions: NDArray[np.int64] = (rows[:, None] * nx + columns).reshape(-1)
@@ -156,10 +157,12 @@ def add_frames(
     tile : (T, rows, columns)
         A part of the detector.
     frames
-        Which frames of the tile to add, one at least.
+        Which frames of the tile to add, one at least; of large detectors, some of these are.
     origin
         Row and column of the detector at which the part begins.
     """
+    most = max(1, _ALL_PIXELS // math.prod(geometry.plan.detector_shape))
+    frames = frames[:: -(-len(frames) // most)]
     small = tile.dtype.kind in "bui" and tile.dtype.itemsize <= 2
     sums = tile[frames[0]].astype(np.int32 if small else np.float64)
     # NumPy's sum over frames, in another dtype than theirs, would copy them first.
