@@ -11,8 +11,9 @@ from .accumulate import Plan
 __all__ = ["check_detector", "check_direct", "check_image", "image_memory"]
 
 #: Measured: for directions and aberrations at every pixel of a detector; for what there is of each
-#: frame, beside images.
-_BYTES_PER_PIXEL, _BYTES_PER_FRAME = 96, 16
+#: frame, beside images; for tables of every pixel of the bright field, and frames of small tiles
+#: that wait for more.
+_BYTES_PER_PIXEL, _BYTES_PER_FRAME, _BYTES_PER_BRIGHT = 96, 16, 220
 
 
 def check_detector(shape: tuple[int, int, int, int]) -> None:
@@ -52,7 +53,8 @@ def image_memory(plan: Plan, per_pixel: int) -> int:
     pixels, frames = math.prod(plan.image_shape), math.prod(plan.scan_shape)
     # Of 64 bits: a worker's accumulator, what is sent of it, and the sum. All before the image.
     sums = 8 * (math.prod(plan.accumulator_shape) + 2 * pixels)
-    return max(sums, per_pixel * pixels) + _BYTES_PER_FRAME * frames
+    more = _BYTES_PER_FRAME * frames + _BYTES_PER_BRIGHT * len(plan.pixels)
+    return max(sums, per_pixel * pixels) + more
 
 
 def check_image(plan: Plan, per_pixel: int) -> None:

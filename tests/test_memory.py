@@ -17,6 +17,16 @@ PARAMETERS = {
 }
 
 
+def peak_of(ctx, ds, udf):
+    """Bytes that a run takes at most."""
+    tracemalloc.start()
+    try:
+        ctx.run_udf(ds, udf)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize("image", IMAGES)
 @pytest.mark.parametrize(
     ("scan", "u", "defocus", "parts"), [(128, 8, 1e3, 1), (384, 1, 2e3, 20), (200, 3, 4e4, 1)]
@@ -37,12 +47,7 @@ def test_estimates_are_within_half_of_what_is_taken(inline, image, scan, u, defo
         for _ in range(2)
     )
     inline.run_udf(ds, other)  # compiles
-    tracemalloc.start()
-    try:
-        inline.run_udf(ds, udf)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
+    peak = peak_of(inline, ds, udf)
     copied = frames.nbytes // parts  # by LiberTEM, for the partition
     estimate = image_memory(udf.params.geometry.plan, IMAGES[image].memory)
     assert estimate / 1.5 < peak - copied < estimate * 1.5
@@ -57,3 +62,17 @@ def test_the_accumulator_is_counted():
     A = np.zeros(plan.accumulator_shape, np.int64)
     assert A.size > 3 * np.prod(plan.image_shape)
     assert image_memory(plan, 0) > A.nbytes
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.filterwarnings("ignore:shifts")
+def test_frames_of_large_disks_that_wait_are_counted(inline, dtype):
+    """Detectors send a frame a tile."""
+    frames = np.broadcast_to(np.ones((1, 1, 1, 1), dtype), (12, 12, 256, 256))
+    ds = inline.load("memory", data=frames, sig_dims=2, num_partitions=1, tileshape=(1, 256, 256))
+    parameters = {**PARAMETERS, "angular_sampling": (0.025,) * 2, "aberration_coefs": {"C10": -1e3}}
+    udf, other = (ParallaxUDF.from_parameters(ds.shape, **parameters) for _ in range(2))
+    inline.run_udf(ds, other)  # compiles
+    peak = peak_of(inline, ds, udf)
+    estimate = image_memory(udf.params.geometry.plan, IMAGES["parallax"].memory)
+    assert estimate / 1.5 < peak < estimate * 1.5
