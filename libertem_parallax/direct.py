@@ -29,6 +29,7 @@ from .accumulate.disk import keep_on_disk
 from .geometry import Geometry
 from .images.fourier import irfft2, pixel_spectra, rfft2
 from .images.phase import UNSEEN
+from .images.sums import here
 from .images.wiener import Spectrum
 from .interference import beams, polynomial
 from .likelihood import Engine, Interference, make_engine
@@ -46,6 +47,10 @@ _SOME = 300
 #: Of the specimen's power spectrum, where noise hides it. At low frequencies, where only the rim of
 #: the aperture shows them, little is known.
 _LAW = (-5.0, 10.0)
+
+#: How sure the noise is that was measured: the price of log g. It may be another one where pixels
+#: share electrons, by a factor of 2.
+_KNOWN = 10.0
 
 #: Instead of dividing by zero.
 _LEAST = 1e-30
@@ -98,8 +103,10 @@ def direct_phase(
     # more orthogonal than pixels are symmetric, so phase and absorption are solved for together.
     N2, D2 = direct.sums(_turned(beam, 0.5))
     cross = direct.cross(beam, D, D2)
+    explained = _explained(N, D) + _explained(N2, D2)
     D, D2 = (
-        np.maximum(d + direct.ratio(n, d, regularization), _LEAST) for n, d in ((N, D), (N2, D2))
+        np.maximum(d + direct.ratio(n, d, regularization, explained), _LEAST)
+        for n, d in ((N, D), (N2, D2))
     )
     determinant = np.maximum(D * D2 - np.abs(cross) ** 2, _LEAST)
     phase = direct.image((-1j * N * D2 + 1j * cross * N2) / determinant)
@@ -148,6 +155,8 @@ class Direct:
         Counts of a pixel inside the aperture in all frames, over their number: I0.
     noise : (M,) float64
         Power of the noise of each pixel's G, over that of one inside.
+    power : (some,) float64
+        Sum of |G|² over all pixels, at the frequencies of `_some`.
     """
 
     def __init__(
@@ -157,19 +166,13 @@ class Direct:
         frames: int,
         inside: float,
         noise: NDArray[np.float64],
+        power: NDArray[np.float64],
     ) -> None:
         self._engine, self._frames, self._inside = engine, frames, inside
-        self._noise = noise
+        self._noise, self._power = noise, power
         self._shape = geometry.plan.scan_shape
         self._q = frequencies(self._shape, geometry.scan_sampling)
-        # The mean, and frequencies with two signs, tell nothing.
-        tells = np.ones(self._q.shape[:2], np.float32)
-        tells[0, 0] = 0
-        if self._shape[0] % 2 == 0:
-            tells[self._shape[0] // 2] = 0
-        if self._shape[1] % 2 == 0:
-            tells[:, -1] = 0
-        self._tells = tells.ravel()
+        self._tells = _tells(self._shape)
 
     @classmethod
     def of(cls, stack: Stack, geometry: Geometry) -> Self:
@@ -198,6 +201,8 @@ class Direct:
         a = aperture(xi, 1.0, edge)
         check_direct(stack.scan_shape, len(columns))
         scanned, counts = stack.scanned.copy(), np.empty(len(columns))
+        some = _some((ny, nx))
+        power = np.empty(len(some))
         weights = (1 / a).astype(np.float32)[:, None, None]
 
         def made(blocks: Blocks) -> Any:
@@ -208,6 +213,7 @@ class Direct:
                 spectra *= np.asarray(weights[part], like=spectra)
                 images[:, part] = spectra.reshape(len(means), -1).T
                 counts[part] = means
+            power[:] = here((abs(images[some]).astype(np.float64) ** 2).sum(axis=1))
             return images
 
         host = stack.on_host
@@ -227,7 +233,7 @@ class Direct:
         # Pixels of the rim get more than a² of that, as a part of them is lit, and not all weakly.
         inside = float(counts[a == a.max()].mean() / a.max() ** 2)
         noise = counts / a**2 / max(inside, _LEAST)
-        return cls(engine, geometry, int(scanned.sum()), inside, noise)
+        return cls(engine, geometry, int(scanned.sum()), inside, noise, power)
 
     def interference(self, geometry: Geometry) -> Interference:
         """Phases of the beams, for other aberrations of the same pixels as well."""
@@ -246,16 +252,15 @@ class Direct:
         Returns
         -------
         float
-            Power that it explains over that of noise, as a mean over frequencies within half a
-            semiangle: 1 if there is nothing but the noise of counted electrons. Where a pixel
-            counts several as one, noise is less; in other units, it is in proportion to them.
+            Power that it explains over that of the noise that is found, as a mean over frequencies
+            within half a semiangle: 1 if there is nothing else, in whatever unit the values are.
         """
         interference = self.interference(geometry)
         within = np.hypot(*interference.center.T) < 0.5
         use = np.flatnonzero(within & (self._tells > 0))
         if not len(use) or not self._inside > 0:
             return 1.0
-        explained = self._engine.sums(interference).explained[use]
+        explained = self._engine.sums(interference).explained
         at, edge = self._engine.positions, self._engine.edge
         semiangle = geometry.parameters["semiangle_cutoff"] * 1e-3
         q = self._q.reshape(-1, 2)[use[:: math.ceil(len(use) / _SOME)]]
@@ -263,7 +268,8 @@ class Direct:
         T = transfer(at * semiangle, q, coefs, wavelength, semiangle, edge * semiangle)
         power = np.abs(T / aperture(at, 1.0, edge)) ** 2
         noise = float((power @ self._noise / np.maximum(power.sum(axis=1), _LEAST)).mean())
-        return float(explained.mean() / (noise * self._inside * self._frames))
+        noise *= self._electron(explained) * self._inside * self._frames
+        return float(explained[use].mean() / noise)
 
     def phase(self, interference: Interference, regularization: float | str) -> NDArray[np.float32]:
         """Make the phase image in rad, (Ny, Nx)."""
@@ -308,23 +314,67 @@ class Direct:
         return difference
 
     def ratio(
-        self, N: NDArray[Any], D: NDArray[Any], regularization: float | str
+        self,
+        N: NDArray[Any],
+        D: NDArray[Any],
+        regularization: float | str,
+        explained: NDArray[Any] | None = None,
     ) -> NDArray[np.float32] | float:
-        """Find the power of the noise over that of the signal."""
+        """Find the power of the noise over that of the signal.
+
+        `explained` is the power that is no noise, if that is more than |N|²/D.
+        """
         if not self._inside > 0 or not D.any():
             return 1.0
         if not isinstance(regularization, str):
             return float(D.max()) / regularization
-        power = np.abs(N) ** 2 / np.maximum(D, _LEAST)
+        power = _explained(N, D)
+        explained = power if explained is None else explained
+        noise = self._electron(explained * self._inside**2) * self._frames / self._inside
         D = D.astype(np.float32)
         frequency, none = np.hypot(*self._q.reshape(-1, 2).T), np.zeros(len(D), bool)
-        spectrum = Spectrum(D, self._tells, frequency, none, _LAW)
-        return spectrum.ratio(spectrum.fit(power, self._frames / self._inside))
+        spectrum = Spectrum(D, self._tells, frequency, none, _LAW, _KNOWN)
+        return spectrum.ratio(spectrum.fit(power, noise))
+
+    def _electron(self, explained: NDArray[Any]) -> float:
+        """Find what an electron adds to the values: power of their noise over their mean.
+
+        All that pixels see at a frequency is noise, but for what the phase explains there. The
+        median leaves out frequencies at which the object is too strong for that.
+        """
+        rest: NDArray[np.float64] = self._power - explained[_some(self._shape)]
+        # One of M degrees of freedom is explained.
+        noise = float(self._noise.sum() - self._noise.mean()) * self._frames * self._inside
+        if not noise > 0 or not len(rest):
+            return 1.0
+        return max(float(np.median(rest)) / noise, _LEAST)
 
     def image(self, spectrum: NDArray[Any]) -> NDArray[np.float32]:
         """Make an image (Ny, Nx) of its half-spectrum."""
         half = spectrum.astype(np.complex64).reshape(self._q.shape[:2])
         return irfft2(half, self._shape[1])
+
+
+def _explained(N: NDArray[Any], D: NDArray[Any]) -> NDArray[np.float64]:
+    power: NDArray[np.float64] = np.abs(N) ** 2 / np.maximum(D, _LEAST)
+    return power
+
+
+def _tells(shape: tuple[int, int]) -> NDArray[np.float32]:
+    """1 for frequencies of the half-spectrum, 0 for the mean and those with two signs."""
+    tells = np.ones((shape[0], shape[1] // 2 + 1), np.float32)
+    tells[0, 0] = 0
+    if shape[0] % 2 == 0:
+        tells[shape[0] // 2] = 0
+    if shape[1] % 2 == 0:
+        tells[:, -1] = 0
+    return tells.ravel()
+
+
+def _some(shape: tuple[int, int]) -> NDArray[np.intp]:
+    """Frequencies whose noise stands for that of all."""
+    tells = np.flatnonzero(_tells(shape))
+    return tells[:: math.ceil(len(tells) / _SOME) or 1]
 
 
 @keep_on_disk

@@ -14,7 +14,7 @@ from helpers import PARAMETERS, make_scan
 import libertem_parallax as prlx
 from libertem_parallax.accumulate import Stack
 from libertem_parallax.cli import main
-from libertem_parallax.direct import with_rim
+from libertem_parallax.direct import Direct, with_rim
 from libertem_parallax.geometry import Geometry
 from libertem_parallax.weak_object import transfer
 
@@ -51,6 +51,30 @@ def test_in_overfocus_low_frequencies_are_kept():
     low = np.hypot(q[:, None], q) < 0.1
     error = (abs(found - expected)[low] ** 2).sum() / (abs(expected)[low] ** 2).sum()
     assert error < 0.03
+
+
+@pytest.mark.parametrize("unit", [1e-12, 1e-6, 1e5])
+def test_units_do_not_matter(unit):
+    """Values may be anything in proportion to electrons."""
+    counts, _, parameters = weak.scan_of_object("0", (3, 3), size=0.1)
+    frames = np.random.default_rng(0).poisson(counts * 1e4).astype(np.float32)
+    stack, other = Stack.from_array(frames), Stack.from_array(frames * np.float32(unit))
+    expected = prlx.direct_phase(stack, parameters)
+    image = prlx.direct_phase(other, parameters)
+    np.testing.assert_allclose(image, expected, rtol=0, atol=1e-4 * abs(expected).max())
+    geometry = Geometry.from_parameters(**parameters)
+    expected, found = (Direct.of(one, geometry).agreement(geometry) for one in (stack, other))
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_noise_agrees_with_nothing():
+    """Power that is explained is as that of the noise where there is no object."""
+    _, _, parameters = weak.scan_of_object("0", (3, 3))
+    frames = np.random.default_rng(0).poisson(7, (40, 40, 9, 9)) * np.float32(2.5)
+    geometry = Geometry.from_parameters(**{**parameters, "shape": frames.shape})
+    direct = Direct.of(Stack.from_array(frames), geometry)
+    # The mean over so many frequencies has an error of a twentieth.
+    assert direct.agreement(geometry) == pytest.approx(1, abs=0.15)
 
 
 def test_equals_the_formula():

@@ -88,6 +88,8 @@ class Spectrum:
         Whether it is beyond those that the scan tells apart.
     law
         The power law: its power, and below how many times the lowest frequency it is flat.
+    known
+        How well the factor of N is known: the price of log g.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class Spectrum:
         frequency: NDArray[np.float64],
         beyond: NDArray[np.bool_],
         law: tuple[float, float] = (-3.0, 2.0),
+        known: float = _GAIN,
     ) -> None:
         lowest = frequency[frequency > 0].min(initial=1.0)
         place = np.log(np.maximum(frequency / lowest, 1))
@@ -106,6 +109,7 @@ class Spectrum:
         self._power, self._noise, self._beyond = power, noise, beyond.astype(np.intp)
         self._entry = self.place + self._beyond * ((_KNOTS - 1) * _PLACES + 1)
         self._cells = _cells(power, noise, self.place, beyond)
+        self._price = _price(known)
         self._law = law[0] / 2 * np.log(np.exp(2 * span * np.linspace(0, 1, _KNOTS)) + law[1] ** 2)
         self._likely = power > _SPOT_LEAST * power.max()
         self._shows = (power > _NONE * power.max()) & (noise > 0)
@@ -230,8 +234,8 @@ class Spectrum:
             mean = signal + expected
             parts = (cells.basis, signal), (cells.beyond, expected)
             slopes = np.hstack([basis * (part / mean)[:, None] for basis, part in parts])
-            gradient = slopes.T @ (sums / mean - counts) - _PRICE @ (theta - law)
-            information = (slopes.T * counts) @ slopes + _PRICE
+            gradient = slopes.T @ (sums / mean - counts) - self._price @ (theta - law)
+            information = (slopes.T * counts) @ slopes + self._price
             step = np.clip(np.linalg.solve(information, gradient), -_STEP, _STEP)
             theta = theta + step
             if gradient @ step < _ENOUGH:
@@ -239,16 +243,13 @@ class Spectrum:
         return theta
 
 
-def _price() -> NDArray[np.float64]:
+def _price(known: float) -> NDArray[np.float64]:
     """Quadratic form of what it costs to leave the power law, and of log g."""
     first, second = (np.diff(np.eye(_KNOTS), order, axis=0) for order in (1, 2))
-    price = np.diag(np.append(np.zeros(_KNOTS), (_GAIN, _GAIN)))
+    price = np.diag(np.append(np.zeros(_KNOTS), (known, known)))
     price[:-2, :-2] = _SLOPE * first.T @ first + _CURVATURE * second.T @ second
     # Where nothing is known at all, next to nothing decides.
     return price + 1e-6 * np.eye(len(price))
-
-
-_PRICE = _price()
 
 
 def _cells(
