@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import cached_property
+from functools import lru_cache
 from typing import Any, NoReturn
 
 import numpy as np
@@ -48,7 +48,7 @@ class Fill:
         self.frames = frames
         self.index = index
         self.nx = nx
-        self._known: dict[tuple[int, ...], NDArray[np.int64]] = {}
+        self._lookup, self._known = _places(pixels.tobytes(), tuple(detector_shape))
 
     def add(self, tile: NDArray[Any], origin: tuple[int, int] = (0, 0), first: int = 0) -> None:
         """Copy out of a tile of dense frames.
@@ -150,13 +150,6 @@ class Fill:
             )
         self._refuse(first + t, lookup[column], f"has an event of {values[event]} or many")
 
-    @cached_property
-    def _lookup(self) -> NDArray[np.int32]:
-        """Where in a frame of the stack every pixel of the detector goes, or -1."""
-        lookup = np.full(self.detector_shape, -1, np.int32)
-        lookup[tuple(self.pixels.T)] = np.arange(len(self.pixels))
-        return lookup
-
     def _part(self, origin: tuple[int, int], shape: tuple[int, ...]) -> tuple[slice, slice]:
         return slice(origin[0], origin[0] + shape[0]), slice(origin[1], origin[1] + shape[1])
 
@@ -170,6 +163,20 @@ class Fill:
             f"{what}: a stack of {self.frames.dtype} does not hold that. Choose a wider dtype, "
             "leave out the pixel, or repair the data."
         )
+
+
+@lru_cache(maxsize=4)
+def _places(
+    pixels: bytes, detector_shape: tuple[int, int]
+) -> tuple[NDArray[np.int32], dict[tuple[int, ...], NDArray[np.int64]]]:
+    """Where in a frame of the stack every pixel of the detector goes, or -1; and runs by part.
+
+    Partitions share these: to find them anew would take as long as to copy hundreds of frames.
+    """
+    places = np.frombuffer(pixels, np.int64).reshape(-1, 2)
+    lookup = np.full(detector_shape, -1, np.int32)
+    lookup[tuple(places.T)] = np.arange(len(places))
+    return lookup, {}
 
 
 @keep_on_disk

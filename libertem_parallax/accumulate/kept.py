@@ -66,7 +66,7 @@ def add_kept(
 def _flat(plan: Plan, pixels: NDArray[np.int64]) -> Plan | None:
     """Plan for frames of one row, which an engine takes kept pixels for; None if some lack."""
     known = _plans.get(plan)
-    if known is None or not np.array_equal(known[0], pixels):
+    if known is None or not (known[0] is pixels or np.array_equal(known[0], pixels)):
         columns, missing = columns_of(pixels, plan.pixels)
         flat = None
         if not missing.any():
