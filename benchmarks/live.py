@@ -28,16 +28,22 @@ class Mapped(np.memmap[Any, Any]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Tell how to open them."""
-        return open_frames, (str(self.filename),)
+        return open_frames, (str(self.filename), self.dtype.str)
 
 
-def open_frames(path: str) -> Mapped:
+def open_frames(path: str, dtype: str) -> Mapped:
     """Open the frames."""
-    return Mapped(path, np.uint16, "r", shape=SCAN + DETECTOR)
+    return Mapped(path, dtype, "r", shape=SCAN + DETECTOR)
 
 
-def measure(rounds: int = ROUNDS) -> dict[tuple[int, str], list[float]]:
-    """Measure frames/s behind a memory source, in turns, by number of workers and UDF."""
+def measure(rounds: int = ROUNDS, *, decoded: bool = False) -> dict[tuple[int, str], list[float]]:
+    """Measure frames/s behind a memory source, in turns, by number of workers and UDF.
+
+    LiberTEM copies frames of that size, in tiles of 168 and of 24 rows of all frames of a
+    partition. With `decoded`, they are of big-endian integers, and come as from detectors: in tiles
+    of 14 frames, each of which is decoded into memory.
+    """
+    dtype, more = (">u2", {"base_shape": (1, *DETECTOR)}) if decoded else ("<u2", {})
     geometry: dict[str, Any] = {
         "shape": SCAN + DETECTOR,
         "scan_sampling": (4.0, 4.0),
@@ -68,8 +74,8 @@ def measure(rounds: int = ROUNDS) -> dict[tuple[int, str], list[float]]:
             for workers, ctx in contexts.items():
                 for name, make in udfs.items():
                     conn = ctx.make_connection("memory").open(
-                        data=open_frames(str(path)),
-                        extra_kwargs={"num_partitions": total // FRAMES_PER_PARTITION},
+                        data=open_frames(str(path), dtype),
+                        extra_kwargs={"num_partitions": total // FRAMES_PER_PARTITION, **more},
                     )
                     udf = make()
                     acquisition = ctx.make_acquisition(conn=conn)
@@ -85,11 +91,13 @@ def measure(rounds: int = ROUNDS) -> dict[tuple[int, str], list[float]]:
 
 def main() -> None:
     """Print frames/s behind a memory source: medians of interleaved rounds, and their range."""
-    for (workers, name), each in measure().items():
-        print(
-            f"{workers} workers, {name:8}: {statistics.median(each):9,.0f} frames/s "
-            f"({min(each):,.0f} to {max(each):,.0f})"
-        )
+    for decoded in (False, True):
+        for (workers, name), each in measure(decoded=decoded).items():
+            print(
+                f"{workers} workers, {name:8}{', decoded' * decoded}: "
+                f"{statistics.median(each):9,.0f} frames/s "
+                f"({min(each):,.0f} to {max(each):,.0f})"
+            )
 
 
 if __name__ == "__main__":
