@@ -142,6 +142,7 @@ def _transfer(imaging: Imaging) -> _Transfer | None:
     frequency, beyond = np.hypot(y / dy, x / dx).ravel(), (np.maximum(abs(y), x) * u > 0.5).ravel()
     power = _power(P)
     spectrum = Spectrum(power.ravel(), noise.ravel(), frequency, beyond)
+    spectrum.fit(power.ravel(), 1.0)  # is compiled before the first frame
     opposed, chi = _opposed(geometry)
     loss = (pixels * np.cos(chi) * noise.ravel()[opposed]).astype(np.float32)
     return _Transfer(P.conj(), np.maximum(power, _NONE), noise, pixels, spectrum, opposed, loss)

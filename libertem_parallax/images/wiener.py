@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..accumulate.disk import keep_on_disk
+
 __all__ = ["Found", "Spectrum"]
 
 # Prices and bounds are chosen on simulated specimens. What a part or a multiple of each does to
@@ -69,8 +71,15 @@ class _Cells(NamedTuple):
     counts: NDArray[Any]  # (cells,)
     power: NDArray[Any]  # (cells,) means
     noise: NDArray[Any]
-    basis: NDArray[Any]  # (cells, knots) of log S
-    beyond: NDArray[Any]  # (cells, 2) 1 for the factor that belongs to it
+    knot: NDArray[np.intp]  # (cells,) below the middle
+    share: NDArray[np.float64]  # (cells,) of the knot above, in log S
+    beyond: NDArray[np.intp]  # (cells,) which factor belongs to it
+
+    def log_S(self, values: NDArray[Any]) -> NDArray[Any]:  # noqa: N802 - as in formulas
+        """Interpolate between values at knots."""
+        low, high = values[self.knot], values[self.knot + 1]
+        between: NDArray[Any] = low + self.share * (high - low)
+        return between
 
 
 class Spectrum:
@@ -128,7 +137,9 @@ class Spectrum:
             Factor of N.
         """
         cells = self._cells
-        counts, sums = cells.counts, self._sums(measured, slice(None))
+        counts, whole = cells.counts, np.zeros(len(cells.counts))
+        _add_up(cells.of, measured, whole)
+        whole[0], sums = 0, whole
         theta, spots = self._start(sums, noise), np.zeros(0, np.intp)
         for _ in range(_ROUNDS):
             theta = self._climb(theta, counts, sums, noise)
@@ -143,7 +154,8 @@ class Spectrum:
             spots = found
             counts = cells.counts - np.bincount(cells.of[spots], minlength=len(counts))
             counts[0] = 0
-            sums = self._sums(measured, slice(None)) - self._sums(measured, spots)
+            sums = whole - np.bincount(cells.of[spots], measured[spots], len(whole))
+            sums[0] = 0
         seen, power = measured[spots], self._power[spots]
         quiet = self._noise[spots] * (g * noise)[self._beyond[spots]]
         smooth = S[self.place[spots]]
@@ -197,12 +209,6 @@ class Spectrum:
         more = (at_spots - found.S[self.place[spots]]).sum()
         return 2 * float(shown @ found.S + more) / size**2
 
-    def _sums(self, measured: NDArray[Any], which: NDArray[np.intp] | slice) -> NDArray[Any]:
-        cells = self._cells
-        sums: NDArray[Any] = np.bincount(cells.of[which], measured[which], len(cells.counts))
-        sums[0] = 0
-        return sums
-
     def _values(self, theta: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """S by place, and both g."""
         places = np.arange((_KNOTS - 1) * _PLACES + 1) / _PLACES
@@ -211,7 +217,7 @@ class Spectrum:
     def _start(self, sums: NDArray[Any], noise: float) -> NDArray[Any]:
         """Power law with the strength that fits best."""
         counts, p, n = self._cells.counts, self._cells.power, self._cells.noise * noise
-        s = np.exp(self._cells.basis @ self._law) * p
+        s = np.exp(self._cells.log_S(self._law)) * p
         # Less than a thousandth of the noise is no signal, and has no logarithm.
         least = 1e-3 * (counts * n).sum() / (counts * s).sum()
         strength = max((s * (sums - counts * n)).sum() / (counts * s**2).sum(), least)
@@ -225,17 +231,11 @@ class Spectrum:
         self, theta: NDArray[Any], counts: NDArray[Any], sums: NDArray[Any], noise: float
     ) -> NDArray[Any]:
         """Go to the maximum, by Fisher's scoring."""
-        cells = self._cells
-        p, n = cells.power, cells.noise * noise
-        law = np.append(self._law, (0.0, 0.0))
+        cells, law = self._cells, np.append(self._law, (0.0, 0.0))
+        of = cells.knot, cells.share, cells.beyond, cells.power, cells.noise * noise
         for _ in range(_STEPS):
-            signal = np.exp(cells.basis @ theta[:-2]) * p
-            expected = np.exp(cells.beyond @ theta[-2:]) * n
-            mean = signal + expected
-            parts = (cells.basis, signal), (cells.beyond, expected)
-            slopes = np.hstack([basis * (part / mean)[:, None] for basis, part in parts])
-            gradient = slopes.T @ (sums / mean - counts) - self._price @ (theta - law)
-            information = (slopes.T * counts) @ slopes + self._price
+            gradient, information = -self._price @ (theta - law), self._price.copy()
+            _add_slopes(theta, *of, counts, sums, gradient, information)
             step = np.clip(np.linalg.solve(information, gradient), -_STEP, _STEP)
             theta = theta + step
             if gradient @ step < _ENOUGH:
@@ -269,7 +269,39 @@ def _cells(
         for values in (power, noise, place / _PLACES)
     )
     counts[0], noise[0] = 0, 1
-    left = np.minimum(where.astype(int), _KNOTS - 2)
-    basis, rows = np.zeros((len(found), _KNOTS)), np.arange(len(found))
-    basis[rows, left], basis[rows, left + 1] = left + 1 - where, where - left
-    return _Cells(of, counts, power, noise, basis, np.eye(2)[found % 2])
+    knot = np.minimum(where.astype(int), _KNOTS - 2)
+    return _Cells(of, counts, power, noise, knot, where - knot, found % 2)
+
+
+@keep_on_disk
+def _add_up(of: Any, values: Any, sums: Any) -> None:
+    for i in range(len(values)):
+        sums[of[i]] += values[i]
+
+
+@keep_on_disk
+def _add_slopes(
+    theta: Any,  # (knots + 2,): log S at every knot, log of both g
+    knot: Any,  # (cells,): see `_Cells`
+    share: Any,
+    beyond: Any,
+    power: Any,
+    noise: Any,  # times its factor
+    counts: Any,  # (cells,) frequencies
+    sums: Any,  # (cells,) of what is measured
+    gradient: Any,  # (knots + 2,) of the log likelihood is added to it
+    information: Any,  # (knots + 2, knots + 2) of Fisher's is added to it
+) -> None:
+    at, slope = np.empty(3, np.intp), np.empty(3)
+    for c in range(len(counts)):
+        at[0], at[1], at[2] = knot[c], knot[c] + 1, len(theta) - 2 + beyond[c]
+        log_S = theta[at[0]] * (1 - share[c]) + theta[at[1]] * share[c]
+        signal, expected = np.exp(log_S) * power[c], np.exp(theta[at[2]]) * noise[c]
+        mean = signal + expected
+        slope[0] = (1 - share[c]) * signal / mean
+        slope[1] = share[c] * signal / mean
+        slope[2] = expected / mean
+        for i in range(3):
+            gradient[at[i]] += slope[i] * (sums[c] / mean - counts[c])
+            for j in range(3):
+                information[at[i], at[j]] += slope[i] * slope[j] * counts[c]
