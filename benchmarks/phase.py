@@ -103,8 +103,10 @@ def cost(image: int = 1024, scan: int = 512, rounds: int = 15) -> Iterator[str]:
         }.items():
             runs = np.array([[_run(ctx, ds, udf) for udf in udfs] for _ in range(rounds + 1)])[1:]
             rates = "".join(f"{scan * scan / s:>12,.0f}" for s in np.median(runs[..., 0], axis=0))
-            parallax, phase = runs[..., 1].min(axis=0)
-            more = f"{1e3 * (phase - parallax):.1f} ms, {phase / parallax - 1:.1%}"
+            parallax, phase = runs[..., 1].T
+            more = (
+                f"{1e3 * np.median(phase - parallax):.1f} ms, {np.median(phase / parallax) - 1:.1%}"
+            )
             yield f"  {source:<16}{rates}{more:>28}"
 
 

@@ -67,7 +67,7 @@ class Found(NamedTuple):
 class _Cells(NamedTuple):
     """Groups of frequencies with nearly the same μ: a mean tells as much as all of them."""
 
-    of: NDArray[np.intp]  # (Q,) cell of each; 0 is for those that tell nothing
+    of: NDArray[np.int32]  # (Q,) cell of each; 0 is for those that tell nothing
     counts: NDArray[Any]  # (cells,)
     power: NDArray[Any]  # (cells,) means
     noise: NDArray[Any]
@@ -123,7 +123,6 @@ class Spectrum:
         self._likely = power > _SPOT_LEAST * power.max()
         self._shows = (power > _NONE * power.max()) & (noise > 0)
         self._shown = np.bincount(self.place, self._shows, (_KNOTS - 1) * _PLACES + 1)
-        self._quiet = np.where(self._shows, noise, np.float32(np.inf))
         self._spot = max(_SPOT, np.log(len(power)) + _SPOT_RARE)
 
     def fit(self, measured: NDArray[Any], noise: float) -> Found:
@@ -145,7 +144,8 @@ class Spectrum:
             theta = self._climb(theta, counts, sums, noise)
             S, g = self._values(theta)
             # Most are not even far above the noise. That is soon seen.
-            far = np.flatnonzero(measured > self._spot * float((g * noise).min()) * self._quiet)
+            far = np.flatnonzero(measured > self._spot * float((g * noise).min()) * self._noise)
+            far = far[self._shows[far]]
             mean = S[self.place[far]] * self._power[far]
             mean += self._noise[far] * (g * noise)[self._beyond[far]]
             found = far[measured[far] > self._spot * mean]
@@ -262,15 +262,15 @@ def _cells(
     # A first cell for the others, which there may be none of.
     cell = np.append(-1, np.where(tells, 2 * cell + beyond, -1))
     found, of = np.unique(cell, return_inverse=True)
-    of = of[1:]
-    counts = np.bincount(of, minlength=len(found)).astype(float)
+    cell_of: NDArray[np.int32] = of[1:].astype(np.int32)
+    counts = np.bincount(cell_of, minlength=len(found)).astype(float)
     power, noise, where = (
-        np.bincount(of, values, len(found)) / np.maximum(counts, 1)
+        np.bincount(cell_of, values, len(found)) / np.maximum(counts, 1)
         for values in (power, noise, place / _PLACES)
     )
     counts[0], noise[0] = 0, 1
     knot = np.minimum(where.astype(int), _KNOTS - 2)
-    return _Cells(of, counts, power, noise, knot, where - knot, found % 2)
+    return _Cells(cell_of, counts, power, noise, knot, where - knot, found % 2)
 
 
 @keep_on_disk
