@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -67,9 +68,10 @@ def test_histogram_counts_pixels_by_shift():
 @pytest.mark.parametrize("scan", [(1, 1), (7, 3), (12, 5), (40, 6)])
 @pytest.mark.parametrize("reach", [0, 5, 60])
 @pytest.mark.parametrize("u", [1, 3])
-def test_parts_of_a_scan_add_up_to_the_whole(scan, reach, u):
+@pytest.mark.parametrize("wraps", [True, False])
+def test_parts_of_a_scan_add_up_to_the_whole(scan, reach, u, wraps):
     """Stretches of any length, some empty; only the rows that they reach are kept."""
-    plan = make_plan(scan, (5, 6), u, reach=reach)
+    plan = replace(make_plan(scan, (5, 6), u, reach=reach), wraps=wraps)
     frames = make_frames(plan, "uint8")
     whole, _ = run_engine(ENGINES["numpy"], plan, frames)
     total = np.zeros(plan.folded_shape, np.int64)
@@ -81,6 +83,9 @@ def test_parts_of_a_scan_add_up_to_the_whole(scan, reach, u):
         first, count = plan.part(index)
         part = plan.fold(A, frames=index)
         assert part.shape == (u, u, count, scan[1])
+        other = np.full_like(A, -12345)  # rows that are not reached may hold anything
+        other[:, :, plan.reach(index)] = A[:, :, plan.reach(index)]
+        np.testing.assert_array_equal(plan.fold(other, frames=index), part)
         plan.add_part(part, first, total)
         rows = -(-(stop - start) // scan[1]) + 1 + plan.accumulator_shape[2] - scan[0]
         assert count <= min(scan[0], rows)

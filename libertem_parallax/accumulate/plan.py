@@ -202,8 +202,7 @@ class Plan:
             folded[:, :, inside_rows, inside_cols] += A[:, :, rows, cols]
             return folded
         if count < ny:
-            start = (first - lowest_y) % ny
-            wrapped = [(slice(start, start + count), slice(None))]
+            wrapped = [(self._reach(first, count), slice(None))]
         else:
             wrapped = list(_wrap(A.shape[2], lowest_y, ny))
         for rows, wrapped_rows in wrapped:
@@ -231,6 +230,30 @@ class Plan:
             first = min(max(lowest + self._lowest[0], 0), ny - 1)
             return first, min(max(lowest + self._lowest[0] + count, first + 1), ny) - first
         return ((lowest + self._lowest[0]) % ny, count) if count < ny else (0, ny)
+
+    def reach(self, frames: NDArray[np.int64]) -> slice:
+        """Tell which rows of the accumulator `fold` reads for some frames.
+
+        Parameters
+        ----------
+        frames : (F,) int64
+            Their scan positions, as for `part`.
+
+        Returns
+        -------
+        slice
+            Other rows may hold anything.
+        """
+        return self._reach(*self.part(frames))
+
+    def _reach(self, first: int, count: int) -> slice:
+        length, ny = self.accumulator_shape[2], self.scan_shape[0]
+        if not self.wraps:
+            return _overlap(length, self._lowest[0] - first, count)[0]
+        if count == ny:
+            return slice(0, length)
+        start = (first - self._lowest[0]) % ny
+        return slice(start, start + count)
 
     def add_part(self, part: NDArray[Any], first: int, folded: NDArray[Any]) -> None:
         """Add rows of a folded accumulator, from `first` on, to the whole of it."""

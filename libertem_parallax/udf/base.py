@@ -159,11 +159,24 @@ class SumsUDF(FramesUDF):
             plan,
             self.meta.input_dtype,
             self._index[by_tile],
-            np.zeros(plan.accumulator_shape, S.dtype),
+            self._accumulator(S.dtype),
             S if by_tile.all() else np.zeros(len(self._added_by_tile), S.dtype),
             get_use_cuda(),
             events=self._events,
         )
+
+    def _accumulator(self, dtype: np.dtype[Any]) -> NDArray[Any]:
+        """Make an accumulator that is zero where the partition's frames are added.
+
+        Of large images, that is a small part: for 512 partitions of 1024 x 1024 frames, all zeros
+        would take a fifth of the time. Not of floats: a GPU's sums are added to all of it.
+        """
+        shape = self._plan.accumulator_shape
+        if dtype.kind == "f":
+            return np.zeros(shape, dtype)
+        A = np.empty(shape, dtype)
+        A[:, :, self._plan.reach(self._index)] = 0
+        return A
 
     @property
     def _can_add_kept(self) -> bool:
