@@ -130,6 +130,52 @@ def _busy() -> tuple[float, float]:
     return time.process_time(), browser
 
 
+def _centered(detector: int) -> Parameters:
+    return PARAMETERS.replace(center=(detector / 2, detector / 2))
+
+
+@contextlib.contextmanager
+def _loaded(shape: tuple[int, int, int, int], *, decoded: bool) -> Iterator[tuple[Any, Any]]:
+    """Load a scan from memory, where frames are as they are, or as a Merlin sends them."""
+    from libertem.api import Context
+
+    ny, nx, height, width = shape
+    radii = np.hypot(*np.ogrid[-height / 2 : height / 2, -width / 2 : width / 2])
+    counts = np.where(radii <= _RADIUS, 0.3, 0.01)
+    rows = np.random.default_rng(0).poisson(counts, (8, *shape[1:])).astype(np.uint8)
+    frames = np.concatenate([rows] * (ny // len(rows)))
+    load: dict[str, Any] = {"filetype": "memory", "data": frames, "sig_dims": 2}
+    with Context.make_with("inline") as ctx, tempfile.TemporaryDirectory() as folder:
+        if decoded:
+            path = Path(folder) / "frames.hdr"
+            write_mib(path, frames, bits=6)
+            load = {"filetype": "mib", "path": str(path)}
+        yield ctx, ctx.load(**load, num_partitions=ny * nx // _PARTITION)
+
+
+def keeping(scan: int, detector: int, rounds: int, *, decoded: bool) -> None:
+    """Compare the processor time of a frame, in turns: without keeping it, and with."""
+    from libertem_parallax import ParallaxUDF
+    from libertem_parallax.show.fill import stack_udf
+
+    shape, parameters = (scan, scan, detector, detector), _centered(detector)
+    alone = ParallaxUDF.from_parameters(shape, **parameters)
+    with _loaded(shape, decoded=decoded) as (ctx, dataset):
+        stack = stack_udf(dataset, parameters, live=True)
+        ways = {"alone": alone, "one UDF that keeps": alone.keeping(stack.selection),
+                "two UDFs": [alone, stack]}  # fmt: skip
+        used: dict[str, list[float]] = {how: [] for how in ways}
+        for _ in range(rounds + 1):
+            for how, udf in ways.items():
+                start = time.process_time()
+                for _ in ctx.run_udf_iter(dataset=dataset, udf=udf):
+                    pass
+                used[how].append((time.process_time() - start) / scan**2 * 1e6)
+    print(f"{detector} x {detector} pixels, {'' if decoded else 'not '}decoded, us a frame:")
+    for how, of in used.items():
+        print(f"  {how}: {min(of[1:]):.2f} at least, {np.median(of[1:]):.2f} in the middle")
+
+
 def recording(
     scan: int,
     detector: int,
@@ -144,31 +190,14 @@ def recording(
     Frames come from memory, where they are as they are, or as a Merlin sends them: as fast as they
     can be had, or as from a detector that takes `most` a second.
     """
-    from libertem.api import Context
-
     from libertem_parallax import ParallaxUDF
 
-    shape = (scan, scan, detector, detector)
-    parameters = PARAMETERS.replace(center=(detector / 2, detector / 2))
-    radii = np.hypot(*np.ogrid[-detector / 2 : detector / 2, -detector / 2 : detector / 2])
-    counts = np.where(radii <= _RADIUS, 0.3, 0.01)
-    rows = np.random.default_rng(0).poisson(counts, (8, *shape[1:])).astype(np.uint8)
-    frames = np.concatenate([rows] * (scan // len(rows)))
+    shape, parameters = (scan, scan, detector, detector), _centered(detector)
     page = LivePage(Access(port=0), title="benchmark")
-    page.ready(shape[2:], frames.dtype, parameters)
+    page.ready(shape[2:], np.dtype(np.uint8), parameters)
     rates: dict[str, list[float]] = {"alone": [], "with a page": [], "while a knob is turned": []}
     used: dict[str, list[float]] = {how: [] for how in rates}
-    with (
-        Context.make_with("inline") as ctx,
-        tempfile.TemporaryDirectory() as folder,
-        opened(page) as window,
-    ):
-        load: dict[str, Any] = {"filetype": "memory", "data": frames, "sig_dims": 2}
-        if decoded:
-            path = Path(folder) / "frames.hdr"
-            write_mib(path, frames, bits=6)
-            load = {"filetype": "mib", "path": str(path)}
-        dataset = ctx.load(**load, num_partitions=scan * scan // _PARTITION)
+    with _loaded(shape, decoded=decoded) as (ctx, dataset), opened(page) as window:
         for _ in range(rounds + 1):
             for how in rates:
                 if how == "while a knob is turned":
@@ -212,7 +241,7 @@ if __name__ == "__main__":
         "what",
         nargs="*",
         default=["256", "1024", "recording"],
-        help="or memory: a recording without anything to decode",
+        help="or memory: a recording without anything to decode; or keeping: processor time",
     )
     chosen = parser.parse_args()
     if "256" in chosen.what:
@@ -222,5 +251,8 @@ if __name__ == "__main__":
     if "recording" in chosen.what:
         for most in (math.inf, 30_000):
             recording(128, 256, chosen.rounds, chosen.seconds, decoded=True, most=most)
+    if "keeping" in chosen.what:
+        keeping(128, 256, 5 * chosen.rounds, decoded=True)
+        keeping(256, 64, 5 * chosen.rounds, decoded=False)
     if "memory" in chosen.what:
         recording(256, 64, chosen.rounds, chosen.seconds, decoded=False)
