@@ -16,6 +16,7 @@ from helpers import (
 )
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from libertem.api import Context
 from libertem_live.api import LiveContext
 
 from libertem_parallax import ParallaxUDF
@@ -161,20 +162,23 @@ def test_sums_are_of_what_is_kept(inline, monkeypatch, dtype, kept, kept_ones):
     np.testing.assert_array_equal(both.stack.frames, frames[:5, :, MASK].reshape(45, -1))
 
 
-def test_another_geometry_leaves_what_is_kept(inline):
-    """The sums start anew with it, also of what is kept."""
+@pytest.mark.parametrize("executor", ["inline", "threads"])
+def test_another_geometry_leaves_what_is_kept(executor):
+    """The sums start anew with it; threads go on with those that they had before."""
     frames = make_scan(SHAPE, "uint16")
-    ds = inline.load("memory", data=frames, sig_dims=2, num_partitions=8)
-    everything = StackUDF.for_dataset(ds).selection
-    udf = ParallaxUDF.from_parameters(**PARAMETERS).keeping(everything)
     other = ParallaxUDF.from_parameters(**{**PARAMETERS, "center": (11.2, 12.4)})
-    results = inline.run_udf_iter(ds, udf)
-    for number, _ in enumerate(results, 1):
-        if number == 3:
-            results.update_parameters_experimental([{"geometry": other.params.geometry}])
-    late = np.where(np.arange(8)[:, None, None, None] >= 3, frames, 0).astype(np.uint16)
-    run_udf(inline, late, other)
-    assert_same(sums(udf), sums(other))
+    with Context.make_with(executor) as ctx:
+        ds = ctx.load("memory", data=frames, sig_dims=2, num_partitions=8)
+        everything = StackUDF.for_dataset(ds).selection
+        udf = ParallaxUDF.from_parameters(**PARAMETERS).keeping(everything)
+        results = ctx.run_udf_iter(ds, udf)
+        for number, _ in enumerate(results, 1):
+            if number == 3:
+                results.update_parameters_experimental([{"geometry": other.params.geometry}])
+        late = np.where(np.arange(8)[:, None, None, None] >= 3, frames, 0).astype(np.uint16)
+        run_udf(ctx, late, other)
+    if executor == "inline":
+        assert_same(sums(udf), sums(other))
     np.testing.assert_array_equal(udf.stack.frames, frames.reshape(72, -1))
 
 
