@@ -112,6 +112,7 @@ def test_more_frames_than_memory_holds(tmp_path: Path) -> None:
     from libertem_parallax import ParallaxUDF
     from libertem_parallax.accumulate import Stack
     from libertem_parallax.show.maker import reconstruct
+    from libertem_parallax.show.page.figures import ImageView
     from libertem_parallax.show.screen import grown
 
     frames = small_scan()
@@ -139,6 +140,13 @@ def test_more_frames_than_memory_holds(tmp_path: Path) -> None:
         first = Stack.from_array(frames[:4])
         tuned = tuning.parameters
         np.testing.assert_array_equal(tuning.picture.image, reconstruct(first, tuned))
+        # It has its place in the scan.
+        view = ImageView(print, lambda: page.scan_shape)
+        view.show(tuning.picture, (0, 100), 0.0, None)
+        drawn = view.source.data["image"][0]
+        assert drawn.shape == (6, 8)
+        assert (drawn[:4] > 0).all()
+        assert not drawn[4:].any()
         tuning.undo()
         assert tuning.wait(SECONDS)
         np.testing.assert_array_equal(tuning.picture.image, reconstruct(whole, parameters))

@@ -199,6 +199,14 @@ class LivePage:
         """What does not fit the memory, if so."""
         return self._note
 
+    @property
+    def scan_shape(self) -> tuple[int, int] | None:
+        """Rows and columns of the scan, once it has begun."""
+        if self._udf is None:
+            return None
+        ny, nx = self._udf.params.keep.shape[:2]
+        return ny, nx
+
     def arrived(self, frames: int) -> None:
         """Count frames."""
         now = time.perf_counter()

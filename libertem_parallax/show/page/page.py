@@ -138,7 +138,10 @@ class Page:
         self.seen = Seen()
         self._told = Div(text="", css_classes=["told"], sizing_mode="stretch_width", name="told")
         self._pointed = Div(text="", css_classes=["told"], name="pointed")
-        self.image = ImageView(lambda text: self._pointed.update(text=text))
+        self.image = ImageView(
+            lambda text: self._pointed.update(text=text),
+            lambda: None if self._recording is None else self._recording.scan_shape,
+        )
         # The few lines of JavaScript: say what has arrived; copy a text.
         self.image.source.js_on_change(
             "data",
