@@ -292,6 +292,22 @@ def test_small_disks_are_compared_as_well(radius):
     assert "Give center=(24.0, 24.0)" in said(changes, pattern)
 
 
+def test_a_run_goes_on_with_another_sampling(inline):
+    """Of a large disk, the pattern that is compared is coarser."""
+    frame = draw_disk((70.0, 70.0), 12.0, shape=(140, 140), counts=30.0).astype(np.uint8)
+    ds = inline.load("memory", data=np.tile(frame, (32, 32, 1, 1)), sig_dims=2, num_partitions=4)
+    udf = ParallaxUDF.from_parameters(ds.shape, **PARAMETERS)
+    fine = udf.params.geometry.replace(angular_sampling=(0.1, 0.1))
+    assert pattern_shape(fine) != pattern_shape(udf.params.geometry)
+    results = inline.run_udf_iter(ds, udf)
+    next(results)
+    results.update_parameters_experimental([{"geometry": fine}])
+    for _ in results:
+        pass
+    S = udf.results.get_buffer("S").raw_data
+    assert np.count_nonzero(S) == 3 * 256
+
+
 @pytest.mark.parametrize("value", [1e300, -np.inf, np.nan, 1e99, 1e-300])
 @pytest.mark.parametrize("shape", [(1, 1), (2, 9), (19, 16)])
 @pytest.mark.filterwarnings("ignore:the detector cuts off")

@@ -301,6 +301,8 @@ class SumsUDF(FramesUDF):
     def _judge(self, dest: Any, src: Any) -> None:
         """Warn of parameters that the frames contradict."""
         geometry = self.params.geometry
+        if src.pattern.shape != dest.pattern.shape:
+            return  # that of a geometry to which it was changed is coarser or finer
         dest.rings[:] += src.rings
         # Frames that agree are not in the pattern, which shows where the disk is instead.
         if not rings_agree(geometry, src.rings[:-1]):
