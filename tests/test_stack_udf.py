@@ -70,6 +70,20 @@ def test_events_with_every_executor(ctx, tmp_path, dtype):
     assert udf.stack.frames.dtype == (dtype or "uint16")
 
 
+@pytest.mark.parametrize("rows", [1, 5])
+def test_events_of_the_first_rows(inline, tmp_path, rows):
+    """The others are added as they come; partitions may have both."""
+    events = make_events("uint8")
+    ds = inline.load("raw_csr", path=write(tmp_path, events, seed=3), num_partitions=3)
+    parallax = ParallaxUDF.from_parameters(**PARAMETERS)
+    selection = StackUDF.for_dataset(ds, MASK).selection
+    both = parallax.keeping(selection._replace(region=(slice(0, rows), slice(0, 9))))
+    inline.run_udf(ds, [parallax, both])
+    assert_same(sums(both), sums(parallax))
+    expected = events[:rows, :, MASK].reshape(9 * rows, -1)
+    np.testing.assert_array_equal(both.stack.frames, expected)
+
+
 FRAMES = make_scan(SHAPE, "uint16")
 
 
