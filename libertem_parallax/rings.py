@@ -168,7 +168,8 @@ def add_rings(
         part, total = total, np.zeros((len(near.rows), len(near.columns)))
         total[top:bottom, left:right] = part
     own = np.zeros(COUNT)
-    own[near.which] = np.add.reduceat(total.reshape(-1)[near.pixels], near.starts)
+    picked = total.reshape(-1)[near.pixels]
+    own[near.which] = np.add.reduceat(picked, near.starts, dtype=np.float64)
     sums += own
     return whole and rings_agree(geometry, own)
 
