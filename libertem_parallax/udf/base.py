@@ -60,7 +60,8 @@ class SumsUDF(FramesUDF):
 
     @property
     def _shape(self) -> tuple[int, int, int, int]:
-        return self._plan.scan_shape + self._plan.detector_shape
+        plan = self._plan
+        return plan.scan_shape + plan.detector_shape
 
     @property
     def _selection(self) -> Selection | None:

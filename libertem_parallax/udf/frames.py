@@ -111,7 +111,7 @@ class FramesUDF(UDF):
         on_host = (self.BACKEND_SCIPY_CSR, self.BACKEND_SCIPY_CSR_ARRAY, self.BACKEND_NUMPY)
         # Workers ask before they say what the UDF is given.
         on_main = hasattr(self, "meta") and self._on_main
-        on_gpu = get_use_cuda() is not None and not on_main
+        on_gpu = not on_main and get_use_cuda() is not None
         return on_host if on_gpu else (*on_host, self.BACKEND_CUDA)
 
     def get_preferred_input_dtype(self) -> Any:
