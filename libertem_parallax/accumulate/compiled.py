@@ -28,6 +28,7 @@ class _Table(NamedTuple):
     slots: NDArray[np.int64]
     targets: NDArray[np.int64]
     batches: NDArray[np.int64]
+    fours: NDArray[np.int64] | None
 
 
 class _Held:
@@ -243,8 +244,31 @@ def _make_table(plan: Plan, place: tuple[int, ...], size: int, together: bool) -
     slots = chunk % CHUNKS * width + within
     if together:
         line_cuts = np.zeros_like(cuts)
-    batches = np.column_stack([line_cuts, cuts, pixel_cuts])
-    return _Table(lines, in_frame, places, slots, plan.targets[inside], batches)
+    batches, targets = np.column_stack([line_cuts, cuts, pixel_cuts]), plan.targets[inside]
+    # With ten thousand pixels, most have a target in common: adding them takes half as long then.
+    # Where few have, the other loop would cost two hundredths.
+    if 2 * len(np.unique(plan.targets)) > len(plan.targets):
+        return _Table(lines, in_frame, places, slots, targets, batches, None)
+    order, fours = _share(targets, pixel_cuts)
+    return _Table(lines, in_frame, places, slots[order], targets[order], batches, fours)
+
+
+def _share(
+    targets: NDArray[np.int64], cuts: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Bring fours of pixels together that have the same target, in each batch by themselves.
+
+    Returned are the pixels in their new order, fours first, and how many these are in each batch.
+    """
+    batch = np.repeat(np.arange(len(cuts) - 1), np.diff(cuts))
+    order = np.lexsort((targets, batch))
+    starts = _changes(batch, targets[order])
+    first, run = np.flatnonzero(starts), np.cumsum(starts) - 1
+    length = np.diff(np.append(first, len(order)))[run]
+    alone = np.arange(len(order)) - first[run] >= length // 4 * 4
+    fours = np.bincount(batch[~alone], minlength=len(cuts) - 1)
+    # Runs as their first pixels: by target, sums would be loaded that were stored just before.
+    return order[np.lexsort((order[first[run]], alone, batch))], fours
 
 
 def _make_chunks(

@@ -260,6 +260,7 @@ def _scatter(
     n: int,
     slots: Any,
     targets: Any,
+    step: int,
     shift: int,
     A: Any,
     frames: Any,
@@ -267,26 +268,34 @@ def _scatter(
     n_next: int,
     lines: Any,
 ) -> None:
-    """Add pixels to the accumulator; meanwhile ask for lines of the next frames, from `start`."""
-    lanes = values.shape[2]
-    # The last group as such, too, if its zeros have a place.
-    whole, some = n // lanes, (n + lanes - 1) // lanes
-    furthest = 0
+    """Add pixels to the accumulator; meanwhile ask for lines of the next frames, from `start`.
+
+    With a `step` of 4, every four pixels have the same target; else it is 1.
+    """
+    lanes, ahead, furthest = values.shape[2], 0, 0
     for m in range(len(targets)):
         furthest = max(furthest, targets[uintp(m)])
-    groups = some if furthest + shift + some * lanes <= len(A) else whole
-    ahead = 0
-    for m in range(len(targets)):
+    # The last group as such, too, if its zeros have a place.
+    groups = (n + lanes - 1) // lanes
+    if furthest + shift + groups * lanes > len(A):
+        groups = n // lanes
+    for m in range(0, len(targets), step):
         while ahead < n_next and ahead * len(targets) <= m * n_next:
             for i in range(len(lines)):
                 _prefetch(frames, uintp(start + ahead), uintp(lines[uintp(i), 0]))
             ahead += 1
         slot, target = uintp(slots[m]), uintp(targets[m] + shift)
-        for group in range(groups):
-            _add_group(values, uintp(group), (slot,), A, target + uintp(group * lanes))
+        if step == 1:
+            for group in range(groups):
+                _add_group(values, uintp(group), (slot,), A, target + uintp(group * lanes))
+        else:
+            four = slot, uintp(slots[m + 1]), uintp(slots[m + 2]), uintp(slots[m + 3])
+            for group in range(groups):
+                _add_group(values, uintp(group), four, A, target + uintp(group * lanes))
         for k in range(n - groups * lanes):
-            value = values[uintp(groups), slot, uintp(k)]
-            A[target + uintp(groups * lanes + k)] += A.dtype.type(value)
+            for i in range(step):
+                value = values[uintp(groups), uintp(slots[m + i]), uintp(k)]
+                A[target + uintp(groups * lanes + k)] += A.dtype.type(value)
 
 
 @njit(nogil=True)
@@ -322,6 +331,7 @@ def accumulate(
     slots: Any,  # (m,) int64 where in the transposed buffer each pixel of the tile goes
     targets: Any,  # (m,) int64 where in A
     batches: Any,  # (b + 1, 3) int64: first line, chunk and pixel of each batch
+    fours: Any,  # (b,) int64: how many of its pixels come first, in fours of one target; or None
     buffer: Any,  # (frames of a block, values) the lines of one
     values: Any,  # (groups, slots, lanes) the same transposed
     A: Any,  # flat
@@ -352,8 +362,13 @@ def accumulate(
             following = 0 if b == last else b + 1
             first, count = (after, n_after) if b == last else (start, n)
             some = lines[batches[following, 0] : batches[following + 1, 0]]
-            _scatter(values, n, part, goals, shift, A, frames, first, count, some)
-            _sum(values, n, part, start, S)
+            if fours is not None:
+                k = fours[b]
+                four, to, ahead = part[:k], goals[:k], count * k // len(part)
+                _scatter(values, n, four, to, 4, shift, A, frames, first, ahead, some)
+                part, goals, first, count = part[k:], goals[k:], first + ahead, count - ahead
+            _scatter(values, n, part, goals, 1, shift, A, frames, first, count, some)
+            _sum(values, n, slots[batches[b, 2] : batches[b + 1, 2]], start, S)
         start, n = after, n_after
 
 
