@@ -76,7 +76,7 @@ class _Near(NamedTuple):
     pixels: NDArray[np.int64]  # flat indices into these, one sum after the other
     starts: NDArray[np.int64]  # where each sum begins
     which: NDArray[np.int64]  # of the sums there are it is
-    sizes: NDArray[np.int64]  # how many pixels it has
+    agree: NDArray[np.float64]  # (conditions, COUNT) what is positive, times sums, if they agree
 
 
 _nears: WeakKeyDictionary[Geometry, _Near] = WeakKeyDictionary()
@@ -108,7 +108,17 @@ def _make_near(geometry: Geometry) -> _Near:
     pixels = np.flatnonzero((flat >= 0) & (sizes >= least)[flat])
     pixels = pixels[np.argsort(flat[pixels], kind="stable")]
     which, starts = np.unique(flat[pixels], return_index=True)
-    return _Near(rows, columns, pixels, starts, which, sizes[which])
+    return _Near(rows, columns, pixels, starts, which, _conditions(which, sizes))
+
+
+def _conditions(which: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Factors of sums that differences of means have, of which all are positive: see `_Near`."""
+    if not len(which) or which[0] != 0:
+        return np.zeros((0, COUNT))
+    means = np.diag(1 / np.maximum(sizes, 1))
+    inside = [means[k] - INSIDE * means[0] for k in which if 1 <= k < 5]
+    outside = [OUTSIDE * means[0] - means[k] for k in which if k >= 5]
+    return np.reshape(inside + outside, (-1, COUNT))
 
 
 def _box(geometry: Geometry, reach: float) -> list[NDArray[np.int64]]:
@@ -190,12 +200,5 @@ def rings_agree(geometry: Geometry, sums: NDArray[np.float64]) -> bool:
     bool
         False also where there is too little to tell.
     """
-    near = _near(geometry)
-    if not len(near.which) or near.which[0] != 0 or near.which[-1] == 0:
-        return False
-    middle, *means = sums[near.which] / near.sizes
-    inside = int(np.searchsorted(near.which, 5)) - 1
-    return bool(
-        min(means[:inside], default=np.inf) > INSIDE * middle
-        and max(means[inside:], default=-np.inf) < OUTSIDE * middle
-    )
+    conditions = _near(geometry).agree @ sums
+    return len(conditions) > 0 and bool((conditions > 0).all())

@@ -87,6 +87,11 @@ def test_a_disk_that_is_there_agrees_and_others_do_not(radius):
         assert not agree(y + radius / 2, x, radius)
         assert not agree(y, x, 2 * radius)
         assert not agree(y, x, radius / 2)
+        right = sums_of(geometry, frame[None])
+        for which in range(1, COUNT):  # each quadrant matters
+            assert not rings_agree(
+                geometry, np.where(np.arange(COUNT) == which, which > 4, right / right[0])
+            )
     assert not rings_agree(geometry, np.zeros(COUNT))
     assert not rings_agree(geometry, np.full(COUNT, np.nan))
 
