@@ -118,7 +118,8 @@ def test_any_tiling_region_and_part(inline, data):
     region = slice(top, bottom), slice(left, right)
     # The last one lacks pixels of the bright field, which are added though they are not kept.
     mask = draw(st.sampled_from([MASK, np.ones_like(MASK), np.arange(25) > np.zeros((24, 1)) + 9]))
-    udf = StackUDF(SHAPE, FRAMES.dtype, np.argwhere(mask), region)
+    pixels = np.argwhere(mask).astype(draw(st.sampled_from(["int64", "int32"])))
+    udf = StackUDF(SHAPE, FRAMES.dtype, pixels, region)
     parallax = ParallaxUDF.from_parameters(**PARAMETERS)
     both = parallax.keeping(udf.selection)
     roi = None if roi is None else np.reshape(roi, (ny, nx))

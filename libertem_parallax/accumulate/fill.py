@@ -48,7 +48,9 @@ class Fill:
         self.frames = frames
         self.index = index
         self.nx = nx
-        self._lookup, self._known = _places(pixels.tobytes(), tuple(detector_shape))
+        self._lookup, self._known = _places(
+            np.asarray(pixels, np.int64).tobytes(), tuple(detector_shape)
+        )
 
     def add(self, tile: NDArray[Any], origin: tuple[int, int] = (0, 0), first: int = 0) -> None:
         """Copy out of a tile of dense frames.
