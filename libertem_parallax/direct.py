@@ -34,7 +34,7 @@ from .images.wiener import Spectrum
 from .interference import beams, polynomial
 from .likelihood import Engine, Interference, make_engine
 from .memory import check_direct
-from .weak_object import aperture, frequencies, transfer
+from .weak_object import aperture, frequencies, tells, transfer
 
 __all__ = ["Direct", "direct_phase", "with_rim"]
 
@@ -48,9 +48,9 @@ _SOME = 300
 #: the aperture shows them, little is known.
 _LAW = (-5.0, 10.0)
 
-#: How sure the noise is that was measured: the price of log g. It may be another one where pixels
-#: share electrons, by a factor of 2.
-_KNOWN = 10.0
+#: How sure the noise is that was measured, the price of log g: to 1 %, or to a factor of e where
+#: pixels share electrons, and with them noise. That is where next ones are correlated by so much.
+_SURE, _UNSURE, _SHARED = 1e4, 1.0, 0.03
 
 #: Instead of dividing by zero.
 _LEAST = 1e-30
@@ -156,7 +156,9 @@ class Direct:
     noise : (M,) float64
         Power of the noise of each pixel's G, over that of one inside.
     power : (some,) float64
-        Sum of |G|² over all pixels, at the frequencies of `_some`.
+        Sum of |G|² over all pixels, at every `_every`-th frequency.
+    shared
+        Correlation of what next pixels see, at most of these.
     """
 
     def __init__(
@@ -167,12 +169,14 @@ class Direct:
         inside: float,
         noise: NDArray[np.float64],
         power: NDArray[np.float64],
+        shared: float,
     ) -> None:
         self._engine, self._frames, self._inside = engine, frames, inside
         self._noise, self._power = noise, power
+        self._known = _SURE if shared < _SHARED else _UNSURE
         self._shape = geometry.plan.scan_shape
         self._q = frequencies(self._shape, geometry.scan_sampling)
-        self._tells = _tells(self._shape)
+        self._tells = tells(self._shape)
 
     @classmethod
     def of(cls, stack: Stack, geometry: Geometry) -> Self:
@@ -201,8 +205,9 @@ class Direct:
         a = aperture(xi, 1.0, edge)
         check_direct(stack.scan_shape, len(columns))
         scanned, counts = stack.scanned.copy(), np.empty(len(columns))
-        some = _some((ny, nx))
-        power = np.empty(len(some))
+        some, told = slice(None, None, _every((ny, nx))), np.empty((3, 0))
+        # One pixel and the next of a row.
+        pairs = (np.diff(seen.plan.pixels, axis=0) == (0, 1)).all(axis=1).astype(np.float32)
         weights = (1 / a).astype(np.float32)[:, None, None]
 
         def made(blocks: Blocks) -> Any:
@@ -213,7 +218,8 @@ class Direct:
                 spectra *= np.asarray(weights[part], like=spectra)
                 images[:, part] = spectra.reshape(len(means), -1).T
                 counts[part] = means
-            power[:] = here((abs(images[some]).astype(np.float64) ** 2).sum(axis=1))
+            nonlocal told
+            told = _power(images[some], np.asarray(pairs, like=images))
             return images
 
         host = stack.on_host
@@ -233,7 +239,10 @@ class Direct:
         # Pixels of the rim get more than a² of that, as a part of them is lit, and not all weakly.
         inside = float(counts[a == a.max()].mean() / a.max() ** 2)
         noise = counts / a**2 / max(inside, _LEAST)
-        return cls(engine, geometry, int(scanned.sum()), inside, noise, power)
+        power, together, alone = told[:, tells((ny, nx))[some] > 0]
+        ratio = np.divide(together, alone, out=np.ones_like(alone), where=alone > 0)
+        shared = float(np.median(ratio)) if len(ratio) else 1.0
+        return cls(engine, geometry, int(scanned.sum()), inside, noise, power, shared)
 
     def interference(self, geometry: Geometry) -> Interference:
         """Phases of the beams, for other aberrations of the same pixels as well."""
@@ -333,7 +342,7 @@ class Direct:
         noise = self._electron(explained * self._inside**2) * self._frames / self._inside
         D = D.astype(np.float32)
         frequency, none = np.hypot(*self._q.reshape(-1, 2).T), np.zeros(len(D), bool)
-        spectrum = Spectrum(D, self._tells, frequency, none, _LAW, _KNOWN)
+        spectrum = Spectrum(D, self._tells, frequency, none, _LAW, self._known)
         return spectrum.ratio(spectrum.fit(power, noise))
 
     def _electron(self, explained: NDArray[Any]) -> float:
@@ -342,7 +351,8 @@ class Direct:
         All that pixels see at a frequency is noise, but for what the phase explains there. The
         median leaves out frequencies at which the object is too strong for that.
         """
-        rest: NDArray[np.float64] = self._power - explained[_some(self._shape)]
+        some = slice(None, None, _every(self._shape))
+        rest: NDArray[np.float64] = self._power - explained[some][self._tells[some] > 0]
         # One of M degrees of freedom is explained.
         noise = float(self._noise.sum() - self._noise.mean()) * self._frames * self._inside
         if not noise > 0 or not len(rest):
@@ -360,21 +370,18 @@ def _explained(N: NDArray[Any], D: NDArray[Any]) -> NDArray[np.float64]:
     return power
 
 
-def _tells(shape: tuple[int, int]) -> NDArray[np.float32]:
-    """1 for frequencies of the half-spectrum, 0 for the mean and those with two signs."""
-    tells = np.ones((shape[0], shape[1] // 2 + 1), np.float32)
-    tells[0, 0] = 0
-    if shape[0] % 2 == 0:
-        tells[shape[0] // 2] = 0
-    if shape[1] % 2 == 0:
-        tells[:, -1] = 0
-    return tells.ravel()
+def _every(shape: tuple[int, int]) -> int:
+    """Return the step between frequencies whose noise stands for that of all."""
+    return math.ceil(shape[0] * (shape[1] // 2 + 1) / _SOME)
 
 
-def _some(shape: tuple[int, int]) -> NDArray[np.intp]:
-    """Frequencies whose noise stands for that of all."""
-    tells = np.flatnonzero(_tells(shape))
-    return tells[:: math.ceil(len(tells) / _SOME) or 1]
+def _power(images: Any, pairs: Any) -> NDArray[np.float64]:
+    """Sum |G|² over pixels, and G G* and |G|² over pairs of a pixel and the next: (3, Q)."""
+    real, imag = images.real.astype(np.float64), images.imag.astype(np.float64)
+    power = real**2 + imag**2
+    together = real[:, 1:] * real[:, :-1] + imag[:, 1:] * imag[:, :-1]
+    sums = power, together * pairs, (power[:, 1:] + power[:, :-1]) / 2 * pairs
+    return np.stack([here(part.sum(axis=1)) for part in sums])
 
 
 @keep_on_disk

@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import aberrations
 
-__all__ = ["aperture", "blocks", "frequencies", "transfer"]
+__all__ = ["aperture", "blocks", "frequencies", "tells", "transfer"]
 
 #: Elements of a block: a few arrays of these fit the cache of a core.
 _BLOCK = 1 << 16
@@ -72,6 +72,28 @@ def frequencies(
     y = np.fft.fftfreq(scan_shape[0], scan_sampling[0])
     x = np.fft.rfftfreq(scan_shape[1], scan_sampling[1])
     return np.stack(np.meshgrid(y, x, indexing="ij"), axis=-1)
+
+
+def tells(scan_shape: tuple[int, int]) -> NDArray[np.float32]:
+    """Tell which of the `frequencies` say something of an object.
+
+    Parameters
+    ----------
+    scan_shape
+        Scan positions ``(Ny, Nx)``.
+
+    Returns
+    -------
+    (Ny (Nx // 2 + 1),) float32
+        0 for the mean and frequencies that are their own opposites, 1 for the others.
+    """
+    some = np.ones((scan_shape[0], scan_shape[1] // 2 + 1), np.float32)
+    some[0, 0] = 0
+    if scan_shape[0] % 2 == 0:
+        some[scan_shape[0] // 2] = 0
+    if scan_shape[1] % 2 == 0:
+        some[:, -1] = 0
+    return some.ravel()
 
 
 def blocks(frequencies: int, pixels: int) -> Iterator[slice]:

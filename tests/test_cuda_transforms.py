@@ -98,9 +98,9 @@ def test_frames_cross_the_bus_once_and_transforms_never(standin):
     M = len(with_rim(Geometry.from_parameters(**PARAMETERS)).plan.pixels)
     frequencies, terms = 8 * (9 // 2 + 1), len(monomials(5))
     # Of pixels: index, weight and direction; beams of every frequency. And what comes of that.
-    assert cupy.uploaded - up == M * (8 + 4 + 8) + frequencies * (2 * terms + 2) * 4
-    # The power of all pixels, at those that are neither the mean nor have two signs.
-    power = (frequencies - 1 - (9 // 2 + 1)) * 8
+    pairs = (M - 1) * 4  # which of them are next to each other
+    assert cupy.uploaded - up == pairs + M * (8 + 4 + 8) + frequencies * (2 * terms + 2) * 4
+    power = frequencies * 3 * 8  # of all pixels and of pairs
     assert cupy.downloaded - down == M * 8 + power + frequencies * 3 * 4
 
 

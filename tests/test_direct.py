@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from helpers import PARAMETERS, make_scan
 
 import libertem_parallax as prlx
+from libertem_parallax import direct
 from libertem_parallax.accumulate import Stack
 from libertem_parallax.cli import main
 from libertem_parallax.direct import Direct, with_rim
@@ -75,6 +76,19 @@ def test_noise_agrees_with_nothing():
     direct = Direct.of(Stack.from_array(frames), geometry)
     # The mean over so many frequencies has an error of a twentieth.
     assert direct.agreement(geometry) == pytest.approx(1, abs=0.15)
+
+
+@pytest.mark.parametrize(("share", "known"), [(0.0, direct._SURE), (0.2, direct._UNSURE)])
+def test_pixels_that_share_electrons_are_noticed(share, known):
+    """Their noise is more than what single pixels show, so that is not relied on."""
+    counts, _, parameters = weak.scan_of_object("0", (3, 3))
+    rng = np.random.default_rng(0)
+    frames = rng.poisson(counts * 500)
+    frames[..., 1:] += rng.binomial(frames, share)[..., :-1]
+    made = Direct.of(
+        Stack.from_array(frames.astype(np.uint16)), Geometry.from_parameters(**parameters)
+    )
+    assert made._known == known
 
 
 def test_equals_the_formula():

@@ -227,6 +227,18 @@ def test_signal_and_noise_are_found(gain):
     np.testing.assert_allclose(spectrum.ratio(found), ratio, rtol=1e-5)
 
 
+def test_known_noise_tells_what_looks_like_it():
+    """Signal with the same power at all frequencies, where contrast is the same."""
+    frequency = np.hypot(np.fft.fftfreq(96)[:, None], np.fft.rfftfreq(96)).ravel()
+    power, noise = np.ones(frequency.size), (frequency > 0).astype(float)
+    measured = np.random.default_rng(3).exponential(size=frequency.size) * 1.3
+    spectrum = Spectrum(power, noise, frequency, np.zeros(power.size, bool), known=1e4)
+    found = spectrum.fit(measured, 1.0)
+    assert found.noise[0] == pytest.approx(1, abs=0.02)
+    weights = np.bincount(spectrum.place, minlength=len(found.S))
+    assert np.average(found.S, weights=weights) == pytest.approx(0.3, abs=0.05)
+
+
 @pytest.mark.parametrize("scale", [1e-20, 1e-12, 1e6])
 def test_units_of_the_values_do_not_matter(scale):
     """Frames may hold anything in proportion to electrons: it is a gain of the noise."""
