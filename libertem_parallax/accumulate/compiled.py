@@ -110,10 +110,10 @@ class CompiledEngine(Engine):
 
     @cached_property
     def _few(self) -> int:
-        """How many frames wait for more.
+        """How many frames a tile may have to wait for more.
 
-        They take as long as a group of frames, and the call as long as tens. Not floats, whose sums
-        are checked at once.
+        To add a few takes as long as a whole group of frames, and the call as long as tens. Floats
+        do not wait, since their sums are checked at once.
         """
         return 0 if self.dtype.kind == "f" else 2 * lanes_of(self.dtype.itemsize)
 
