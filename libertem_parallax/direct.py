@@ -372,7 +372,12 @@ def _explained(N: NDArray[Any], D: NDArray[Any]) -> NDArray[np.float64]:
 
 def _every(shape: tuple[int, int]) -> int:
     """Return the step between frequencies whose noise stands for that of all."""
-    return math.ceil(shape[0] * (shape[1] // 2 + 1) / _SOME)
+    columns = shape[1] // 2 + 1
+    step = math.ceil(shape[0] * columns / _SOME)
+    # All columns have some: a beam that flickers adds its noise to the first one.
+    while math.gcd(step, columns) > 1:
+        step += 1
+    return step
 
 
 def _power(images: Any, pairs: Any) -> NDArray[np.float64]:

@@ -91,6 +91,16 @@ def test_pixels_that_share_electrons_are_noticed(share, known):
     assert made._known == known
 
 
+@pytest.mark.parametrize("shape", [(300, 16), (40, 40)])
+def test_a_beam_that_flickers_is_not_taken_for_noise_of_pixels(shape):
+    """All pixels share it, at frequencies across the rows."""
+    rng, (_, _, parameters) = np.random.default_rng(0), weak.scan_of_object("0", (3, 3))
+    brightness = rng.uniform(0.5, 1.5, (shape[0], 1, 1, 1)) * np.ones((*shape, 9, 9))
+    geometry = Geometry.from_parameters(**{**parameters, "shape": brightness.shape})
+    made = Direct.of(Stack.from_array(rng.poisson(20 * brightness)), geometry)
+    assert made._known == direct._SURE
+
+
 def test_equals_the_formula():
     """All pixels' images times their transfer, over the power of that, written out.
 
