@@ -67,6 +67,7 @@ def test_a_page_outlives_what_goes_wrong(
     check_error(result, "no acquisition was started within 0.5 s")
     assert "no acquisition was started within 0.5 s" in said[0]
     assert "stopped on the page" in said[1]
+    assert "\nNot recorded: stopped on the page\n" in result.stderr  # no error
     assert not Path("image.tif").exists()
 
 
@@ -107,21 +108,32 @@ def test_stopped_on_the_page(
     pages: list[LivePage],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What has come is in the image, and the next acquisition is complete."""
+    """What has come is in the image, the next acquisition is complete; and that is no error."""
     gate = Gate(monkeypatch)
 
     def again(page: LivePage) -> None:
         gate.opened.set()
         page.next()
 
+    def once_more(page: LivePage) -> None:
+        gate.opened.clear()
+        page.next()
+
+    def growing(page: LivePage) -> bool:
+        return page.stage == "recording" and bool(page.tuning.stack.scanned.any())
+
     with looking(
         pages,
         (lambda page: Path("live.png").exists(), LivePage.stop),
         (recorded(1), again),
-        (recorded(2), lambda page: None),
+        (recorded(2), once_more),
+        (growing, LivePage.stop),
+        (recorded(3), lambda page: None),
     ):
         result = run(arguments(merlin, f"--start {PAGE}"))
     assert result.exit_code == 0, result.output
+    assert "Error" not in result.stderr
+    assert result.stderr.count("are in the image: stopped on the page") == 2
     told = re.search(r"(\d+) of 96 frames .*are in the image: stopped on the page", result.stderr)
     assert told, result.stderr
     first = expected(frames, int(told[1]))

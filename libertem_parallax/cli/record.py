@@ -124,14 +124,15 @@ def record(
             reason = learning.problem or added.problem or "there were too few rows of the scan"
             raise click.ClickException(
                 f"no image was written: {reason.removesuffix('.')}. "
-                + kept_frames(learning.stack, output)
+                + kept_frames(learning.image, output)
             )
         # Before anything is shown or closed, which may fail as well.
         image, count = (made := grown(added.results)).image, made.frames
         written_to = [save(output, image, said(count), problems)]
         last[:] = [(written_to[0], count)]
         Screen({**shows, **more}, 0).show(added.results)
-    problems[:0] = missing_frames(added, count, total, address.detector)
+    missing = missing_frames(added, count, total, address.detector)
+    problems[:0] = missing
     found: list[tuple[str, str]] = []
     if learning is not None and learning.calibration is not None:
         scan = tuple(acquisition.shape)[:2]
@@ -154,7 +155,8 @@ def record(
     ]
     places = " and ".join(map(str, written_to))
     problem = " ".join((*problems, f"It was written to {places}.")) if problems else None
-    return Recorded(images, udf, parameters, rows, problem, written_to, made, window)
+    wanted = page is not None and added.problem == page.STOPPED and problems == missing
+    return Recorded(images, udf, parameters, rows, problem, wanted, written_to, made, window)
 
 
 @contextlib.contextmanager

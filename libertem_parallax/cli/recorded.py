@@ -10,10 +10,10 @@ from .calibrate import described as found_rows
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ..accumulate import Stack
     from ..parameters import Parameters
     from ..show.screen import Growing
     from ..show.window import Window
+    from ..udf import ParallaxUDF
     from ..udf.learning import Learning
 
 __all__ = ["Added", "Recorded", "kept_frames", "missing_frames", "save_found"]
@@ -36,6 +36,7 @@ class Recorded(NamedTuple):
     parameters: Parameters
     rows: list[tuple[str, str]]  #: for `report`
     problem: str | None  #: why it is not complete, or not where it should be
+    wanted: bool  #: whether that is just what was asked for on the page
     written_to: list[Path]  #: where they are, in that order
     grown: Growing  #: the first one, and which frames it is of
     window: Window | None  #: that shows the image
@@ -87,17 +88,19 @@ def save_found(
     return rows
 
 
-def kept_frames(stack: Stack, output: Path) -> str:
+def kept_frames(udf: ParallaxUDF, output: Path) -> str:
     """Write the frames of a scan of which no parameters were found; say where they are."""
     from .. import files
 
+    stack = udf.stack
     frames = stack.frames.reshape(stack.scan_shape + stack.detector_shape)
     count = int(stack.scanned.sum())
     try:
         path = files.keep_frames(output.with_name(f"{output.stem}_frames.npy"), frames)
     except (OSError, ValueError) as error:
         return f"Its frames could not be written, either: {error}."
+    fitting = "" if udf.params.keep.complete else ", as many as memory holds,"
     return (
-        f"{count:,} frames were written to {path}. Calibrate these with other options: "
-        f"libertem-parallax calibrate {path} ..."
+        f"{count:,} frames{fitting} were written to {path}. Calibrate these with other options of "
+        f"libertem-parallax calibrate {path}."
     )

@@ -49,8 +49,8 @@ def record_all(
 
     Raises
     ------
-    click.ClickException
-        If the last one is not complete.
+    click.ClickException, click.exceptions.Exit
+        If the last one is not complete, unless it was stopped on the page.
     """
     if page is None:
         recorded = once(parameters, outputs, recording)
@@ -65,16 +65,20 @@ def record_all(
             if not page.served or error.message.startswith("interrupted"):
                 raise
             page.fail(error.message)
+            wanted = page.STOPPED in error.message
+            if wanted:
+                problem = str(page.progress)
         else:
             path = recorded.written_to[0]
             problem = _told(recorded, tell)
+            wanted = recorded.wanted and problem == recorded.problem
             if problem != recorded.problem:
                 page.add("Beside the image, not all could be written: see the terminal")
             page.keep(path, recorded.grown, elsewhere=path not in places.values())
             recording = recording._replace(calibrate=False)  # the page has what was found
             places = {}
         if problem is not None:
-            click.echo(f"\nError: {problem}", err=True)
+            click.echo(f"\n{'' if wanted else 'Error: '}{problem}", err=True)
         again = False
         with contextlib.suppress(KeyboardInterrupt):  # from the moment that it is told
             click.echo(f"\nThe page is still at {page.url} (Ctrl-C ends it)")
@@ -87,7 +91,7 @@ def record_all(
             places = free_outputs(outputs)
         where = " and ".join(map(str, places.values()))
         click.echo(f"\nThe next acquisition goes to {where}", err=True)
-    if problem is not None:
+    if problem is not None and not wanted:
         raise click.exceptions.Exit(1)  # it was told
 
 

@@ -32,8 +32,6 @@ _NOTHING = (8, 8)
 #: Acquisitions of which small pictures are kept.
 _KEPT = 8
 
-_STOPPED = "stopped on the page"
-
 #: What calibration may find.
 _FOUND = (
     "center",
@@ -84,6 +82,9 @@ class LivePage:
     **page
         What pages are told.
     """
+
+    #: Why an acquisition is not complete that was stopped here.
+    STOPPED = "stopped on the page"
 
     def __init__(self, access: Access, limit: int | None = None, **page: Any) -> None:
         self._access, self._page = access, page
@@ -143,7 +144,7 @@ class LivePage:
         self._stop, self.stage = stop, "waiting"
         self.progress = Progress("Waiting for an acquisition")
         if self._stopped:  # while the detector was being connected
-            stop(_STOPPED)
+            stop(self.STOPPED)
         if self._server is not None:
             return
         pixels = np.argwhere(np.ones(detector_shape, bool))
@@ -287,7 +288,7 @@ class LivePage:
         if self.stage != "ended":
             self.progress = self.progress._replace(words="Stopping")
             self._stopped = True
-            self._stop(_STOPPED)
+            self._stop(self.STOPPED)
 
     def next(self) -> None:
         """Have the next acquisition recorded."""
