@@ -24,6 +24,8 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
     """Give a function anew, as another process would, with a cache of its own."""
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(disk, "_complained", [])
+    # Python's own cache would be cut off as well, and does not notice it at once.
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "functions_to_keep.py").write_text(
         "def double(x):\n    return 2 * x\n", encoding="utf-8"
