@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from ..files import write_events
+from ..udf import ParallaxUDF
 from .watch import ASKED_TO_END, DetectorError, Watch, first_line
 
 __all__ = ["FRAMES_PER_PARTITION", "stream", "warm_up"]
@@ -28,7 +29,7 @@ def warm_up(ctx: Any, udf: Any, dtype: np.dtype[Any], *, events: bool = False) -
     ctx
         On each of whose workers, and here, where results are merged.
     udf
-        To be run later; it is as new afterwards.
+        A `ParallaxUDF`, to be run later.
     dtype
         Of the frames.
     events
@@ -38,7 +39,11 @@ def warm_up(ctx: Any, udf: Any, dtype: np.dtype[Any], *, events: bool = False) -
 
     _warm_up(udf, dtype, events)
     if not isinstance(ctx.executor, InlineJobExecutor):
-        ctx.executor.run_each_worker(functools.partial(_warm_up, udf, dtype, events))
+        # Workers make no images; and sent as it is now, it takes as much as all of these, and what
+        # is kept.
+        given = udf.params
+        adds = ParallaxUDF(given.geometry, engine=given.engine, keep=given.keep)
+        ctx.executor.run_each_worker(functools.partial(_warm_up, adds, dtype, events))
 
 
 def _warm_up(udf: Any, dtype: np.dtype[Any], events: bool) -> None:
