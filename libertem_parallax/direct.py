@@ -52,8 +52,8 @@ _LAW = (-5.0, 10.0)
 #: pixels share electrons, and with them noise. That is where next ones are correlated by so much.
 _SURE, _UNSURE, _SHARED = 1e4, 1.0, 0.03
 
-#: Instead of dividing by zero.
-_LEAST = 1e-30
+#: Instead of dividing by zero; and log of an amplitude: that of a broken frame would be infinite.
+_LEAST, _LARGEST = 1e-30, 80.0
 
 
 def direct_phase(
@@ -110,7 +110,7 @@ def direct_phase(
     )
     determinant = np.maximum(D * D2 - np.abs(cross) ** 2, _LEAST)
     phase = direct.image((-1j * N * D2 + 1j * cross * N2) / determinant)
-    absorption = direct.image((-N2 * D + cross.conj() * N) / determinant)
+    absorption = np.maximum(direct.image((-N2 * D + cross.conj() * N) / determinant), -_LARGEST)
     wave: NDArray[np.complex64] = np.exp(1j * phase - absorption).astype(np.complex64)
     return wave
 
@@ -238,7 +238,8 @@ class Direct:
         )
         # Pixels of the rim get more than a² of that, as a part of them is lit, and not all weakly.
         inside = float(counts[a == a.max()].mean() / a.max() ** 2)
-        noise = counts / a**2 / max(inside, _LEAST)
+        # Where too much of a background was taken off, there would be less than none.
+        noise = np.maximum(counts, 0) / a**2 / max(inside, _LEAST)
         power, together, alone = told[:, tells((ny, nx))[some] > 0]
         ratio = np.divide(together, alone, out=np.ones_like(alone), where=alone > 0)
         shared = float(np.median(ratio)) if len(ratio) else 1.0

@@ -68,6 +68,27 @@ def test_units_do_not_matter(unit):
     assert found == pytest.approx(expected, rel=1e-4)
 
 
+def test_more_than_the_background_is_taken_off():
+    """So that the rim is darker than nothing. What is left shows the same, with more contrast."""
+    counts, _, parameters = weak.scan_of_object("0", (3, 3), size=0.1)
+    frames = np.random.default_rng(0).poisson(counts * 1e4).astype(np.float32)
+    less = Stack.from_array(frames - np.float32(0.6) * frames[..., 4, 3].mean())
+    expected = prlx.direct_phase(Stack.from_array(frames), parameters) / 0.4
+    image = prlx.direct_phase(less, parameters)
+    np.testing.assert_allclose(image, expected, rtol=0, atol=0.1 * abs(expected).max())
+    geometry = Geometry.from_parameters(**parameters)
+    assert Direct.of(less, geometry).agreement(geometry) > 1
+
+
+def test_a_broken_frame_makes_no_infinite_amplitude():
+    _, _, parameters = weak.scan_of_object("0", (3, 3))
+    frames = np.random.default_rng(0).poisson(7, (40, 40, 9, 9)).astype(np.uint32)
+    frames[4, 4] *= 100_000
+    given = {**parameters, "shape": frames.shape}
+    wave = prlx.direct_phase(Stack.from_array(frames), given, amplitude=True)
+    assert np.isfinite(wave).all()
+
+
 def test_noise_agrees_with_nothing():
     """Power that is explained is as that of the noise where there is no object."""
     _, _, parameters = weak.scan_of_object("0", (3, 3))

@@ -124,10 +124,10 @@ def test_equals_the_definition(inline, case):
         ratio = found.noise[beyond.astype(int)] * noise[half] / S.reshape(power.shape)
         ratio += missed * noise[half]
         by = P[half].conj() / np.maximum(abs(P[half]) ** 2 + ratio, 1e-30)
-        return R * by, (S * shown).reshape(power.shape)
+        return R * by, by * P[half], (S * shown).reshape(power.shape)
 
     # Where contrast is as in overfocus, what the straight beam lost is put back: φ²/2, as the rest
-    # of a first image has it, with that rest's whole power, and twice that.
+    # of a first image has it, over the part of its power that the filter leaves, and twice that.
     M = (rfft2(image) / np.float32(inside)).astype(complex)
     wavelength = definition.WAVELENGTH_300KEV
     chi = definition.chi(
@@ -136,10 +136,10 @@ def test_equals_the_definition(inline, case):
     opposed = (chi[half] > 0) & (chi[half] < np.pi / 2) & ~beyond
     assert opposed.any() == (case == "astigmatic")
     if opposed.any():
-        first, S = filtered(M)
+        first, share, S = filtered(M)
         rest = np.fft.irfft2(np.where(opposed, 0, first), image.shape)
-        whole = 2 * S[~opposed].sum() / image.size**2
-        lost = np.fft.rfft2(rest**2) * 2 * whole / (rest**2).mean()
+        part = (share * S)[~opposed].real.sum() / S[~opposed].sum()
+        lost = np.fft.rfft2(rest**2) * 2 / part
         M += np.where(opposed, np.cos(chi[half]) * pixels * noise[half] * lost, 0)
     expected = np.fft.irfft2(filtered(M)[0], image.shape)
     actual = run_udf(inline, frames, ParallaxPhaseUDF.from_parameters(**parameters))["phase"]

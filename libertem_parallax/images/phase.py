@@ -17,7 +17,8 @@ specimen diffracts. R shows φ² with the transfer of absorption, ``-cos χ(q)``
 slow changes follow those of φ, as both are more where there is more matter. In underfocus they add
 to the contrast, and are left. In overfocus they take it away, up to all of it, at frequencies below
 the first reversal, 0 < χ < π/2. There they are undone, with φ² from a first image, without these
-frequencies: what they diffract arrives next to where it was lost, and hides the loss.
+frequencies: what they diffract arrives next to where it was lost, and hides the loss. What the
+filter leaves of φ in that image is ``|P|² / (|P|² + N / S)``; φ² is made so much larger.
 """
 
 from __future__ import annotations
@@ -94,7 +95,10 @@ def phase(sums: Sums) -> NDArray[np.float32]:
         if len(transfer.opposed):
             first = R * transfer.conj
             first *= weights
-            R.ravel()[transfer.opposed] += _lost(transfer, first, found, image.shape)
+            weights *= transfer.power
+            R.ravel()[transfer.opposed] += _lost(
+                transfer, first, weights.ravel(), found, image.shape
+            )
             weights, _ = _weights(transfer, R, noise, image.size)
     else:
         weights = 1 / (transfer.power + transfer.power.max() / np.float32(snr))
@@ -116,15 +120,23 @@ def _weights(
 
 
 def _lost(
-    transfer: _Transfer, phi: NDArray[Any], found: Found, shape: tuple[int, ...]
+    transfer: _Transfer,
+    phi: NDArray[Any],
+    share: NDArray[np.float32],
+    found: Found,
+    shape: tuple[int, ...],
 ) -> NDArray[Any]:
-    """Find what R lacks at `opposed`; overwrites the half-spectrum of the phase."""
+    """Find what R lacks at `opposed`; overwrites the half-spectrum of the phase, and its share."""
     phi.ravel()[transfer.opposed] = 0
     lost = irfft2(phi, shape[1])
     lost *= lost
-    seen = max(float(lost.mean()), 1e-30)
-    # The filter has made less of the specimen than there is.
-    more = UNSEEN * transfer.spectrum.variance(found, lost.size, transfer.opposed) / seen
+    # The filter has made less of the specimen than there is. By how much is told by what was found,
+    # not by this image: where that is too much, as it may be with `coverage` borders, so is both.
+    share[transfer.opposed] = 0
+    made = transfer.spectrum.variance(found, lost.size, share)
+    share.fill(1)
+    share[transfer.opposed] = 0
+    more = UNSEEN * transfer.spectrum.variance(found, lost.size, share) / max(made, 1e-30)
     found_lost: NDArray[Any] = rfft2(lost).ravel()[transfer.opposed]
     found_lost *= transfer.loss * np.float32(more)
     return found_lost

@@ -185,7 +185,7 @@ class Spectrum:
         ratio *= self._noise
         return ratio
 
-    def variance(self, found: Found, size: int, but: NDArray[np.intp] | None = None) -> float:
+    def variance(self, found: Found, size: int, share: NDArray[Any] | None = None) -> float:
         """Sum S up over all frequencies that P shows, to the variance of φ.
 
         Parameters
@@ -194,20 +194,19 @@ class Spectrum:
             By `fit`.
         size
             Pixels of the image. Of their frequencies, the half-spectrum has half.
-        but
-            Frequencies to leave out.
+        share : (Q,) float
+            Of S that counts. Default: all.
 
         Returns
         -------
         float
         """
         shown, spots, at_spots = self._shown, found.spots, found.at_spots
-        if but is not None:
-            shown = shown - np.bincount(self.place[but], self._shows[but], len(shown))
-            kept = ~np.isin(spots, but)
-            spots, at_spots = spots[kept], at_spots[kept]
-        more = (at_spots - found.S[self.place[spots]]).sum()
-        return 2 * float(shown @ found.S + more) / size**2
+        smooth = found.S[self.place[spots]]
+        if share is not None:
+            shown = np.bincount(self.place, self._shows * share, len(shown))
+            at_spots, smooth = at_spots * share[spots], smooth * share[spots]
+        return 2 * float(shown @ found.S + (at_spots - smooth).sum()) / size**2
 
     def _values(self, theta: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """S by place, and both g."""
