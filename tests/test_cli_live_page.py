@@ -185,7 +185,7 @@ def test_calibrated_once(run: Run, pages: list[LivePage], monkeypatch: pytest.Mo
 
 
 def test_what_is_kept_of_frames_to_come() -> None:
-    """All of the detector; where the center is known, 1.25 semiangles around it."""
+    """4 semiangles around the middle; where the center is known, 1.25 around it."""
     from libertem.api import Context
 
     from libertem_parallax.show.fill import stack_udf
@@ -200,10 +200,14 @@ def test_what_is_kept_of_frames_to_come() -> None:
     with Context.make_with("inline") as ctx:
         dataset = ctx.load("memory", data=small_scan(), sig_dims=2)
         unknown = stack_udf(dataset, parameters, live=True)
+        small = stack_udf(dataset, parameters.replace(semiangle_cutoff=1.1), live=True)
+        offline = stack_udf(dataset, parameters.replace(semiangle_cutoff=1.1))
         known = stack_udf(dataset, parameters.replace(center=(6.0, 6.0)), live=True)
+    assert len(offline.params.pixels) == 144
     assert len(unknown.params.pixels) == 144
     y, x = np.indices((12, 12)) - 6
     np.testing.assert_array_equal(known.params.pixels, np.argwhere(np.hypot(y, x) <= 5))
+    np.testing.assert_array_equal(small.params.pixels, np.argwhere(np.hypot(y, x) <= 4.4))
 
 
 def test_workers_keep_frames(
