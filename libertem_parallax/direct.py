@@ -158,7 +158,7 @@ class Direct:
     power : (some,) float64
         Sum of |G|² over all pixels, at every `_every`-th frequency.
     shared
-        Correlation of what next pixels see, at most of these.
+        Correlation of what next pixels of a row or column see, at most of these frequencies.
     """
 
     def __init__(
@@ -205,9 +205,8 @@ class Direct:
         a = aperture(xi, 1.0, edge)
         check_direct(stack.scan_shape, len(columns))
         scanned, counts = stack.scanned.copy(), np.empty(len(columns))
-        some, told = slice(None, None, _every((ny, nx))), np.empty((3, 0))
-        # One pixel and the next of a row.
-        pairs = (np.diff(seen.plan.pixels, axis=0) == (0, 1)).all(axis=1).astype(np.float32)
+        some, told = slice(None, None, _every((ny, nx))), np.empty((5, 0))
+        pairs = [_pairs(seen.plan.pixels, along) for along in ((0, 1), (1, 0))]
         weights = (1 / a).astype(np.float32)[:, None, None]
 
         def made(blocks: Blocks) -> Any:
@@ -219,7 +218,7 @@ class Direct:
                 images[:, part] = spectra.reshape(len(means), -1).T
                 counts[part] = means
             nonlocal told
-            told = _power(images[some], np.asarray(pairs, like=images))
+            told = _power(here(images[some]), pairs)
             return images
 
         host = stack.on_host
@@ -240,9 +239,10 @@ class Direct:
         inside = float(counts[a == a.max()].mean() / a.max() ** 2)
         # Where too much of a background was taken off, there would be less than none.
         noise = np.maximum(counts, 0) / a**2 / max(inside, _LEAST)
-        power, together, alone = told[:, tells((ny, nx))[some] > 0]
+        power, *both = told[:, tells((ny, nx))[some] > 0]
+        together, alone = np.array(both).reshape(2, 2, -1).swapaxes(0, 1)
         ratio = np.divide(together, alone, out=np.ones_like(alone), where=alone > 0)
-        shared = float(np.median(ratio)) if len(ratio) else 1.0
+        shared = float(np.median(ratio, axis=1).max()) if ratio.size else 1.0
         return cls(engine, geometry, int(scanned.sum()), inside, noise, power, shared)
 
     def interference(self, geometry: Geometry) -> Interference:
@@ -381,13 +381,21 @@ def _every(shape: tuple[int, int]) -> int:
     return step
 
 
-def _power(images: Any, pairs: Any) -> NDArray[np.float64]:
-    """Sum |G|² over pixels, and G G* and |G|² over pairs of a pixel and the next: (3, Q)."""
-    real, imag = images.real.astype(np.float64), images.imag.astype(np.float64)
-    power = real**2 + imag**2
-    together = real[:, 1:] * real[:, :-1] + imag[:, 1:] * imag[:, :-1]
-    sums = power, together * pairs, (power[:, 1:] + power[:, :-1]) / 2 * pairs
-    return np.stack([here(part.sum(axis=1)) for part in sums])
+def _pairs(pixels: NDArray[Any], along: tuple[int, int]) -> NDArray[np.intp]:
+    """Find pixels (M, 2) with a next one in a direction, and which that is: (2, pairs)."""
+    index = {(y, x): m for m, (y, x) in enumerate(pixels.tolist())}
+    following = ((m, index.get((y + along[0], x + along[1]))) for (y, x), m in index.items())
+    return np.array([p for p in following if p[1] is not None], np.intp).reshape(-1, 2).T
+
+
+def _power(images: NDArray[Any], pairs: list[NDArray[np.intp]]) -> NDArray[np.float64]:
+    """Sum |G|² over pixels, and G G* and |G|² over pairs of each direction: (5, Q)."""
+    power = images.real.astype(np.float64) ** 2 + images.imag.astype(np.float64) ** 2
+    sums = [power.sum(axis=1)]
+    for a, b in pairs:
+        sums.append((images[:, a].astype(complex) * images[:, b].conj()).real.sum(axis=1))
+        sums.append((power[:, a] + power[:, b]).sum(axis=1) / 2)
+    return np.stack(sums)
 
 
 @keep_on_disk
