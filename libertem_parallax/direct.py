@@ -205,8 +205,7 @@ class Direct:
         a = aperture(xi, 1.0, edge)
         check_direct(stack.scan_shape, len(columns))
         scanned, counts = stack.scanned.copy(), np.empty(len(columns))
-        some, told = slice(None, None, _every((ny, nx))), np.empty((5, 0))
-        pairs = [_pairs(seen.plan.pixels, along) for along in ((0, 1), (1, 0))]
+        some, told = slice(None, None, _every((ny, nx))), np.empty((0, 0), np.complex64)
         weights = (1 / a).astype(np.float32)[:, None, None]
 
         def made(blocks: Blocks) -> Any:
@@ -218,7 +217,7 @@ class Direct:
                 images[:, part] = spectra.reshape(len(means), -1).T
                 counts[part] = means
             nonlocal told
-            told = _power(here(images[some]), pairs)
+            told = here(images[some])
             return images
 
         host = stack.on_host
@@ -239,10 +238,9 @@ class Direct:
         inside = float(counts[a == a.max()].mean() / a.max() ** 2)
         # Where too much of a background was taken off, there would be less than none.
         noise = np.maximum(counts, 0) / a**2 / max(inside, _LEAST)
-        power, *both = told[:, tells((ny, nx))[some] > 0]
-        together, alone = np.array(both).reshape(2, 2, -1).swapaxes(0, 1)
-        ratio = np.divide(together, alone, out=np.ones_like(alone), where=alone > 0)
-        shared = float(np.median(ratio, axis=1).max()) if ratio.size else 1.0
+        G = told[tells((ny, nx))[some] > 0].astype(complex)
+        shared = max(_shared(G, seen.plan.pixels, along) for along in ((0, 1), (1, 0)))
+        power = (np.abs(G) ** 2).sum(axis=1)
         return cls(engine, geometry, int(scanned.sum()), inside, noise, power, shared)
 
     def interference(self, geometry: Geometry) -> Interference:
@@ -381,21 +379,17 @@ def _every(shape: tuple[int, int]) -> int:
     return step
 
 
-def _pairs(pixels: NDArray[Any], along: tuple[int, int]) -> NDArray[np.intp]:
-    """Find pixels (M, 2) with a next one in a direction, and which that is: (2, pairs)."""
+def _shared(G: NDArray[Any], pixels: NDArray[Any], along: tuple[int, int]) -> float:
+    """Find how what pixels (M, 2) and the next ones see is correlated, at frequencies (Q, M)."""
     index = {(y, x): m for m, (y, x) in enumerate(pixels.tolist())}
-    following = ((m, index.get((y + along[0], x + along[1]))) for (y, x), m in index.items())
-    return np.array([p for p in following if p[1] is not None], np.intp).reshape(-1, 2).T
-
-
-def _power(images: NDArray[Any], pairs: list[NDArray[np.intp]]) -> NDArray[np.float64]:
-    """Sum |G|² over pixels, and G G* and |G|² over pairs of each direction: (5, Q)."""
-    power = images.real.astype(np.float64) ** 2 + images.imag.astype(np.float64) ** 2
-    sums = [power.sum(axis=1)]
-    for a, b in pairs:
-        sums.append((images[:, a].astype(complex) * images[:, b].conj()).real.sum(axis=1))
-        sums.append((power[:, a] + power[:, b]).sum(axis=1) / 2)
-    return np.stack(sums)
+    following = {m: index.get((y + along[0], x + along[1])) for (y, x), m in index.items()}
+    pairs = [(m, n) for m, n in following.items() if n is not None]
+    if not pairs or not len(G):
+        return 1.0
+    a, b = (G[:, part] for part in np.array(pairs).T)
+    together, alone = (a * b.conj()).real.sum(axis=1), (np.abs(a) ** 2 + np.abs(b) ** 2).sum(axis=1)
+    ratio = np.divide(2 * together, alone, out=np.ones_like(alone), where=alone > 0)
+    return float(np.median(ratio))
 
 
 @keep_on_disk
