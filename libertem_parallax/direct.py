@@ -52,8 +52,8 @@ _LAW = (-5.0, 10.0)
 #: pixels share electrons, and with them noise. That is where next ones are correlated by so much.
 _SURE, _UNSURE, _SHARED = 1e4, 1.0, 0.03
 
-#: Instead of dividing by zero; and log of an amplitude: that of a broken frame would be infinite.
-_LEAST, _LARGEST = 1e-30, 80.0
+#: Instead of dividing by zero; and log of an amplitude: a broken frame has an infinite intensity.
+_LEAST, _LARGEST = 1e-30, 40.0
 
 
 def direct_phase(
