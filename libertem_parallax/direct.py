@@ -52,7 +52,7 @@ _LAW = (-5.0, 10.0)
 #: pixels share electrons, and with them noise. That is where next ones are correlated by so much.
 _SURE, _UNSURE, _SHARED = 1e4, 1.0, 0.03
 
-#: Instead of dividing by zero; and log of an amplitude: a broken frame has an infinite intensity.
+#: Instead of dividing by zero; largest log of an amplitude: the square of more may be infinite.
 _LEAST, _LARGEST = 1e-30, 40.0
 
 
