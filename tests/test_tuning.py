@@ -139,7 +139,8 @@ def test_what_gives_no_image_is_told_and_the_last_one_remains():
     image = tuning.picture.image
     tuning.change(semiangle_cutoff=8.0)
     assert tuning.wait(30)
-    assert "the stack does not have" in tuning.problem
+    assert "pixels that are needed" in tuning.problem
+    assert "keep more of the detector" in tuning.problem
     assert tuning.picture.image is image
     tuning.change(semiangle_cutoff=3.0)
     assert_shown(tuning)

@@ -291,8 +291,8 @@ class Stack:
         if missing.any():
             row, col = pixels[np.argmax(missing)]
             raise ValueError(
-                f"the stack does not have {missing.sum()} of the plan's {len(pixels)} pixels, the "
-                f"first of which is ({row}, {col}): fill one with more of the detector."
+                f"the stack does not have {missing.sum()} of the {len(pixels)} pixels that are "
+                f"needed, such as ({row}, {col}): use others, or keep more of the detector."
             )
         return columns
 
