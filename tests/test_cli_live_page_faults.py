@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -55,15 +56,21 @@ def test_a_page_outlives_what_goes_wrong(
         page.stop()  # impatiently
 
     failed = "Not recorded"
-    with looking(
-        pages,
-        (lambda page: failed in str(page.progress), again),
-        (lambda page: "Waiting" in str(page.progress), stop),
-        (lambda page: failed in str(page.progress), again),
-        (lambda page: failed in str(page.progress), again),
-        (lambda page: "Waiting" in str(page.progress), lambda page: None),
+    taken = socket.create_server(("127.0.0.1", 0))
+    with (
+        taken,
+        looking(
+            pages,
+            (lambda page: failed in str(page.progress), again),
+            (lambda page: "Waiting" in str(page.progress), stop),
+            (lambda page: failed in str(page.progress), again),
+            (lambda page: failed in str(page.progress), again),
+            (lambda page: "Waiting" in str(page.progress), lambda page: None),
+        ),
     ):
-        result = run(arguments(merlin, f"--timeout 0.5 {PAGE}"))
+        port = taken.getsockname()[1]
+        result = run(arguments(merlin, f"--timeout 0.5 {PAGE} --page-port {port}"))
+    assert f"port {port} is in use; the page is served on another" in result.stderr
     check_error(result, "no acquisition was started within 0.5 s")
     assert "no acquisition was started within 0.5 s" in said[0]
     assert "stopped on the page" in said[1]

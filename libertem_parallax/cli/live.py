@@ -18,7 +18,7 @@ from .recorded import Recorded
 from .run import check_output, live_paths, messages_only, report
 from .sequence import record_all
 from .simulated import FOLDER, live_simulated
-from .tune import memory_option, open_browser, page_options, read_page_options
+from .tune import memory_option, open_browser, page_options, read_page_options, warn_of_access
 
 if TYPE_CHECKING:
     from ..parameters import Parameters
@@ -188,7 +188,12 @@ def live(
             sigma=blur or 0.0,
         )
         click.get_current_context().call_on_close(shown.close)
-        shown.on_ready = partial(open_browser, wanted=browser)
+
+        def opened(where: str) -> None:
+            warn_of_access(access, where)
+            open_browser(where, wanted=browser)
+
+        shown.on_ready = opened
         return shown
 
     asked = _asked(options, calibrate=recording.calibrate)

@@ -8,6 +8,7 @@ import webbrowser
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import click
 from click.core import ParameterSource
@@ -206,20 +207,27 @@ def read_access(options: dict[str, Any]) -> Access:
     return access
 
 
-def serve_pages(tuning: Any, access: Access, *, browser: bool | None, **page: Any) -> None:
-    """Serve pages until Ctrl-C; `page` is told to each of them."""
-    from ..show.page.page import Page
-    from ..show.page.server import is_loopback, serve, url
+def warn_of_access(access: Access, where: str) -> None:
+    """Warn if pages are served on another port than was asked for, or without encryption."""
+    from ..show.page.server import is_loopback
 
-    server = serve(lambda: Page(tuning, **page), access)
-    if access.port not in (0, server.port):
+    if access.port not in (0, urlsplit(where).port):
         warn(f"port {access.port} is in use; the page is served on another.")
     if access.encryption is None and not is_loopback(access.address):
         warn(
             "connections are not encrypted: who can listen on the network sees password and "
             "images. Give a --certificate, or use an SSH tunnel."
         )
+
+
+def serve_pages(tuning: Any, access: Access, *, browser: bool | None, **page: Any) -> None:
+    """Serve pages until Ctrl-C; `page` is told to each of them."""
+    from ..show.page.page import Page
+    from ..show.page.server import serve, url
+
+    server = serve(lambda: Page(tuning, **page), access)
     where = url(access, server.port)
+    warn_of_access(access, where)
     try:
         click.echo(f"The page is at {where} (Ctrl-C ends)")
         open_browser(where, wanted=browser)
