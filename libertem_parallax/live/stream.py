@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 import numpy as np
 
 from ..files import write_events
-from ..udf import ParallaxUDF
 from .watch import ASKED_TO_END, DetectorError, Watch, first_line
 
 __all__ = ["FRAMES_PER_PARTITION", "stream", "warm_up"]
@@ -36,6 +35,8 @@ def warm_up(ctx: Any, udf: Any, dtype: np.dtype[Any], *, events: bool = False) -
         Whether frames will come as events.
     """
     from libertem.executor.inline import InlineJobExecutor
+
+    from ..udf import ParallaxUDF
 
     _warm_up(udf, dtype, events)
     if not isinstance(ctx.executor, InlineJobExecutor):
