@@ -215,14 +215,6 @@ def assert_follows(window, tuning, parameters=None):
     assert np.abs(shown - gray(expected)).max() <= 1
 
 
-def eventually(true):
-    """Wait until something is true: drawing takes a while."""
-    end = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
 def suppressed(true):
     """False where a parameter is not there yet."""
 

@@ -9,7 +9,6 @@ from browser import (  # noqa: F401 - fixtures, too
     browser,
     data,
     defocused,
-    eventually,
     folder,
     needs_chromium,
     only_window,
@@ -19,6 +18,7 @@ from browser import (  # noqa: F401 - fixtures, too
     tuning,
     window,
 )
+from tuned import eventually
 
 from libertem_parallax.accumulate import Stack
 

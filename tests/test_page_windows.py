@@ -19,7 +19,6 @@ from browser import (  # noqa: F401 - fixtures, too
     browser,
     data,
     defocused,
-    eventually,
     folder,
     needs_chromium,
     only_window,
@@ -30,6 +29,7 @@ from browser import (  # noqa: F401 - fixtures, too
 )
 from tornado.httpclient import HTTPRequest
 from tornado.websocket import websocket_connect
+from tuned import eventually
 
 from libertem_parallax import load_parameters
 from libertem_parallax.show.maker import reconstruct

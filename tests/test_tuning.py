@@ -8,7 +8,7 @@ import threading
 import numpy as np
 import pytest
 from libertem.api import Context
-from tuned import FRAMES, PARAMETERS, assert_shown
+from tuned import FRAMES, PARAMETERS, assert_shown, eventually
 
 from libertem_parallax import ParallaxUDF, Parameters
 from libertem_parallax.accumulate import Stack
@@ -169,6 +169,7 @@ def test_a_coarse_image_comes_first_where_the_image_takes_long(stack, monkeypatc
     tuning.change(rotation_angle=0.4)
     assert_shown(tuning)
     number = tuning.picture.number
+    eventually(lambda: tuning.picture in pictures)
     coarse, fine = (p for p in dict.fromkeys(pictures) if p.number == number)
     assert (coarse.coarse, fine.coarse) == (2, 1)
     every_second = Stack.from_array(FRAMES[::2, ::2])
@@ -182,6 +183,7 @@ def test_a_coarse_image_comes_first_where_the_image_takes_long(stack, monkeypatc
     pictures.clear()
     tuning.change(image="parallax")
     assert_shown(tuning)
+    eventually(lambda: tuning.picture in pictures)
     assert {p.coarse for p in pictures if p.number > number} == {1}
     tuning.close()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 
 from libertem_parallax import Parameters
@@ -31,3 +33,11 @@ def assert_shown(tuning):
     np.testing.assert_array_equal(
         picture.image, reconstruct(tuning.stack, tuning.parameters, picture.name)
     )
+
+
+def eventually(true):
+    """Wait until something is true: drawing takes a while, and so does telling who listens."""
+    end = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
