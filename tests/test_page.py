@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 from browser import (  # noqa: F401 - fixtures, too
@@ -135,7 +137,11 @@ def test_pointing(window, tuning):
     assert_follows(window, tuning)
     row, col = tuning.parameters["center"]
     before = tuning.parameters["semiangle_cutoff"]
-    mouse.move(*place("diffraction", col + 13, row))
+    at = None
+    while at != (at := place("diffraction", col + 13, row)):
+        time.sleep(0.2)  # until the page has stopped moving
+    mouse.move(*at)
+    time.sleep(0.1)  # or the pointer may be pressed before it is known to be there
     mouse.down()
     mouse.move(*place("diffraction", col + 10, row), steps=5)
     mouse.up()
