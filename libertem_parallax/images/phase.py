@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import aberrations
+from ..accumulate.disk import keep_on_disk
 from ..contrast import contrast
 from ..geometry import Geometry
 from .fourier import irfft2, rfft2
@@ -179,9 +180,15 @@ def _opposed(geometry: Geometry) -> tuple[NDArray[np.intp], NDArray[np.float64]]
 
 
 def _power(values: NDArray[Any]) -> NDArray[np.float32]:
-    power: NDArray[np.float32] = values.real**2
-    power += values.imag**2
+    power = np.empty(values.shape, np.float32)
+    _add_squares(values.ravel(), power.ravel())
     return power
+
+
+@keep_on_disk
+def _add_squares(values: Any, sums: Any) -> None:
+    for i in range(len(values)):
+        sums[i] = values[i].real * values[i].real + values[i].imag * values[i].imag
 
 
 def _problem(geometry: Geometry) -> str | None:

@@ -1,0 +1,225 @@
+"""The most likely powers of signal and noise, and the spots beside them; compiled: see `wiener`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from ..accumulate.disk import keep_on_disk
+
+__all__ = ["PLACES", "fit", "ratio"]
+
+#: Places for frequencies from one knot of log S to the next.
+PLACES = 64
+
+#: How often the fit is made again without the spots that were found.
+_ROUNDS = 3
+
+#: Steps to the maximum, the largest of one, in log S, and the gain in log likelihood that is too
+#: little for another: where there is no signal, log S has no end.
+_STEPS, _STEP, _ENOUGH = 20, 2.0, 1e-3
+
+#: Values that are looked at together.
+_BLOCK = 256
+
+
+@keep_on_disk
+def fit(
+    measured: Any,  # (Q,) as all of these: |M|²
+    factor: float,  # of N
+    power: Any,  # |P|²
+    noise: Any,  # N
+    place: Any,
+    beyond: Any,
+    shown_noise: Any,  # N, and infinite where nothing is shown
+    likely: Any,  # whether a spot would be signal
+    spot: float,  # how far it is above μ
+    cell: Any,
+    counts: Any,  # (cells,) as the following: see `_Cells`
+    cell_power: Any,
+    cell_noise: Any,
+    knot: Any,
+    share: Any,
+    cell_beyond: Any,
+    law: Any,  # (knots,): log S of the power law
+    price: Any,  # (knots + 2, knots + 2) of what differs from it
+) -> Any:
+    """Find S by place, both g times the factor, the spots, and S there."""
+    whole, cell_noise = np.zeros(len(counts)), cell_noise * factor
+    for i in range(len(measured)):
+        whole[cell[i]] += measured[i]
+    left, sums = counts.copy(), whole
+    sums[0] = 0
+    of = knot, share, cell_beyond, cell_power, cell_noise
+    theta = _start(law, knot, share, cell_power, cell_noise, counts, sums)
+    S, spots, far, least = np.empty(0), np.empty(0, np.intp), np.empty(0, np.intp), np.inf
+    for _ in range(_ROUNDS):
+        _climb(theta, law, price, of, left, sums)
+        S, g = _between(theta[:-2]), np.exp(theta[-2:]) * factor
+        # Most are not even far above the noise. That is soon seen, and once for all rounds.
+        if spot * g.min() < least:
+            least = 0.8 * spot * g.min()
+            far = _far(measured, shown_noise, np.float32(least))
+        found, count = np.empty_like(far), 0
+        for k in range(len(far)):
+            i = far[k]
+            if measured[i] > spot * (S[place[i]] * power[i] + g[beyond[i]] * noise[i]):
+                found[count] = i
+                count += 1
+        if count == len(spots):
+            break
+        spots, left, sums = found[:count].copy(), counts.copy(), whole.copy()
+        for k in range(count):
+            c = cell[spots[k]]
+            if c:
+                left[c] -= 1
+                sums[c] -= measured[spots[k]]
+    at_spots = np.empty(len(spots))
+    for k in range(len(spots)):
+        i = spots[k]
+        quiet, smooth = g[beyond[i]] * noise[i], S[place[i]]
+        if likely[i]:
+            at_spots[k] = (measured[i] - quiet) / power[i]
+        else:
+            # The rest is noise, next to which the smooth signal is as this is next to the noise
+            # above.
+            at_spots[k] = smooth * quiet / (measured[i] - power[i] * smooth)
+    return S, g, spots, at_spots
+
+
+@keep_on_disk
+def ratio(
+    missed: float,
+    S: Any,  # see `Found`
+    g: Any,
+    spots: Any,
+    at_spots: Any,
+    entry: Any,  # (Q,) of S, first next to one g, then next to the other
+    beyond: Any,  # (Q,)
+    noise: Any,  # (Q,)
+) -> Any:
+    """Compute (g / S + missed) N: (Q,) float32."""
+    table, ratio = np.empty(2 * len(S), np.float32), np.empty(len(entry), np.float32)
+    for i in range(len(table)):
+        table[i] = min(g[i // len(S)] / max(S[i % len(S)], 1e-30) + missed, 1e30)
+    for i in range(len(entry)):
+        ratio[i] = table[entry[i]] * noise[i]
+    for k in range(len(spots)):
+        i = spots[k]
+        ratio[i] = (g[beyond[i]] / max(at_spots[k], 1e-30) + missed) * noise[i]
+    return ratio
+
+
+@njit()
+def _between(log_S: Any) -> Any:
+    """Interpolate S at all places."""
+    S = np.empty((len(log_S) - 1) * PLACES + 1)
+    for i in range(len(S)):
+        low = min(i // PLACES, len(log_S) - 2)
+        S[i] = np.exp(log_S[low] + (i / PLACES - low) * (log_S[low + 1] - log_S[low]))
+    return S
+
+
+@njit()
+def _start(law: Any, knot: Any, share: Any, power: Any, noise: Any, counts: Any, sums: Any) -> Any:
+    """Power law with the strength that fits best: θ."""
+    signal, quiet, known, square = 0.0, 0.0, 0.0, 0.0
+    for c in range(len(counts)):
+        s = np.exp(law[knot[c]] * (1 - share[c]) + law[knot[c] + 1] * share[c]) * power[c]
+        signal += counts[c] * s
+        quiet += counts[c] * noise[c]
+        known += s * (sums[c] - counts[c] * noise[c])
+        square += counts[c] * s**2
+    # Less than a thousandth of the noise is no signal, and has no logarithm.
+    strength = np.log(max(known / square, 1e-3 * quiet / signal))
+    # Where there is less than half of the noise, values are no electrons, but something in
+    # proportion to them: from g = 1, the maximum would be too far away.
+    part = sums.sum() / quiet
+    g = np.log(part) if 1e-20 < part < 0.5 else 0.0
+    theta = np.full(len(law) + 2, g)
+    theta[:-2] += law + strength
+    return theta
+
+
+@njit()
+def _far(values: Any, noise: Any, factor: Any) -> Any:
+    """Find values that are above a factor times the noise; few are."""
+    found, count = np.empty(len(values), np.intp), 0
+    for start in range(0, len(values), _BLOCK):
+        some, quiet = values[start : start + _BLOCK], noise[start : start + _BLOCK]
+        if _any_above(some, quiet, factor):
+            for i in range(len(some)):
+                if some[i] > factor * quiet[i]:
+                    found[count] = start + i
+                    count += 1
+    return found[:count].copy()
+
+
+@njit()
+def _any_above(values: Any, noise: Any, factor: Any) -> Any:
+    above = np.int32(0)  # a sum, and no end of the loop before: that is done in vectors
+    for i in range(len(values)):
+        above |= np.int32(values[i] > factor * noise[i])
+    return above != 0
+
+
+@njit()
+def _climb(theta: Any, law: Any, price: Any, of: Any, counts: Any, sums: Any) -> None:
+    """Move θ, log S at every knot and log of both g, to the maximum, by Fisher's scoring."""
+    knot, share, beyond, power, noise = of
+    knots, size = len(law), len(theta)
+    away, gradient = np.empty(size), np.empty(size)
+    information, at, slope = np.empty((size, size)), np.empty(3, np.intp), np.empty(3)
+    for _ in range(_STEPS):
+        for i in range(size):
+            away[i] = theta[i] - law[i] if i < knots else theta[i]
+        for i in range(size):
+            gradient[i] = 0
+            for j in range(size):
+                gradient[i] -= price[i, j] * away[j]
+                information[i, j] = price[i, j]
+        g = np.exp(theta[knots:])
+        for c in range(len(counts)):
+            at[0], at[1], at[2] = knot[c], knot[c] + 1, knots + beyond[c]
+            log_S = theta[at[0]] * (1 - share[c]) + theta[at[1]] * share[c]
+            signal, expected = np.exp(log_S) * power[c], g[beyond[c]] * noise[c]
+            mean = signal + expected
+            slope[0] = (1 - share[c]) * signal / mean
+            slope[1] = share[c] * signal / mean
+            slope[2] = expected / mean
+            more = sums[c] / mean - counts[c]
+            for i in range(3):
+                gradient[at[i]] += slope[i] * more
+                for j in range(i + 1):
+                    information[at[i], at[j]] += slope[i] * slope[j] * counts[c]
+        step, gain = _solved(information, gradient), 0.0
+        for i in range(size):
+            step[i] = min(max(step[i], -_STEP), _STEP)
+            theta[i] += step[i]
+            gain += gradient[i] * step[i]
+        if gain < _ENOUGH:
+            break
+
+
+@njit()
+def _solved(matrix: Any, values: Any) -> Any:
+    """Solve for a symmetric matrix, of which the lower half is there and overwritten (Cholesky)."""
+    size, x = len(values), values.copy()
+    for i in range(size):
+        first = 0
+        while matrix[i, first] == 0:  # a band, but for the last rows
+            first += 1
+        for j in range(first, i + 1):
+            for k in range(first, j):
+                matrix[i, j] -= matrix[i, k] * matrix[j, k]
+            matrix[i, j] = np.sqrt(matrix[i, i]) if i == j else matrix[i, j] / matrix[j, j]
+        for k in range(first, i):
+            x[i] -= matrix[i, k] * x[k]
+        x[i] /= matrix[i, i]
+    for i in range(size - 1, -1, -1):
+        x[i] /= matrix[i, i]
+        for k in range(i):
+            x[k] -= matrix[i, k] * x[i]
+    return x
