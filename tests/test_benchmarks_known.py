@@ -137,7 +137,14 @@ def test_a_folder_of_sets(tmp_path: Path) -> None:
 
 
 def test_what_phase_images_cost_is_told() -> None:
-    lines = list(phase.cost(image=72, scan=72, rounds=1))
+    lines = list(phase.cost(image=72, scans=[(72, 32, "uint8")], rounds=1))
     assert [line.split()[0] for line in lines[2:5]] == ["parallax", "phase_flip", "phase"]
-    assert [line.split()[:2] for line in lines[7:]] == [["in", "memory"], ["from", "a"]]
-    assert all(line.endswith("%") and " ms, " in line for line in lines[7:])
+    rows = [line.split() for line in lines[7:]]
+    assert [row[7:10] for row in rows] == [
+        ["from", source, reading] for source in ("memory", "file") for reading in ("sums", "whole")
+    ]
+    for row in rows:
+        parallax, both = (float(rate.replace(",", "")) for rate in row[10:12])
+        assert both / parallax == pytest.approx(float(row[12]), abs=0.01)
+        assert (row[13] == "yes") == (float(row[12]) >= 0.97)
+        assert row[15] == "ms"
