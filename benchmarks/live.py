@@ -16,7 +16,7 @@ from libertem.udf.base import NoOpUDF
 from libertem.udf.sum import SumUDF
 
 from libertem_parallax import ParallaxUDF
-from libertem_parallax.accumulate.stack import cores
+from libertem_parallax.accumulate.threads import cores
 from libertem_parallax.live import FRAMES_PER_PARTITION, make_context
 
 SCAN, DETECTOR = (64, 128), (192, 192)

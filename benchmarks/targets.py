@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from libertem_parallax.accumulate.stack import cores
+from libertem_parallax.accumulate.threads import cores
 
 from . import growth, live
 from .worker import prepare

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from . import aberrations
 from .accumulate.disk import keep_on_disk
-from .accumulate.stack import cores
+from .accumulate.threads import cores
 from .geometry import Geometry
 from .interference import beams, polynomial, slopes
 from .likelihood import monomials

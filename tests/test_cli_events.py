@@ -10,7 +10,7 @@ import pytest
 import scipy.sparse
 
 from libertem_parallax import files
-from libertem_parallax.accumulate.stack import cores
+from libertem_parallax.accumulate.threads import cores
 
 reconstruct = import_module("libertem_parallax.cli.reconstruct")  # the command has its name
 

@@ -43,7 +43,7 @@ def linked(address: Any, workers: int | None, problems: list[str]) -> Iterator[L
         If nobody answers.
     """
     from .. import live
-    from ..accumulate.stack import cores
+    from ..accumulate.threads import cores
 
     with contextlib.ExitStack() as stack:
         ctx = live.make_context(1)

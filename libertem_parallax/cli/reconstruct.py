@@ -181,7 +181,7 @@ def _partitions_of_events(path: Path) -> int | None:
     LiberTEM counts pixels, however few events there are: with 512 x 512, one in 500 of which has an
     electron, a run takes six times as long.
     """
-    from ..accumulate.stack import cores
+    from ..accumulate.threads import cores
     from ..files import event_files
 
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,13 +10,14 @@ import scipy.fft
 from numpy.typing import NDArray
 
 from ..accumulate import Blocks
+from ..accumulate.threads import cores
 from .sums import here
 
-__all__ = ["irfft2", "pixel_spectra", "rfft2"]
+__all__ = ["THREADS", "irfft2", "pixel_spectra", "rfft2"]
 
 #: Threads of a Fourier transform of so many points or more: two help, hundreds would only wait for
 #: each other. Smaller ones gain nothing, and would wait where other cores are busy.
-_THREADS, _LARGE = min(4, os.cpu_count() or 1), 1 << 18
+THREADS, _LARGE = min(4, cores()), 1 << 18
 
 
 def rfft2(values: NDArray[Any]) -> NDArray[Any]:
@@ -30,7 +30,7 @@ def rfft2(values: NDArray[Any]) -> NDArray[Any]:
     return spectrum
 
 
-def irfft2(spectrum: NDArray[Any], columns: int) -> NDArray[Any]:
+def irfft2(spectrum: NDArray[Any], columns: int, threads: int | None = None) -> NDArray[Any]:
     """Real values of a half-spectrum, which is overwritten.
 
     `scipy.fft.irfft2` spends a third of its time on temporaries.
@@ -41,11 +41,13 @@ def irfft2(spectrum: NDArray[Any], columns: int) -> NDArray[Any]:
         As `rfft2` returns it.
     columns
         Of the values: the half-spectrum does not tell whether they are even or odd.
+    threads
+        How many to use on the host. Default: as many as help.
     """
     if not isinstance(spectrum, np.ndarray):
         there: NDArray[Any] = np.fft.irfft2(spectrum, (spectrum.shape[0], columns))
         return there
-    threads = _threads(spectrum)
+    threads = _threads(spectrum) if threads is None else threads
     rows = scipy.fft.ifft(spectrum, axis=0, overwrite_x=True, workers=threads)
     values: NDArray[Any] = scipy.fft.irfft(rows, columns, axis=1, overwrite_x=True, workers=threads)
     return values
@@ -94,4 +96,4 @@ def pixel_spectra(
 
 
 def _threads(values: NDArray[Any]) -> int:
-    return _THREADS if values.size * (1 + np.iscomplexobj(values)) >= _LARGE else 1
+    return THREADS if values.size * (1 + np.iscomplexobj(values)) >= _LARGE else 1

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
+from ..accumulate.threads import share
 from ..geometry import Geometry
 from ..weak_object import aperture
-from .fourier import irfft2, rfft2
+from .fourier import THREADS, irfft2, rfft2
 from .sums import Image, Imaging, Sums, here
 
 __all__ = ["PARALLAX", "parallax"]
 
 #: Of the pixels that a position could receive: less does not count.
 _LEAST_SHARE = 0.1
+
+#: Sub-grids of an image of so many pixels are shared by threads, which gain more than those that
+#: share a transform. Smaller ones gain little, and would wait where other cores are busy.
+_SHARED = 1 << 19
 
 
 def parallax(sums: Sums) -> NDArray[np.float32]:
@@ -40,14 +46,19 @@ def parallax(sums: Sums) -> NDArray[np.float32]:
     u, nx = plan.upsampling_factor, plan.scan_shape[1]
     spectrum = rfft2(sums.S.astype(np.float64))
     image = np.empty_like(sums.A, np.float32, shape=plan.image_shape)
-    product = np.empty_like(spectrum)
-    for a in range(u):
-        for b in range(u):
-            np.multiply(spectrum, weights[a, b], out=product)
-            background = irfft2(product, nx)
+    large = image.size >= _SHARED and isinstance(image, np.ndarray)
+    threads = min(u * u, THREADS) if large else 1
+
+    def subtract(grids: Iterator[tuple[int, int]]) -> None:
+        filtered = np.empty_like(spectrum)
+        for a, b in grids:
+            np.multiply(spectrum, weights[a, b], out=filtered)
+            background = irfft2(filtered, nx, 1 if threads > 1 else None)
             # A and the background are large and nearly equal: their difference is taken in
             # double precision.
             image[a::u, b::u] = np.subtract(sums.A[a, b], background, out=background)
+
+    share(subtract, [(a, b) for a in range(u) for b in range(u)], threads)
     if imaging.suppress_Nyquist_noise and u > 1:
         _suppress_nyquist(image)
     return image

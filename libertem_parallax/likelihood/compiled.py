@@ -15,7 +15,7 @@ from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
 from ..accumulate.disk import keep_on_disk
-from ..accumulate.stack import cores
+from ..accumulate.threads import cores
 from .engine import Engine, Interference, Sums
 
 __all__ = ["CompiledEngine", "phase", "wave"]
