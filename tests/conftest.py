@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 import signal
 import socket
+import threading
 from importlib.util import find_spec
 from types import SimpleNamespace
 
@@ -15,11 +17,18 @@ import psutil
 import pytest
 from click.testing import CliRunner
 from helpers import needs_compiler
+from numba.core.caching import NullCache
+from numba.core.dispatcher import Dispatcher
 from standin.cupy import CuPy
 
 from libertem_parallax.accumulate import ENGINES
 from libertem_parallax.accumulate.cuda import device, upload
 from libertem_parallax.cli import main
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None
 
 #: GPU nodes need not have LiberTEM-live to run the tests that need a GPU.
 collect_ignore_glob = [] if find_spec("libertem_live") else ["test_live*.py", "test_cli_live*.py"]
@@ -54,6 +63,37 @@ def pytest_xdist_auto_num_workers(config):
     return 0 if "not gpu" not in config.option.markexpr else min(psutil.cpu_count() + 2, 4)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once(request, tmp_path_factory):
+    """Let one of the processes that share the tests compile, and the others load what it has.
+
+    With an empty cache, each of them would do much of it.
+    """
+    if fcntl is None or not hasattr(request.config, "workerinput"):
+        yield
+        return
+    compile_it = Dispatcher.compile
+    folder = tmp_path_factory.getbasetemp().parent
+    busy = threading.local()
+
+    def compile_once(dispatcher, types):
+        # What is needed meanwhile is not waited for: its process might wait for this one.
+        if getattr(busy, "now", False) or isinstance(dispatcher._cache, NullCache):
+            return compile_it(dispatcher, types)
+        what = f"{dispatcher.py_func.__module__} {dispatcher.py_func.__qualname__} {types}"
+        with open(folder / hashlib.sha256(what.encode()).hexdigest(), "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            busy.now = True
+            try:
+                return compile_it(dispatcher, types)
+            finally:
+                busy.now = False
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Dispatcher, "compile", compile_once)
+        yield
+
+
 def engines():
     """All of them; that for GPUs runs on the CPU, or with ``-m gpu`` on a GPU."""
     for name in ENGINES:
@@ -86,8 +126,9 @@ def inline():
 
 
 # Workers take seconds to start, so all modules share them: pytest runs the tests of one executor
-# after another. Those that have processes come first and are gone before other tests look for some.
-@pytest.fixture(scope="session", params=["dask", "pipelined", "threads", "inline"])
+# after another. The first one leaves compiled code for the workers of the next two, all of which
+# would compile; those are gone before other tests look for processes.
+@pytest.fixture(scope="session", params=["inline", "dask", "pipelined", "threads"])
 def ctx(request):
     cpus = {} if request.param == "inline" else {"cpus": 2}
     with libertem.api.Context.make_with(request.param, **cpus) as ctx:

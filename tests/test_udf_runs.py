@@ -70,7 +70,8 @@ def test_regions_of_interest_of_any_form(inline, form):
     check_region(inline, FORMS[form])
 
 
-def test_regions_of_interest_reach_all_workers(ctx):
+@pytest.mark.parametrize("ctx", ["pipelined"], indirect=True)
+def test_regions_of_interest_reach_other_processes(ctx):
     """In the form that LiberTEM gives them, whatever they were."""
     check_region(ctx, sparse.COO)
 
