@@ -23,6 +23,7 @@ from tornado.websocket import websocket_connect
 
 from libertem_parallax import Parameters
 from libertem_parallax.cli import main
+from libertem_parallax.show.page.server import Access, is_loopback, url
 
 FRAMES = np.random.default_rng(1).poisson(3, (8, 9, 12, 12)).astype(np.uint8)
 PARAMETERS = Parameters(
@@ -57,7 +58,7 @@ def running(*arguments, password=None):
     ) as process:
         try:
             line = process.stdout.readline()
-            found = re.search(r"http://([\d.]+):(\d+)/", line)
+            found = re.search(r"http://([\w.-]+):(\d+)/", line)
             assert found, process.stderr.read()
             yield process, found[1], int(found[2])
         finally:
@@ -112,6 +113,7 @@ def test_a_password_is_asked_for(scan):
         host,
         port,
     ):
+        assert not is_loopback(host)
         status, _, response = get(host, port)
         assert status == 302
         assert response.headers["Location"].startswith("/login")
@@ -139,7 +141,14 @@ def test_a_password_is_asked_for(scan):
         assert get(host, port, "/", cookie=cookie[:-3] + "abc")[0] == 302
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=120)
+        assert "Other machines find the page by any name or address of this one" in errors
         assert "not encrypted" in errors
+
+
+def test_a_name_of_this_machine_that_is_given_is_told():
+    access = Access(0, "0.0.0.0", ("microscope.example",), "open sesame")
+    assert url(access, 8765) == "http://microscope.example:8765/"
+    assert url(Access(0, "::1"), 8765) == "http://[::1]:8765/"
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import libertem.api
 import numpy as np
 import pytest
 
-from libertem_parallax import ParallaxPhaseFlipUDF
+from libertem_parallax import ParallaxPhaseFlipUDF, StackUDF
 
 SHAPE = (12, 9, 16, 16)
 PARAMETERS = {
@@ -39,3 +39,16 @@ def test_images_are_those_of_other_executors(inline, dtype, part):
             image, wanted = np.asarray(results[channel].data), expected[channel].data
             assert image.dtype == np.float32
             np.testing.assert_allclose(image, wanted, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_stacks_are_refused():
+    """Nothing would be in them, without a word."""
+    frames = np.ones(SHAPE, np.uint8)
+    with libertem.api.Context.make_with("delayed") as ctx:
+        lazy = dask.array.from_array(frames, chunks=(3, 9, 16, 16))
+        ds = ctx.load("dask", lazy, sig_dims=2, min_size=1)
+        stack = StackUDF.for_dataset(ds)
+        both = ParallaxPhaseFlipUDF.from_parameters(SHAPE, **PARAMETERS).keeping(stack.selection)
+        for udf in (stack, both):
+            with pytest.raises(ValueError, match=r'"delayed".* no stack\. Use another'):
+                ctx.run_udf(ds, udf)

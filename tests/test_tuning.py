@@ -276,6 +276,17 @@ def test_sharpness_finds_the_defocus():
     assert max(values) > 1.3 * np.median(values)
 
 
+def test_sharpness_may_be_too_large_for_single_precision():
+    """It has the square of the frames' unit, which may be any."""
+    frames = FRAMES[:2].astype(np.float32)
+    one, other = (
+        sharpness(Stack.from_array(frames * np.float32(unit)), PARAMETERS, -1e4)
+        for unit in (1, 1e21)
+    )
+    assert one > 0
+    assert other == pytest.approx(1e42 * one, rel=1e-3)
+
+
 def test_thinning_takes_every_so_many_positions():
     stack = Stack.from_array(FRAMES)
     stack.scanned[3] = False

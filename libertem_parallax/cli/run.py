@@ -266,9 +266,8 @@ def replacing_problem(path: Path, overwrite: bool) -> str | None:
 
     if overwrite or not path.exists() or is_ours(path):
         return None
-    what = "no image of this program"
-    if path.suffix.lower() == ".npy":
-        what = "a file that does not say what it is"
+    silent = path.suffix.lower() == ".npy"
+    what = "a file that does not say what it is" if silent else "no image of this program"
     return f"that is {what}; choose another name, or replace it with --overwrite"
 
 
@@ -345,8 +344,7 @@ def crop(image: NDArray[Any], udf: Any, region: tuple[slice, slice] | None) -> N
     if region is None:
         return image
     u = udf.params.geometry.plan.upsampling_factor
-    rows, cols = (slice(u * part.start, u * part.stop) for part in region)
-    return image[rows, cols]
+    return image[tuple(slice(u * part.start, u * part.stop) for part in region)]
 
 
 def described(

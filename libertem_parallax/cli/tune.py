@@ -208,11 +208,13 @@ def read_access(options: dict[str, Any]) -> Access:
 
 
 def warn_of_access(access: Access, where: str) -> None:
-    """Warn if pages are served on another port than was asked for, or without encryption."""
-    from ..show.page.server import is_loopback
+    """Tell who can connect; warn of another port than was asked for, and without encryption."""
+    from ..show.page.server import is_loopback, listens_everywhere
 
     if access.port not in (0, urlsplit(where).port):
         warn(f"port {access.port} is in use; the page is served on another.")
+    if listens_everywhere(access.address):
+        click.echo("Other machines find the page by any name or address of this one.", err=True)
     if access.encryption is None and not is_loopback(access.address):
         warn(
             "connections are not encrypted: who can listen on the network sees password and "

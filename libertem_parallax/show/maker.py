@@ -196,7 +196,8 @@ def sharpness(stack: Stack, parameters: Parameters, defocus: float) -> float:
     changed = parameters.replace(aberration_coefs=coefs, upsampling_factor=1)
     with warnings.catch_warnings(action="ignore"):  # at the ends of a curve, shifts are large
         image = reconstruct(stack, changed)
-    return float(scipy.ndimage.gaussian_filter(image, _SHARPNESS_BLUR, mode="wrap").var())
+    blurred = scipy.ndimage.gaussian_filter(image, _SHARPNESS_BLUR, mode="wrap")
+    return float(blurred.var(dtype=np.float64))  # squares may be too large for single precision
 
 
 class Made(NamedTuple):

@@ -42,7 +42,7 @@ class SumsUDF(FramesUDF):
     them, ``keep`` which are kept. Subclasses say what is made of the sums.
 
     What is kept of a partition is added from there, when all of it came, and not tile by tile. So
-    to keep frames costs next to nothing. Only integers, whose sums are the same in any order.
+    to keep frames costs 1 to 3 % of the time. Only integers, whose sums are the same in any order.
     """
 
     _engine: Engine  # of the partition; made in `preprocess`

@@ -90,6 +90,15 @@ class FramesUDF(UDF):
         own = [self.results.get_buffer(name).raw_data for name in ("frames", "places")]
         self._filling = Filling(selection, self._frames, *own)
 
+    def _refuse_delayed(self, buffer: Any) -> None:
+        """Refuse LiberTEM's executor "delayed", by a buffer: results are made when asked for."""
+        if not isinstance(buffer, np.ndarray):
+            raise ValueError(
+                'LiberTEM\'s executor "delayed" takes no frames before results are asked for, so '
+                "there would be no stack. Use another one, as in "
+                'Context.make_with("threads").'
+            )
+
     def _check_shape(self) -> None:
         """Refuse a data set of another shape than the UDF was made for."""
         shape = tuple(self.meta.dataset_shape)

@@ -208,7 +208,7 @@ class ParallaxUDF(SumsUDF):
         return udf
 
     def keeping(self, selection: Selection) -> Self:
-        """Make a UDF that keeps pixels of frames on the way, at next to no cost.
+        """Make a UDF that keeps pixels of frames on the way, for 1 to 3 % more processor time.
 
         Parameters
         ----------
@@ -276,6 +276,8 @@ class ParallaxUDF(SumsUDF):
 
     def _make_images(self) -> dict[str, NDArray[np.float32]]:
         sums = [self.results.get_buffer(name).raw_data for name in ("A", "S", "scanned")]
+        if self._selection is not None:
+            self._refuse_delayed(sums[0])
         if not isinstance(sums[0], np.ndarray):
             return self._delayed_images(sums)
         if not self._added:

@@ -188,7 +188,14 @@ class StackUDF(FramesUDF):
         self._kept.merge(src.frames, src.places)
 
     def get_results(self) -> dict[str, Any]:
-        """Give LiberTEM nothing to show: the stack is no image."""
+        """Give LiberTEM nothing to show: the stack is no image.
+
+        Raises
+        ------
+        ValueError
+            With LiberTEM's executor "delayed".
+        """
+        self._refuse_delayed(self.results.get_buffer("frames").raw_data)
         return {}
 
 

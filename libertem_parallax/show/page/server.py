@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import ipaddress
 import secrets
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 from bokeh.application import Application
 from bokeh.application.handlers import FunctionHandler
 from bokeh.server.auth_provider import AuthProvider
@@ -30,6 +32,7 @@ __all__ = [
     "encryption",
     "free_port",
     "is_loopback",
+    "listens_everywhere",
     "serve",
     "url",
 ]
@@ -42,6 +45,9 @@ LOOPBACK = "127.0.0.1"
 PORT = 8765
 
 _USER = "libertem-parallax"
+
+#: To listen on all devices of the machine.
+_EVERYWHERE = ("0.0.0.0", "::")
 
 
 class Access(NamedTuple):
@@ -176,8 +182,10 @@ class Background:
 
 
 def url(access: Access, port: int) -> str:
-    """Tell where to find pages that are served there."""
-    host = LOOPBACK if access.address in ("0.0.0.0", "::") else access.address
+    """Tell where to find pages that are served there: from other machines, if these may come."""
+    host = access.address
+    if host in _EVERYWHERE:
+        host = access.hosts[0] if access.hosts else _addresses(host)[0]
     return f"http{'s' if access.encryption else ''}://{_bracketed(host)}:{port}/"
 
 
@@ -219,12 +227,35 @@ def _names(address: str) -> set[str]:
     if is_loopback(address):
         return set()
     names = {socket.gethostname(), socket.getfqdn()}
+    if address in _EVERYWHERE:
+        names |= set(_addresses(address))
     for name in list(names):
         try:
             names |= {str(found[4][0]) for found in socket.getaddrinfo(name, None)}
         except OSError:
             continue
     return names
+
+
+def listens_everywhere(address: str) -> bool:
+    """Whether an address stands for all of this machine's."""
+    return address in _EVERYWHERE
+
+
+def _addresses(everywhere: str) -> list[str]:
+    """Addresses of this machine: first the one by which it reaches others, last loopback."""
+    family, example, loopback = (
+        (socket.AF_INET6, "2001:db8::1", "::1")
+        if ":" in everywhere
+        else (socket.AF_INET, "192.0.2.1", LOOPBACK)
+    )
+    devices = psutil.net_if_addrs().values()
+    found = [of.address.partition("%")[0] for all_of in devices for of in all_of
+             if of.family == family and not is_loopback(of.address)]  # fmt: skip
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as way:
+        way.connect((example, 9))  # nothing is sent
+        found.insert(0, way.getsockname()[0])
+    return [*found, loopback]
 
 
 def _bracketed(host: str) -> str:
