@@ -34,15 +34,13 @@ from .images.wiener import Spectrum
 from .interference import beams, polynomial
 from .likelihood import Engine, Interference, make_engine
 from .memory import check_direct
+from .pixel_noise import SOME, every, shared, warn_of_mean
 from .weak_object import aperture, frequencies, tells, transfer
 
 __all__ = ["Direct", "direct_phase", "with_rim"]
 
 #: Of a pixel: how much of it must be lit.
 _LIT = 0.25
-
-#: Frequencies whose noise stands for that of all.
-_SOME = 300
 
 #: Of the specimen's power spectrum, where noise hides it. At low frequencies, where only the rim of
 #: the aperture shows them, little is known.
@@ -156,7 +154,7 @@ class Direct:
     noise : (M,) float64
         Power of the noise of each pixel's G, over that of one inside.
     power : (some,) float64
-        Sum of |G|² over all pixels, at every `_every`-th frequency.
+        Sum of |G|² over all pixels, at every `every`-th frequency.
     shared
         Correlation of what next pixels of a row or column see, at most of these frequencies.
     """
@@ -205,7 +203,7 @@ class Direct:
         a = aperture(xi, 1.0, edge)
         check_direct(stack.scan_shape, len(columns))
         scanned, counts = stack.scanned.copy(), np.empty(len(columns))
-        some, told = slice(None, None, _every((ny, nx))), np.empty((0, 0), np.complex64)
+        some, told = slice(None, None, every((ny, nx))), np.empty((0, 0), np.complex64)
         weights = (1 / a).astype(np.float32)[:, None, None]
 
         def made(blocks: Blocks) -> Any:
@@ -239,9 +237,10 @@ class Direct:
         # Where too much of a background was taken off, there would be less than none.
         noise = np.maximum(counts, 0) / a**2 / max(inside, _LEAST)
         G = told[tells((ny, nx))[some] > 0].astype(complex)
-        shared = max(_shared(G, seen.plan.pixels, along) for along in ((0, 1), (1, 0)))
+        shares = max(shared(G, seen.plan.pixels, along) for along in ((0, 1), (1, 0)))
         power = (np.abs(G) ** 2).sum(axis=1)
-        return cls(engine, geometry, int(scanned.sum()), inside, noise, power, shared)
+        warn_of_mean(inside, power, len(columns), int(scanned.sum()))
+        return cls(engine, geometry, int(scanned.sum()), inside, noise, power, shares)
 
     def interference(self, geometry: Geometry) -> Interference:
         """Phases of the beams, for other aberrations of the same pixels as well."""
@@ -271,7 +270,7 @@ class Direct:
         explained = self._engine.sums(interference).explained
         at, edge = self._engine.positions, self._engine.edge
         semiangle = geometry.parameters["semiangle_cutoff"] * 1e-3
-        q = self._q.reshape(-1, 2)[use[:: math.ceil(len(use) / _SOME)]]
+        q = self._q.reshape(-1, 2)[use[:: math.ceil(len(use) / SOME)]]
         coefs, wavelength = geometry.aberration_coefs, geometry.wavelength
         T = transfer(at * semiangle, q, coefs, wavelength, semiangle, edge * semiangle)
         power = np.abs(T / aperture(at, 1.0, edge)) ** 2
@@ -350,7 +349,7 @@ class Direct:
         All that pixels see at a frequency is noise, but for what the phase explains there. The
         median leaves out frequencies at which the object is too strong for that.
         """
-        some = slice(None, None, _every(self._shape))
+        some = slice(None, None, every(self._shape))
         rest: NDArray[np.float64] = self._power - explained[some][self._tells[some] > 0]
         # One of M degrees of freedom is explained.
         noise = float(self._noise.sum() - self._noise.mean()) * self._frames * self._inside
@@ -367,29 +366,6 @@ class Direct:
 def _explained(N: NDArray[Any], D: NDArray[Any]) -> NDArray[np.float64]:
     power: NDArray[np.float64] = np.abs(N) ** 2 / np.maximum(D, _LEAST)
     return power
-
-
-def _every(shape: tuple[int, int]) -> int:
-    """Return the step between frequencies whose noise stands for that of all."""
-    columns = shape[1] // 2 + 1
-    step = math.ceil(shape[0] * columns / _SOME)
-    # All columns have some: a beam that flickers adds its noise to the first one.
-    while math.gcd(step, columns) > 1:
-        step += 1
-    return step
-
-
-def _shared(G: NDArray[Any], pixels: NDArray[Any], along: tuple[int, int]) -> float:
-    """Find how what pixels (M, 2) and the next ones see is correlated, at frequencies (Q, M)."""
-    index = {(y, x): m for m, (y, x) in enumerate(pixels.tolist())}
-    following = {m: index.get((y + along[0], x + along[1])) for (y, x), m in index.items()}
-    pairs = [(m, n) for m, n in following.items() if n is not None]
-    if not pairs or not len(G):
-        return 1.0
-    a, b = (G[:, part] for part in np.array(pairs).T)
-    together, alone = (a * b.conj()).real.sum(axis=1), (np.abs(a) ** 2 + np.abs(b) ** 2).sum(axis=1)
-    ratio = np.divide(2 * together, alone, out=np.ones_like(alone), where=alone > 0)
-    return float(np.median(ratio))
 
 
 @keep_on_disk

@@ -12,7 +12,7 @@ from helpers import PARAMETERS, Late, error, make_scan, needs_compiler
 from scans import KNOWN, bright_field, scan, specimen
 from standin.cupy import OutOfMemoryError
 
-from libertem_parallax import Learning, ParallaxUDF, direct
+from libertem_parallax import Learning, ParallaxUDF, pixel_noise
 from libertem_parallax.accumulate import CudaError, Stack, place_stack
 from libertem_parallax.accumulate.cuda import stack as cuda_stack
 from libertem_parallax.calibration import calibrate_stack, find_beam
@@ -90,7 +90,7 @@ def test_images_are_those_of_the_pixels_that_are_asked_for(standin):
 
 def test_frames_cross_the_bus_once_and_transforms_never(standin, monkeypatch):
     """But for some frequencies, whose noise stands for that of all."""
-    monkeypatch.setattr(direct, "_SOME", 10)
+    monkeypatch.setattr(pixel_noise, "SOME", 10)
     cupy = standin()
     stack = make()
     placed = place_stack(stack, "cuda")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -182,11 +184,30 @@ def test_a_part_of_a_scan_shows_a_part_of_the_object():
     assert not prlx.direct_phase(empty, parameters).any()
 
 
-@pytest.mark.parametrize("factor", [-1, 1e-35])
-def test_what_counts_nothing_has_no_phase(factor):
+@pytest.mark.parametrize(("factor", "warns"), [(-1, True), (1e-35, False), (0, False)])
+def test_what_counts_nothing_has_no_phase(factor, warns):
     stack = Stack.from_array(make_scan(PARAMETERS["shape"], "float32") * np.float32(factor))
-    assert not prlx.direct_phase(stack, PARAMETERS).any()
-    np.testing.assert_array_equal(prlx.direct_phase(stack, PARAMETERS, amplitude=True), 1)
+    told = pytest.warns(UserWarning, match="zero or has no") if warns else contextlib.nullcontext()
+    with told:
+        assert not prlx.direct_phase(stack, PARAMETERS).any()
+    with told:
+        np.testing.assert_array_equal(prlx.direct_phase(stack, PARAMETERS, amplitude=True), 1)
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1.0, 1e6])
+def test_values_without_a_mean_are_told(unit):
+    """As they are after it was taken off; few electrons have one, and a part of it is enough."""
+    counts, _, parameters = weak.scan_of_object("0", (3, 3), size=0.1)
+    rng = np.random.default_rng(0)
+    frames = (rng.poisson(counts * 1e4) * unit).astype(np.float32)
+    mean = frames.mean(axis=(0, 1))
+    with pytest.warns(UserWarning, match="no scale: .* taken off") as told:
+        prlx.direct_phase(Stack.from_array(frames - mean), parameters)
+    scatter = float(re.findall(r"scatter by (\S+)\.", str(told[0].message))[0])
+    assert scatter == pytest.approx((frames - mean)[..., 4, 4].std(), rel=0.2)
+    few = (rng.poisson(counts * (300 / counts.sum())) * unit).astype(np.float32)
+    for values in (frames - np.float32(0.8) * mean, few):
+        prlx.direct_phase(Stack.from_array(values), parameters)  # a warning is an error
 
 
 @pytest.mark.parametrize("value", [np.nan, -np.inf, 1e300])
