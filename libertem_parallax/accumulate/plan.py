@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -182,7 +181,7 @@ class Plan:
         A : accumulator_shape
             The accumulator.
         out : folded_shape, or (u, u, count, Nx) with the `count` of `part`
-            Where to add it. Default: zeros.
+            Zeros, where to write it. Default: a new array.
         frames
             If only some were added: their scan positions, for `part`. Default: all of them.
 
@@ -193,22 +192,29 @@ class Plan:
         """
         ny, nx = self.scan_shape
         first, count = (0, ny) if frames is None else self.part(frames)
-        u = self.upsampling_factor
-        folded = np.zeros((u, u, count, nx), dtype=A.dtype) if out is None else out
-        lowest_y, lowest_x = self._lowest
-        if not self.wraps:
-            rows, inside_rows = _overlap(A.shape[2], lowest_y - first, count)
-            cols, inside_cols = _overlap(A.shape[3], lowest_x, nx)
-            folded[:, :, inside_rows, inside_cols] += A[:, :, rows, cols]
-            return folded
-        if count < ny:
-            wrapped = [(self._reach(first, count), slice(None))]
+        u, (lowest_y, lowest_x) = self.upsampling_factor, self._lowest
+        if self.wraps:
+            along_x = _wrap(A.shape[3], lowest_x, nx)
+            if count < ny:
+                along_y = [(self._reach(first, count), slice(0, count))]
+            else:
+                along_y = _wrap(A.shape[2], lowest_y, ny)
         else:
-            wrapped = list(_wrap(A.shape[2], lowest_y, ny))
-        for rows, wrapped_rows in wrapped:
-            for cols, wrapped_cols in _wrap(A.shape[3], lowest_x, nx):
-                folded[:, :, wrapped_rows, wrapped_cols] += A[:, :, rows, cols]
-        return folded
+            along_y = [_overlap(A.shape[2], lowest_y - first, count)]
+            along_x = [_overlap(A.shape[3], lowest_x, nx)]
+        # Nearly always, the first piece covers all: to copy it is quicker than to add it to zeros.
+        (_, to_rows), (_, to_cols) = along_y[0], along_x[0]
+        whole = to_rows.stop - to_rows.start == count and to_cols.stop - to_cols.start == nx
+        if out is None:
+            out = (np.empty if whole else np.zeros)((u, u, count, nx), A.dtype)
+        for rows, to_rows in along_y:
+            for cols, to_cols in along_x:
+                to, piece = out[:, :, to_rows, to_cols], A[:, :, rows, cols]
+                if whole:
+                    to[:], whole = piece, False
+                else:
+                    to += piece
+        return out
 
     def part(self, frames: NDArray[np.int64]) -> tuple[int, int]:
         """Tell to which rows of the folded accumulator some frames are added.
@@ -285,14 +291,15 @@ def check_pixels(pixels: NDArray[np.int64], detector_shape: tuple[int, int]) -> 
         raise ValueError("pixels: expected row-major order without duplicates.")
 
 
-def _wrap(length: int, lowest: int, n: int) -> Iterator[tuple[slice, slice]]:
-    """Cut positions ``lowest ... lowest + length`` where they wrap modulo `n`."""
-    start = 0
+def _wrap(length: int, lowest: int, n: int) -> list[tuple[slice, slice]]:
+    """Cut positions ``lowest ... lowest + length`` where they wrap modulo `n`; longest first."""
+    start, pieces = 0, []
     while start < length:
         wrapped = (start + lowest) % n
         stop = min(length, start + n - wrapped)
-        yield slice(start, stop), slice(wrapped, wrapped + stop - start)
+        pieces.append((slice(start, stop), slice(wrapped, wrapped + stop - start)))
         start = stop
+    return sorted(pieces, key=lambda piece: piece[0].start - piece[0].stop)
 
 
 def _overlap(length: int, start: int, count: int) -> tuple[slice, slice]:

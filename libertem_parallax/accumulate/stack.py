@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, pairwise
+from itertools import pairwise
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -179,7 +179,8 @@ class Stack:
         dtype = accumulator_dtype(self.frames.dtype, len(plan.pixels))
         S = np.zeros(ny * nx, dtype)
 
-        def add_rows(start: int, stop: int) -> tuple[NDArray[Any], int]:
+        def add_rows(rows: tuple[int, int]) -> tuple[NDArray[Any], int]:
+            start, stop = rows
             index = np.arange(start * nx, stop * nx)
             part = slice(start * nx, stop * nx)
             # Untouched, most of it takes no memory.
@@ -189,19 +190,15 @@ class Stack:
                 return plan.fold(A), 0  # a part would leave out rows to which nothing is added
             return plan.fold(A, frames=index), plan.part(index)[0]
 
-        def add_parts(parts: Iterator[tuple[int, int]]) -> list[tuple[NDArray[Any], int]]:
-            return [add_rows(start, stop) for start, stop in parts]
-
         threads, values = cores() if threads is None else threads, ny * nx * len(plan.pixels)
         count = max(1, min(threads, ny, values // _THREAD_VALUES))
         if count == 1:
-            return add_rows(0, ny)[0], S.reshape(self.scan_shape)
+            return add_rows((0, ny))[0], S.reshape(self.scan_shape)
         # This thread begins first: it takes more, by what it adds meanwhile.
         lead = ny * _THREAD_VALUES / 2 / values
         cuts = [0, *(round(lead + (ny - lead) * i / count) for i in range(1, count + 1))]
-        parts = share(add_parts, pairwise(cuts), count)
         A = np.zeros(plan.folded_shape, dtype)
-        for part, first in chain.from_iterable(parts):
+        for part, first in share(add_rows, list(pairwise(cuts)), count):
             plan.add_part(part, first, A)
         return A, S.reshape(self.scan_shape)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TypeVar
@@ -22,31 +22,39 @@ def cores() -> int:
 
 
 def share(
-    work: Callable[[Iterator[_Part]], _Result], parts: Iterable[_Part], threads: int
+    function: Callable[[_Part], _Result], parts: Sequence[_Part], threads: int
 ) -> list[_Result]:
-    """Have several threads take parts until none is left, this one among them.
+    """Call a function for each of some parts, in several threads, this one among them.
 
-    Where other cores are busy, this one takes what others have not come to.
+    Each takes the next part until none is left. So where other cores are busy, this one takes what
+    others have not come to.
 
     Parameters
     ----------
-    work
-        Called in each thread, with an iterator over the parts that all of them have in common. It
-        must not share work itself.
+    function
+        Must not share work itself.
     parts
-        Of the work.
+        What to call it with.
     threads
         How many to use at most.
 
     Returns
     -------
     list
-        What `work` returned, for each thread that came to it; the first is that of this thread.
+        What the function returned, in the order of the parts.
     """
-    left = iter(tuple(parts))  # of a tuple: threads may ask it at the same time
-    others = [_pool().submit(work, left) for _ in range(threads - 1)]
-    own = work(left)
-    return [own, *(other.result() for other in others if not other.cancel())]
+    left, results = iter(range(len(parts))), {}  # threads may ask a range's iterator at once
+
+    def work() -> None:
+        for number in left:
+            results[number] = function(parts[number])
+
+    others = [_pool().submit(work) for _ in range(threads - 1)]
+    work()
+    for other in others:
+        if not other.cancel():
+            other.result()
+    return [results[number] for number in range(len(parts))]
 
 
 @cache

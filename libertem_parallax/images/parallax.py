@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,14 +48,12 @@ def parallax(sums: Sums) -> NDArray[np.float32]:
     large = image.size >= _SHARED and isinstance(image, np.ndarray)
     threads = min(u * u, THREADS) if large else 1
 
-    def subtract(grids: Iterator[tuple[int, int]]) -> None:
-        filtered = np.empty_like(spectrum)
-        for a, b in grids:
-            np.multiply(spectrum, weights[a, b], out=filtered)
-            background = irfft2(filtered, nx, 1 if threads > 1 else None)
-            # A and the background are large and nearly equal: their difference is taken in
-            # double precision.
-            image[a::u, b::u] = np.subtract(sums.A[a, b], background, out=background)
+    def subtract(grid: tuple[int, int]) -> None:
+        a, b = grid
+        background = irfft2(spectrum * weights[a, b], nx, 1 if threads > 1 else None)
+        # A and the background are large and nearly equal: their difference is taken in double
+        # precision.
+        image[a::u, b::u] = np.subtract(sums.A[a, b], background, out=background)
 
     share(subtract, [(a, b) for a in range(u) for b in range(u)], threads)
     if imaging.suppress_Nyquist_noise and u > 1:
