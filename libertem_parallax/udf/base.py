@@ -154,14 +154,14 @@ class SumsUDF(FramesUDF):
         by_tile = np.ones(len(self._index), bool)
         if self._filling is not None and self._can_add_kept:
             by_tile = ~self._filling.inside.which
-        self._added_by_tile = Some(by_tile)
+        self._added_by_tile, every = Some(by_tile), by_tile.all()
         self._engine = make_engine(
             self.params.engine,
             plan,
             self.meta.input_dtype,
-            self._index[by_tile],
+            self._index if every else self._index[by_tile],
             self._accumulator(S.dtype),
-            S if by_tile.all() else np.zeros(len(self._added_by_tile), S.dtype),
+            S if every else np.zeros(len(self._added_by_tile), S.dtype),
             get_use_cuda(),
             events=self._events,
         )
