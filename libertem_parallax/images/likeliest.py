@@ -116,9 +116,12 @@ def ratio(
 def _between(log_S: Any) -> Any:
     """Interpolate S at all places."""
     S = np.empty((len(log_S) - 1) * PLACES + 1)
-    for i in range(len(S)):
-        low = min(i // PLACES, len(log_S) - 2)
-        S[i] = np.exp(log_S[low] + (i / PLACES - low) * (log_S[low + 1] - log_S[low]))
+    for low in range(len(log_S) - 1):
+        value, factor = np.exp(log_S[low]), np.exp((log_S[low + 1] - log_S[low]) / PLACES)
+        for i in range(low * PLACES, (low + 1) * PLACES):
+            S[i] = value
+            value *= factor
+    S[-1] = np.exp(log_S[-1])
     return S
 
 
@@ -171,29 +174,33 @@ def _climb(theta: Any, law: Any, price: Any, of: Any, counts: Any, sums: Any) ->
     knot, share, beyond, power, noise = of
     knots, size = len(law), len(theta)
     away, gradient = np.empty(size), np.empty(size)
-    information, at, slope = np.empty((size, size)), np.empty(3, np.intp), np.empty(3)
+    information = np.empty((size, size))
     for _ in range(_STEPS):
         for i in range(size):
             away[i] = theta[i] - law[i] if i < knots else theta[i]
         for i in range(size):
             gradient[i] = 0
-            for j in range(size):
+            for j in range(max(i - 2, 0), min(i + 3, size)):  # a band
                 gradient[i] -= price[i, j] * away[j]
+            for j in range(i + 1):
                 information[i, j] = price[i, j]
         g = np.exp(theta[knots:])
         for c in range(len(counts)):
-            at[0], at[1], at[2] = knot[c], knot[c] + 1, knots + beyond[c]
-            log_S = theta[at[0]] * (1 - share[c]) + theta[at[1]] * share[c]
+            k, last = knot[c], knots + beyond[c]
+            log_S = theta[k] * (1 - share[c]) + theta[k + 1] * share[c]
             signal, expected = np.exp(log_S) * power[c], g[beyond[c]] * noise[c]
-            mean = signal + expected
-            slope[0] = (1 - share[c]) * signal / mean
-            slope[1] = share[c] * signal / mean
-            slope[2] = expected / mean
-            more = sums[c] / mean - counts[c]
-            for i in range(3):
-                gradient[at[i]] += slope[i] * more
-                for j in range(i + 1):
-                    information[at[i], at[j]] += slope[i] * slope[j] * counts[c]
+            over = 1 / (signal + expected)
+            low, high = (1 - share[c]) * signal * over, share[c] * signal * over
+            quiet, more, weight = expected * over, sums[c] * over - counts[c], counts[c]
+            gradient[k] += low * more
+            gradient[k + 1] += high * more
+            gradient[last] += quiet * more
+            information[k, k] += low * low * weight
+            information[k + 1, k] += high * low * weight
+            information[k + 1, k + 1] += high * high * weight
+            information[last, k] += quiet * low * weight
+            information[last, k + 1] += quiet * high * weight
+            information[last, last] += quiet * quiet * weight
         step, gain = _solved(information, gradient), 0.0
         for i in range(size):
             step[i] = min(max(step[i], -_STEP), _STEP)
