@@ -156,14 +156,15 @@ def _loaded(shape: tuple[int, int, int, int], *, decoded: bool) -> Iterator[tupl
 def keeping(scan: int, detector: int, rounds: int, *, decoded: bool) -> None:
     """Compare the processor time of a frame, in turns: without keeping it, and with."""
     from libertem_parallax import ParallaxUDF
-    from libertem_parallax.show.fill import stack_udf
+    from libertem_parallax.show.fill import live_selection
+    from libertem_parallax.udf import StackUDF
 
     shape, parameters = (scan, scan, detector, detector), _centered(detector)
     alone = ParallaxUDF.from_parameters(shape, **parameters)
     with _loaded(shape, decoded=decoded) as (ctx, dataset):
-        stack = stack_udf(dataset, parameters, live=True)
-        ways = {"alone": alone, "one UDF that keeps": alone.keeping(stack.selection),
-                "two UDFs": [alone, stack]}  # fmt: skip
+        keep = live_selection(dataset, parameters)
+        two = [alone, StackUDF(keep.shape, keep.dtype, keep.pixels, keep.region)]
+        ways = {"alone": alone, "one UDF that keeps": alone.keeping(keep), "two UDFs": two}
         used: dict[str, list[float]] = {how: [] for how in ways}
         for _ in range(rounds + 1):
             for how, udf in ways.items():

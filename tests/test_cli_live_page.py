@@ -106,52 +106,65 @@ def test_memory_and_thumbnails_are_bounded(tmp_path: Path) -> None:
 
 
 def test_more_frames_than_memory_holds(tmp_path: Path) -> None:
-    """The first rows can be tuned; with the parameters of the recording, all frames are shown."""
+    """Tuning starts from now: with the latest frames, to which all that come are added."""
     from libertem.api import Context
 
     from libertem_parallax import ParallaxUDF
     from libertem_parallax.accumulate import Stack
     from libertem_parallax.show.maker import reconstruct
-    from libertem_parallax.show.page.figures import ImageView
     from libertem_parallax.show.screen import grown
 
     frames = small_scan()
     parameters = PARAMETERS.replace(image="parallax", aberration_coefs={"C10": -2000.0})
     udf = ParallaxUDF.from_parameters(frames.shape, **parameters)
-    # Of 6 rows, 4 and a half.
-    page = LivePage(Access(port=0), 36 * len(udf.params.geometry.plan.pixels), folder=tmp_path)
+    # Of 6 rows in as many partitions, 2 and a half.
+    page = LivePage(Access(port=0), 20 * len(udf.params.geometry.plan.pixels), folder=tmp_path)
+    notes = []
     try:
         with Context.make_with("inline") as ctx:
             dataset = ctx.load("memory", data=frames, sig_dims=2, num_partitions=6)
             page.ready((12, 12), frames.dtype, parameters)
             udf = page.begin(dataset, udf)
-            assert "the first 4 x 8 of 6 x 8 frames" in page.note
+            notes.append(page.note)
             tuning = page.tuning
-            for part in ctx.run_udf_iter(dataset, udf):
+
+            def shown(since: int, until: int, parameters: Parameters) -> None:
+                """The picture is what a run over these frames makes with these parameters."""
+                assert tuning.wait(SECONDS)
+                picture = tuning.picture
+                assert picture is not None
+                assert picture.parameters == parameters
+                there = np.arange(48).reshape(6, 8)
+                there = (there >= since) & (there < until)
+                np.testing.assert_array_equal(picture.scanned, there)
+                made = ParallaxUDF.from_parameters(frames.shape, **parameters)
+                result = ctx.run_udf(dataset, made, roi=there)["parallax"].data
+                np.testing.assert_array_equal(picture.image, result)
+
+            for rows, part in enumerate(ctx.run_udf_iter(dataset, udf), 1):
+                page.arrived(8)
                 page.show(grown(part))
+                notes.append(page.note)
+                if rows == 4:
+                    shown(0, 32, parameters)
+                    tuning.aberrate(C10=-2500.0)
+                    shown(12, 32, tuning.parameters)
             page.end(None)
-        assert tuning.wait(SECONDS)
-        whole = Stack.from_array(frames)
-        assert tuning.picture is not None
-        np.testing.assert_array_equal(tuning.picture.image, reconstruct(whole, parameters))
-        assert tuning.picture.scanned.all()
-        tuning.aberrate(C10=-2500.0)
-        assert tuning.wait(SECONDS)
-        first = Stack.from_array(frames[:4])
-        tuned = tuning.parameters
-        np.testing.assert_array_equal(tuning.picture.image, reconstruct(first, tuned))
-        # It has its place in the scan.
-        view = ImageView(print, lambda: page.scan_shape)
-        view.show(tuning.picture, (0, 100), 0.0, None)
-        drawn = view.source.data["image"][0]
-        assert drawn.shape == (6, 8)
-        assert (drawn[:4] > 0).all()
-        assert not drawn[4:].any()
-        tuning.undo()
-        assert tuning.wait(SECONDS)
-        np.testing.assert_array_equal(tuning.picture.image, reconstruct(whole, parameters))
+            shown(12, 48, tuning.parameters)
+            notes.append(page.note)
+            tuning.aberrate(C10=-2600.0)
+            shown(28, 48, tuning.parameters)
+            tuning.undo()
+            assert tuning.parameters == parameters  # in quick succession, both were one step
+            shown(0, 48, parameters)
+            assert tuning.picture is not None
+            whole = reconstruct(Stack.from_array(frames), parameters)
+            np.testing.assert_array_equal(tuning.picture.image, whole)
     finally:
         page.close()
+    assert all("Memory holds 20 of 48 frames" in note for note in notes[:3])
+    assert all("re-tuning starts from now, with the latest 20" in note for note in notes[3:7])
+    assert "made of the latest 20 frames" in notes[7]
 
 
 def test_calibrated_once(run: Run, pages: list[LivePage], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +201,7 @@ def test_what_is_kept_of_frames_to_come() -> None:
     """4 semiangles around the middle; where the center is known, 1.25 around it."""
     from libertem.api import Context
 
-    from libertem_parallax.show.fill import stack_udf
+    from libertem_parallax.show.fill import live_selection, stack_udf
 
     parameters = Parameters(
         scan_sampling=(4.0, 5.0),
@@ -199,15 +212,15 @@ def test_what_is_kept_of_frames_to_come() -> None:
     )
     with Context.make_with("inline") as ctx:
         dataset = ctx.load("memory", data=small_scan(), sig_dims=2)
-        unknown = stack_udf(dataset, parameters, live=True)
-        small = stack_udf(dataset, parameters.replace(semiangle_cutoff=1.1), live=True)
-        offline = stack_udf(dataset, parameters.replace(semiangle_cutoff=1.1))
-        known = stack_udf(dataset, parameters.replace(center=(6.0, 6.0)), live=True)
-    assert len(offline.params.pixels) == 144
-    assert len(unknown.params.pixels) == 144
+        unknown = live_selection(dataset, parameters)
+        small = live_selection(dataset, parameters.replace(semiangle_cutoff=1.1))
+        offline = stack_udf(dataset, parameters.replace(semiangle_cutoff=1.1)).selection
+        known = live_selection(dataset, parameters.replace(center=(6.0, 6.0)))
+    assert len(offline.pixels) == 144
+    assert len(unknown.pixels) == 144
     y, x = np.indices((12, 12)) - 6
-    np.testing.assert_array_equal(known.params.pixels, np.argwhere(np.hypot(y, x) <= 5))
-    np.testing.assert_array_equal(small.params.pixels, np.argwhere(np.hypot(y, x) <= 4.4))
+    np.testing.assert_array_equal(known.pixels, np.argwhere(np.hypot(y, x) <= 5))
+    np.testing.assert_array_equal(small.pixels, np.argwhere(np.hypot(y, x) <= 4.4))
 
 
 def test_workers_keep_frames(

@@ -23,6 +23,7 @@ from .dtypes import LARGEST, accumulator_dtype, is_small, native_dtype
 from .engine import Engine
 from .fill import Fill
 from .kept import add_kept, holds
+from .latest import Latest, Window, can_slide
 from .plain import PlainEngine
 from .plan import Plan
 from .stack import Blocks, Stack, mask_pixels
@@ -35,10 +36,13 @@ __all__ = [
     "CudaStack",
     "Engine",
     "Fill",
+    "Latest",
     "Plan",
     "Stack",
+    "Window",
     "accumulator_dtype",
     "add_kept",
+    "can_slide",
     "fallen_back",
     "holds",
     "is_small",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Self, TypeVar
@@ -48,7 +49,8 @@ class Stack:
     scan_shape, detector_shape
         Rows and columns of each.
     scanned : (Ny, Nx) bool
-        Scan positions that are there.
+        Scan positions that are there. Before the first row of them and after the last, nothing is
+        added.
 
     Raises
     ------
@@ -124,6 +126,10 @@ class Stack:
             fill.add(np.asarray(row), first=y * nx)
         return cls(frames, pixels, (ny, nx), shape, np.ones((ny, nx), bool))
 
+    def reading(self) -> AbstractContextManager[Stack]:
+        """Use `frames` while they are sure to stay: those of some stacks come and go."""
+        return nullcontext(self)
+
     def select(self, mask: NDArray[np.bool_]) -> Self:
         """Take some of the pixels.
 
@@ -178,6 +184,9 @@ class Stack:
         ny, nx = self.scan_shape
         dtype = accumulator_dtype(self.frames.dtype, len(plan.pixels))
         S = np.zeros(ny * nx, dtype)
+        # What lies before the first row and after the last is zero, or comes meanwhile.
+        rows = np.flatnonzero(self.scanned.any(axis=1))
+        top, height = (int(rows[0]), int(rows[-1] - rows[0]) + 1) if len(rows) else (0, 0)
 
         def add_rows(rows: tuple[int, int]) -> tuple[NDArray[Any], int]:
             start, stop = rows
@@ -190,15 +199,16 @@ class Stack:
                 return plan.fold(A), 0  # a part would leave out rows to which nothing is added
             return plan.fold(A, frames=index), plan.part(index)[0]
 
-        threads, values = cores() if threads is None else threads, ny * nx * len(plan.pixels)
-        count = max(1, min(threads, ny, values // _THREAD_VALUES))
-        if count == 1:
+        threads, values = cores() if threads is None else threads, height * nx * len(plan.pixels)
+        count = max(1, min(threads, height, values // _THREAD_VALUES))
+        if count == 1 and height == ny:
             return add_rows((0, ny))[0], S.reshape(self.scan_shape)
         # This thread begins first: it takes more, by what it adds meanwhile.
-        lead = ny * _THREAD_VALUES / 2 / values
-        cuts = [0, *(round(lead + (ny - lead) * i / count) for i in range(1, count + 1))]
+        lead = height * _THREAD_VALUES / 2 / values if count > 1 else 0.0
+        ends = (round(lead + (height - lead) * i / count) for i in range(1, count + 1))
+        cuts = [top, *(top + end for end in ends)]
         A = np.zeros(plan.folded_shape, dtype)
-        for part, first in share(add_rows, list(pairwise(cuts)), count):
+        for part, first in share(add_rows, list(pairwise(cuts)), count) if height else ():
             plan.add_part(part, first, A)
         return A, S.reshape(self.scan_shape)
 

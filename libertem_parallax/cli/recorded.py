@@ -90,10 +90,15 @@ def save_found(
 
 def kept_frames(udf: ParallaxUDF, output: Path) -> str:
     """Write the frames of a scan of which no parameters were found; say where they are."""
+    import numpy as np
+
     from .. import files
 
     stack = udf.stack
     frames = stack.frames.reshape(stack.scan_shape + stack.detector_shape)
+    if not udf.params.keep.complete:  # rows that memory did not hold have no place in a file
+        begun = np.flatnonzero(stack.scanned.any(axis=1))
+        frames = frames[: 1 + begun.max(initial=-1)]
     count = int(stack.scanned.sum())
     try:
         path = files.keep_frames(output.with_name(f"{output.stem}_frames.npy"), frames)

@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 import psutil
+from numpy.typing import NDArray
 
 from ..accumulate import Stack, place_stack
 from ..geometry import Geometry
 from ..parameters import Parameters
 from ..udf import StackUDF
+from ..udf.keeping import Selection
 
-__all__ = ["fill_stack", "stack_udf"]
+__all__ = ["fill_stack", "live_selection", "stack_udf"]
 
 #: Of the memory that is free: what a stack may take if nothing is said.
 _SHARE = 1 / 4
@@ -26,9 +28,7 @@ _MARGIN = 1.25
 _AROUND = 4.0
 
 
-def stack_udf(
-    dataset: Any, parameters: Parameters, limit: int | None = None, *, live: bool = False
-) -> StackUDF:
+def stack_udf(dataset: Any, parameters: Parameters, limit: int | None = None) -> StackUDF:
     """Make the UDF that keeps what can be tuned, of as much of the detector as memory allows.
 
     Parameters
@@ -39,16 +39,12 @@ def stack_udf(
         Of the acquisition.
     limit
         Bytes that the stack may take. Default: a quarter of the memory that is free.
-    live
-        Whether frames are still to come: then what is far from the disk is not kept in any case,
-        as that would take time; and the first rows of the scan, not its middle.
 
     Returns
     -------
     StackUDF
-        Of all pixels; live, of those within 4 semiangles of the detector's middle. Or of those
-        within 1.25 semiangles of the center, as always live where that is known, or of the bright
-        field. If that is still too much, of a part of the scan.
+        Of all pixels, of those within 1.25 semiangles of the center, or of the bright field. If
+        that is still too much, of the middle of the scan.
 
     Raises
     ------
@@ -60,9 +56,46 @@ def stack_udf(
     UserWarning
         See `StackUDF.for_dataset`.
     """
+    limit = _limit(limit)
+    return StackUDF.for_dataset(dataset, _mask(dataset, parameters, limit), limit=limit)
+
+
+def live_selection(dataset: Any, parameters: Parameters, limit: int | None = None) -> Selection:
+    """Choose what can be tuned of frames that are still to come.
+
+    Parameters
+    ----------
+    dataset, parameters, limit
+        See `stack_udf`.
+
+    Returns
+    -------
+    Selection
+        What is far from the disk is not kept in any case, as that would take time: pixels within
+        1.25 semiangles of the center, or where that is not known within 4 of the detector's middle;
+        or those of the bright field. If that is still too much, the latest frames.
+
+    Raises
+    ------
+    ValueError
+        See `stack_udf`.
+    """
+    limit = _limit(limit)
+    mask = _mask(dataset, parameters, limit, live=True)
+    whole = StackUDF.for_dataset(dataset, mask, limit=1 << 62)
+    return whole.selection.within(limit, latest=True)
+
+
+def _limit(limit: int | None) -> int:
+    return int(psutil.virtual_memory().available * _SHARE) if limit is None else limit
+
+
+def _mask(
+    dataset: Any, parameters: Parameters, limit: int, *, live: bool = False
+) -> NDArray[np.bool_]:
+    """Choose pixels."""
     shape = tuple(int(n) for n in dataset.shape)
     geometry = Geometry.from_parameters(shape, **parameters)
-    limit = int(psutil.virtual_memory().available * _SHARE) if limit is None else limit
     size = math.prod(shape[:2]) * np.dtype(dataset.dtype).itemsize
     row, col = geometry.center
     y, x = np.ogrid[: shape[2], : shape[3]]
@@ -78,7 +111,7 @@ def stack_udf(
     for mask in (first, near, bright):
         if size * mask.sum() <= limit:
             break
-    return StackUDF.for_dataset(dataset, mask, limit=limit, first=live)
+    return mask
 
 
 def fill_stack(

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..accumulate import CudaStack, Stack, place_stack
+from ..accumulate import CudaStack, Latest, Stack, place_stack
 from ..direct import Direct
 from ..geometry import Geometry
 from ..images import IMAGES, STACK_IMAGES, Imaging, Sums, check_images
@@ -128,9 +128,11 @@ def make_imaging(stack: Stack, parameters: Parameters) -> Imaging:
 
 
 def _add(stack: Stack, imaging: Imaging, threads: int | None = None) -> Sums:
+    plan = imaging.geometry.plan
+    if isinstance(stack, Latest):
+        return Sums(imaging, *stack.since(plan, threads))
     scanned = stack.scanned.copy()  # before the frames, which may go on filling
-    A, S = stack.add(imaging.geometry.plan, threads)
-    return Sums(imaging, A, S, scanned)
+    return Sums(imaging, *stack.add(plan, threads), scanned)
 
 
 def _make(
@@ -328,6 +330,8 @@ class Maker:
         stack, engine = wanted.stack, wanted.parameters.get("engine", "auto")
         if isinstance(stack, CudaStack):
             return stack if stack.works else None
+        if isinstance(stack, Latest):
+            return None  # frames leave it
         if not (engine == "cuda" or (engine == "auto" and self._device is not None)):
             return None
         placed = self._resident
@@ -364,7 +368,12 @@ class Maker:
         if coarse == 1:
             return wanted.stack, wanted.parameters
         y, x = wanted.parameters["scan_sampling"]
-        stack = self._once("stack", coarse, wanted.frames, lambda: thinned(wanted.stack, coarse))
+
+        def thin() -> Stack:
+            with wanted.stack.reading() as stack:
+                return thinned(stack, coarse)
+
+        stack = self._once("stack", coarse, wanted.frames, thin)
         return stack, wanted.parameters.replace(scan_sampling=(y * coarse, x * coarse))
 
     def _once(self, what: str, coarse: int, key: Any, make: Callable[[], Any]) -> Any:

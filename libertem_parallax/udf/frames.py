@@ -11,7 +11,7 @@ from libertem.common.sparse import to_dense
 from libertem.udf import UDF
 from numpy.typing import NDArray
 
-from ..accumulate import Stack
+from ..accumulate import Stack, Window
 from .keeping import Filling, Kept, Selection
 
 __all__ = ["Buffer", "FramesUDF"]
@@ -51,6 +51,11 @@ class FramesUDF(UDF):
     def started(self) -> bool:
         """Whether the run has begun, and there is a stack."""
         return self._kept is not None
+
+    @property
+    def window(self) -> Window | None:
+        """What of the frames memory holds, if not all; None before the run, too."""
+        return None if self._kept is None else self._kept.window
 
     @property
     def stack(self) -> Stack:

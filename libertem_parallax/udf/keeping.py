@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..accumulate import Fill, Stack
+from ..accumulate import Fill, Stack, Window, can_slide
 
 __all__ = ["Filling", "Kept", "Selection", "Some"]
 
@@ -21,11 +21,39 @@ class Selection(NamedTuple):
     dtype: np.dtype[Any]  #: in which they are kept
     pixels: NDArray[np.int64]  #: (M, 2) rows and columns, in row-major order
     region: tuple[slice, slice]  #: rows and columns of the scan
+    most: int | None = None  #: frames that memory holds, of the whole scan; all, if it is None
+    latest: bool = False  #: whether these are the latest, not the first ones
 
     @property
     def nbytes(self) -> int:
         """Memory that they take."""
-        return math.prod(self.scan_shape) * len(self.pixels) * int(self.dtype.itemsize)
+        frames = math.prod(self.scan_shape) if self.most is None else self.most
+        return frames * len(self.pixels) * int(self.dtype.itemsize)
+
+    def within(self, limit: int, *, latest: bool = False) -> Self:
+        """Keep no more frames of the scan than fit into so many bytes.
+
+        Parameters
+        ----------
+        limit
+            Bytes.
+        latest
+            Of frames that are too many, keep the latest, not the first ones.
+
+        Raises
+        ------
+        ValueError
+            If it is less than a frame takes.
+        """
+        if self.nbytes <= limit:
+            return self
+        frame = len(self.pixels) * int(self.dtype.itemsize)
+        if limit < frame:
+            raise ValueError(
+                f"limit = {limit} bytes: a single frame of the stack takes {frame}. Give more "
+                "memory, or keep fewer pixels."
+            )
+        return self._replace(most=limit // frame, latest=latest)
 
     @property
     def scan_shape(self) -> tuple[int, int]:
@@ -36,7 +64,7 @@ class Selection(NamedTuple):
     @property
     def complete(self) -> bool:
         """Whether these are all frames of the scan."""
-        return self.scan_shape == tuple(self.shape[:2])
+        return self.most is None and self.scan_shape == tuple(self.shape[:2])
 
     def places(self, frames: NDArray[np.int64]) -> NDArray[np.int64]:
         """Tell where some frames go in the stack, counted from 1; 0 for those that are not kept.
@@ -161,6 +189,13 @@ class Kept:
 
     def __init__(self, selection: Selection) -> None:
         self._selection = selection
+        #: If memory does not hold all of them: those that it holds.
+        self.window: Window | None = None
+        if selection.most is not None:
+            scan, detector = selection.scan_shape, selection.shape[2:]
+            self.window = Window(scan, detector, selection.pixels, selection.dtype, selection.most,
+                                 slides=selection.latest and can_slide())  # fmt: skip
+            return
         # Untouched, these take no memory.
         count = math.prod(selection.scan_shape)
         self._frames = np.zeros((count, len(selection.pixels)), selection.dtype)
@@ -170,7 +205,9 @@ class Kept:
         """Put what `Filling` has written where it belongs."""
         came = places > 0
         places = places[came] - 1
-        if len(places) and places[-1] - places[0] + 1 == len(places) == len(came):
+        if self.window is not None:
+            self.window.put(places, frames if came.all() else frames[came])
+        elif len(places) and places[-1] - places[0] + 1 == len(places) == len(came):
             part = slice(places[0], places[-1] + 1)
             self._frames[part], self._seen[part] = frames, True
         else:
@@ -179,6 +216,8 @@ class Kept:
     @property
     def stack(self) -> Stack:
         """What there is so far; while the run goes on, its frames go on filling."""
+        if self.window is not None:
+            return self.window.stack
         scan_shape, detector = self._selection.scan_shape, self._selection.shape[2:]
         scanned = self._seen.reshape(scan_shape).copy()
         return Stack(self._frames, self._selection.pixels, scan_shape, detector, scanned)

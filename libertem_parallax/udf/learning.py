@@ -6,10 +6,8 @@ import math
 import threading
 import warnings
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import psutil
 from libertem.common.backend import get_use_cuda
 
@@ -102,8 +100,8 @@ class Learning:
         ny, nx = self._shape[:2]
         if limit is None:
             limit = int(psutil.virtual_memory().available * _SHARE)
-        rows = min(ny, max(1, int(limit / (whole.nbytes / ny))))
-        beginning = whole._replace(region=(slice(0, rows), slice(0, nx)))
+        beginning = whole.within(max(limit, whole.nbytes // ny))  # a row at least
+        rows = ny if beginning.most is None else beginning.most // nx
         with warnings.catch_warnings(action="ignore"):
             waiting = _Waiting.from_parameters(
                 self._shape, **placeholder(self._known, self._shape[2:])
@@ -157,7 +155,7 @@ class Learning:
             if self._thread is not None or rows < self._next:
                 return False
             self._next = rows + 1 if last else min(self._rows, 2 * rows)
-            part = scanned_part(self.stack)
+            part = scanned_part(self.stack.on_host)
             self._thread = threading.Thread(
                 target=self._calibrate, args=(part,), name="calibration", daemon=True
             )
@@ -181,19 +179,7 @@ class Learning:
         with warnings.catch_warnings(action="ignore"):
             geometry = Geometry.from_parameters(self._shape, **found.parameters)
         results.update_parameters_experimental([{"geometry": geometry}])
-        stack = self.stack
-        mask = np.zeros(stack.detector_shape, bool)
-        mask[tuple(geometry.plan.pixels.T)] = True
-        stack = stack.select(mask)
-        ny, nx = self._shape[:2]
-        missing = ny - stack.scan_shape[0]
-        if missing:
-            # Untouched, these take no memory.
-            frames = np.zeros((ny * nx, len(stack.pixels)), stack.frames.dtype)
-            frames[: len(stack.frames)] = stack.frames
-            scanned = np.pad(stack.scanned, ((0, missing), (0, 0)))
-            stack = replace(stack, frames=frames, scanned=scanned, scan_shape=(ny, nx))
-        self.image.add_stack(stack)
+        self.image.add_stack(self.stack)
 
 
 def placeholder(known: Parameters, detector_shape: tuple[int, int]) -> Parameters:

@@ -59,7 +59,6 @@ class StackUDF(FramesUDF):
         *,
         dtype: DTypeLike | None = None,
         limit: int | None = None,
-        first: bool = False,
     ) -> Self:
         """Construct the UDF for a data set or an acquisition, within a limit of memory.
 
@@ -74,8 +73,6 @@ class StackUDF(FramesUDF):
             events uint16, as any number of them may hit a pixel.
         limit
             Bytes that the stack may take. Default: a quarter of the memory that is free.
-        first
-            If all frames take more: keep the first rows of the scan, not its middle.
 
         Returns
         -------
@@ -109,15 +106,14 @@ class StackUDF(FramesUDF):
         dtype = native_dtype(dtype)
         accumulator_dtype(dtype, len(pixels))
         limit = int(psutil.virtual_memory().available * _SHARE) if limit is None else limit
-        region = _part(shape[:2], len(pixels) * dtype.itemsize, limit, first=first)
+        region = _part(shape[:2], len(pixels) * dtype.itemsize, limit)
         udf = cls(shape, dtype, pixels, region)
         if udf.roi is not None:
             rows, cols = udf.scan_shape
             warnings.warn(
                 f"{shape[0]} x {shape[1]} frames with {len(pixels)} pixels of {dtype} are "
                 f"{_gib(math.prod(shape[:2]) * len(pixels) * dtype.itemsize)}, more than the limit "
-                f"of {_gib(limit)}: the stack is of the {'first' if first else 'middle'} {rows} x "
-                f"{cols} frames, "
+                f"of {_gib(limit)}: the stack is of the middle {rows} x {cols} frames, "
                 f"{_gib(udf.nbytes)}. Give a higher limit, fewer pixels, or a smaller dtype.",
                 stacklevel=2,
             )
@@ -199,15 +195,15 @@ class StackUDF(FramesUDF):
         return {}
 
 
-def _part(scan_shape: Any, frame: int, limit: int, *, first: bool) -> tuple[slice, slice]:
-    """Part of a scan that takes no more bytes than the limit, at so many a frame."""
+def _part(scan_shape: Any, frame: int, limit: int) -> tuple[slice, slice]:
+    """Middle of a scan that takes no more bytes than the limit, at so many a frame."""
     ny, nx = scan_shape
     share = min(1.0, limit / (ny * nx * frame))
-    rows = max(1, math.floor(ny * (share if first else math.sqrt(share))))
+    rows = max(1, math.floor(ny * math.sqrt(share)))
     cols = min(nx, limit // (rows * frame))
     if not cols:
         raise ValueError(f"limit = {limit} bytes: a single frame of the stack takes {frame}.")
-    y, x = (0, 0) if first else ((ny - rows) // 2, (nx - cols) // 2)
+    y, x = (ny - rows) // 2, (nx - cols) // 2
     return slice(y, y + rows), slice(x, x + cols)
 
 

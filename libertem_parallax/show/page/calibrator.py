@@ -90,11 +90,12 @@ class Calibrator:
         try:
             if not tuning.stack.scanned.any():
                 raise CalibrationError("no frame has come yet.")
-            self._found = calibrate_tuned(
-                tuning.stack,
-                tuning.parameters,
-                lambda share, what: self._say(f"Calibrating: {what}, {share:.0%}"),
-            )
+            with tuning.stack.reading() as stack:
+                self._found = calibrate_tuned(
+                    stack,
+                    tuning.parameters,
+                    lambda share, what: self._say(f"Calibrating: {what}, {share:.0%}"),
+                )
             text = ""
         # Whatever it is, people are told, and can go on.
         except Exception as error:

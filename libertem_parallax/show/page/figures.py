@@ -36,17 +36,9 @@ class ImageView:
     ----------
     tell
         Takes a text for what is under the pointer.
-    whole
-        Rows and columns of the scan, of which pictures may have the first ones only: what they do
-        not have is marked, so that all have the same place.
     """
 
-    def __init__(
-        self,
-        tell: Callable[[str], None],
-        whole: Callable[[], tuple[int, int] | None] = lambda: None,
-    ) -> None:
-        self._whole = whole
+    def __init__(self, tell: Callable[[str], None]) -> None:
         self.source = ColumnDataSource(field(1, 1))
         self.plot = plain(
             tools="pan,wheel_zoom,box_zoom,reset",
@@ -103,11 +95,6 @@ class ImageView:
         """
         image = blur(picture.image, picture.pixel_size, sigma) if sigma else picture.image
         u, scanned = picture.geometry.plan.upsampling_factor, picture.scanned
-        if (whole := self._whole()) is not None:
-            sizes = zip(whole, scanned.shape, strict=True)
-            more = [max(0, math.ceil(n / picture.coarse) - had) for n, had in sizes]
-            scanned = np.pad(scanned, [(0, n) for n in more])
-            image = np.pad(image, [(0, u * n) for n in more])
         shown = None if scanned.all() else scanned.repeat(u, axis=0).repeat(u, axis=1)
         self.limits = fixed or limits(image if shown is None else image[shown], percentiles)
         rows, cols = np.multiply(image.shape, picture.pixel_size) / 10

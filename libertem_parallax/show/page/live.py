@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 import warnings
@@ -12,11 +13,11 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from ...accumulate import Stack
+from ...accumulate import Stack, can_slide
 from ...parameters import Parameters
 from ...udf import ParallaxUDF
-from ...udf.keeping import Kept, Selection
-from ..fill import stack_udf
+from ...udf.keeping import Kept
+from ..fill import live_selection
 from ..maker import Made
 from ..screen import Growing
 from ..tuning import Tuning
@@ -92,7 +93,6 @@ class LivePage:
         self._tuning: Tuning | None = None
         self._server: Background | None = None
         self._udf: ParallaxUDF | None = None
-        self._note = ""
         self._first: float | None = None
         self._stop: Callable[[str], object] = lambda _: None
         self._next, self._stopped = threading.Event(), False
@@ -174,23 +174,15 @@ class LivePage:
             The same if it keeps frames, or else one that does: to be run.
         """
         self._udf = None
-        self._note = ""
         if udf.params.keep is None:
             with warnings.catch_warnings(action="ignore"):  # come with the picture, or below
-                keeps = stack_udf(acquisition, self.tuning.parameters, self.limit, live=True)
-            udf = udf.keeping(keeps.selection)
-        keep: Selection = udf.params.keep
-        if not keep.complete:
-            (rows, cols), scan = keep.scan_shape, keep.shape[:2]
-            self._note = (
-                f"Memory holds the first {rows} x {cols} of {scan[0]} x {scan[1]} frames: what is "
-                "tuned is made of these (--memory)."
-            )
+                keep = live_selection(acquisition, self.tuning.parameters, self.limit)
+            udf = udf.keeping(keep)
         self._udf = udf
         self._first = None
         self.tuning.when_idle(None)  # it is of the scan before
         self.tuning.growing = True
-        self.tuning.grow(Kept(keep).stack, at_once=True)  # of nothing
+        self.tuning.grow(Kept(udf.params.keep).stack, at_once=True)  # of nothing
         self.progress = Progress("Recording", 0, acquisition.shape.nav.size)
         self.stage = "recording"
         return udf
@@ -198,15 +190,25 @@ class LivePage:
     @property
     def note(self) -> str:
         """What does not fit the memory, if so."""
-        return self._note
-
-    @property
-    def scan_shape(self) -> tuple[int, int] | None:
-        """Rows and columns of the scan, once it has begun."""
-        if self._udf is None:
-            return None
-        ny, nx = self._udf.params.keep.shape[:2]
-        return ny, nx
+        if self._udf is None or (most := self._udf.params.keep.most) is None:
+            return ""
+        window, total = self._udf.window, math.prod(self._udf.params.keep.shape[:2])
+        if window is None or not window.outgrown:
+            return (
+                f"Memory holds {most:,} of {total:,} frames (--memory): later on, older ones are "
+                "in the sums only."
+            )
+        if not window.slides:
+            return (
+                f"Memory holds the first {most:,} of {total:,} frames (--memory): what is tuned is "
+                "made of these."
+            )
+        if not self.progress.running:
+            return f"What is tuned now is made of the latest {most:,} frames (--memory)."
+        return (
+            "Older frames are in the sums only: re-tuning starts from now, with the latest "
+            f"{most:,} frames (--memory)."
+        )
 
     def arrived(self, frames: int) -> None:
         """Count frames."""
@@ -220,6 +222,8 @@ class LivePage:
         """Show frames with parameters that calibration found in them."""
         self.tuning.change(**{name: parameters[name] for name in _FOUND if name in parameters})
         self.parameters = self.tuning.parameters
+        if self._udf is not None and self._udf.window is not None:
+            self._udf.window.slides = can_slide()  # the first frames have done their duty
 
     def show(self, growing: Growing | None = None) -> None:
         """Show the frames that came in, as an image that was made of them where not all are kept.
@@ -231,7 +235,7 @@ class LivePage:
         """
         assert self._udf is not None
         made = None
-        if growing is not None and self._note:
+        if growing is not None and self._udf.params.keep.most is not None:
             [name, *_] = self._udf.params.image or ("parallax",)
             if name == self.parameters["image"][0]:
                 geometry = self._udf.params.geometry

@@ -138,10 +138,7 @@ class Page:
         self.seen = Seen()
         self._told = Div(text="", css_classes=["told"], sizing_mode="stretch_width", name="told")
         self._pointed = Div(text="", css_classes=["told"], name="pointed")
-        self.image = ImageView(
-            lambda text: self._pointed.update(text=text),
-            lambda: None if self._recording is None else self._recording.scan_shape,
-        )
+        self.image = ImageView(lambda text: self._pointed.update(text=text))
         # The few lines of JavaScript: say what has arrived; copy a text.
         self.image.source.js_on_change(
             "data",
@@ -287,7 +284,8 @@ class Page:
             often = self._is_recording and now - self._pattern_at < _PATTERN
             if self._pattern_of is not self._tuning.stack and not often:
                 self._pattern_of, self._pattern_at = self._tuning.stack, now
-                pattern = mean_pattern(self._tuning.stack, _PATTERN_FRAMES)
+                with self._tuning.stack.reading() as stack:
+                    pattern = mean_pattern(stack, _PATTERN_FRAMES)
                 self.knobs.diffraction.show_pattern(pattern, odd_pixels(pattern))
 
     def _look(self) -> None:

@@ -29,10 +29,6 @@ class Recording(Protocol):
     def note(self) -> str:
         """What does not fit the memory, if so."""
 
-    @property
-    def scan_shape(self) -> tuple[int, int] | None:
-        """Rows and columns of the scan, if there is one; memory may hold the first of them."""
-
     def stop(self) -> None:
         """End it."""
 
