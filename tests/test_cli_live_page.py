@@ -168,7 +168,7 @@ def test_more_frames_than_memory_holds(tmp_path: Path) -> None:
 
 
 def test_calibrated_once(run: Run, pages: list[LivePage], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The page has what was found, and so has the next acquisition."""
+    """The page has what was found, and so has the next acquisition; memory holds 34 of 40 rows."""
     plain = simulate.simulate
 
     def brighter(**how: Any) -> simulate.Simulation:
@@ -181,10 +181,13 @@ def test_calibrated_once(run: Run, pages: list[LivePage], monkeypatch: pytest.Mo
 
     def again(page: LivePage) -> None:
         seen.append(page.tuning.parameters)
+        assert "from now on is made of the latest 1,640 frames" in page.note
+        assert page.tuning.stack.scanned[-34:].all()
         page.next()
 
     with looking(pages, (recorded(1), again), (recorded(2), lambda page: None)):
-        result = run(f"live --simulate merlin --calibrate --underfocus {PAGE}")
+        memory = 1640 * 64 * 64 * 2 / 2**30
+        result = run(f"live --simulate merlin --calibrate --underfocus {PAGE} --memory {memory}")
     assert result.exit_code == 0, result.output
     found = load_parameters("libertem-parallax-live/image.toml")
     for name in ("aberration_coefs", "center", "rotation_angle"):

@@ -49,8 +49,7 @@ class Stack:
     scan_shape, detector_shape
         Rows and columns of each.
     scanned : (Ny, Nx) bool
-        Scan positions that are there. Before the first row of them and after the last, nothing is
-        added.
+        Scan positions that are there. Before the first and after the last, nothing is added.
 
     Raises
     ------
@@ -181,35 +180,32 @@ class Stack:
         self._check(plan)
         if not holds(self.pixels, plan):
             self.columns(plan.pixels)  # raises
-        ny, nx = self.scan_shape
         dtype = accumulator_dtype(self.frames.dtype, len(plan.pixels))
-        S = np.zeros(ny * nx, dtype)
-        # What lies before the first row and after the last is zero, or comes meanwhile.
-        rows = np.flatnonzero(self.scanned.any(axis=1))
-        top, height = (int(rows[0]), int(rows[-1] - rows[0]) + 1) if len(rows) else (0, 0)
+        S, there = np.zeros(self.scanned.size, dtype), self.scanned.reshape(-1)
+        # What lies before and after is zero, or comes meanwhile.
+        first = int(there.argmax())
+        frames = len(there) - int(there[::-1].argmax()) - first if there.any() else 0
 
-        def add_rows(rows: tuple[int, int]) -> tuple[NDArray[Any], int]:
-            start, stop = rows
-            index = np.arange(start * nx, stop * nx)
-            part = slice(start * nx, stop * nx)
+        def add_part(part: tuple[int, int]) -> tuple[NDArray[Any], int]:
+            index, frames = np.arange(*part), slice(*part)
             # Untouched, most of it takes no memory.
             A = np.zeros(plan.accumulator_shape, dtype)
-            add_kept(self.frames[part], self.pixels, plan, index, A, S[part])
-            if stop - start == ny:
+            add_kept(self.frames[frames], self.pixels, plan, index, A, S[frames])
+            if len(index) == len(there):
                 return plan.fold(A), 0  # a part would leave out rows to which nothing is added
             return plan.fold(A, frames=index), plan.part(index)[0]
 
-        threads, values = cores() if threads is None else threads, height * nx * len(plan.pixels)
-        count = max(1, min(threads, height, values // _THREAD_VALUES))
-        if count == 1 and height == ny:
-            return add_rows((0, ny))[0], S.reshape(self.scan_shape)
+        threads, values = cores() if threads is None else threads, frames * len(plan.pixels)
+        count = max(1, min(threads, frames, values // _THREAD_VALUES))
+        if count == 1 and frames == len(there):
+            return add_part((0, frames))[0], S.reshape(self.scan_shape)
         # This thread begins first: it takes more, by what it adds meanwhile.
-        lead = height * _THREAD_VALUES / 2 / values if count > 1 else 0.0
-        ends = (round(lead + (height - lead) * i / count) for i in range(1, count + 1))
-        cuts = [top, *(top + end for end in ends)]
+        lead = _THREAD_VALUES / 2 / len(plan.pixels) if count > 1 else 0.0
+        ends = (round(lead + (frames - lead) * i / count) for i in range(1, count + 1))
+        cuts = [first, *(first + end for end in ends)]
         A = np.zeros(plan.folded_shape, dtype)
-        for part, first in share(add_rows, list(pairwise(cuts)), count) if height else ():
-            plan.add_part(part, first, A)
+        for part, row in share(add_part, list(pairwise(cuts)), count) if frames else ():
+            plan.add_part(part, row, A)
         return A, S.reshape(self.scan_shape)
 
     def make(

@@ -101,15 +101,16 @@ class Learning:
         if limit is None:
             limit = int(psutil.virtual_memory().available * _SHARE)
         beginning = whole.within(max(limit, whole.nbytes // ny))  # a row at least
-        rows = ny if beginning.most is None else beginning.most // nx
+        self._room = math.inf if beginning.most is None else beginning.most
         with warnings.catch_warnings(action="ignore"):
             waiting = _Waiting.from_parameters(
                 self._shape, **placeholder(self._known, self._shape[2:])
             )
         #: Makes the image, and keeps the frames of the beginning: all, if memory holds them.
         self.image = waiting.keeping(beginning)
-        self._next = min(rows, max(_ROWS, math.ceil(_SCAN_FRAMES / nx)))
-        self._rows = rows
+        self._next = max(_ROWS, math.ceil(_SCAN_FRAMES / nx))
+        self._there = self._partition = 0  # frames so far, and of the largest partition
+        self._ended = False  # it was tried with all that memory holds
         self._thread: threading.Thread | None = None
         #: What was found, if anything.
         self.calibration: Calibration | None = None
@@ -140,11 +141,14 @@ class Learning:
         bool
             Whether parameters were found just now: `calibration` has them.
         """
-        if self.calibration is not None:
+        if self.calibration is not None or self._ended:
             return False
         scanned = self.stack.scanned
-        rows = int(scanned.all(axis=1).sum())
-        last = rows == self._rows
+        rows, there = int(scanned.all(axis=1).sum()), int(scanned.sum())
+        self._partition = max(self._partition, there - self._there)
+        self._there = there
+        # Frames for which memory has no place would be missing in the image.
+        last = there == scanned.size or there + self._partition > self._room
         while True:
             if self._thread is not None and (last or not self._thread.is_alive()):
                 self._thread.join()
@@ -152,9 +156,9 @@ class Learning:
             if self._found is not None:
                 self._start(self._found, results)
                 return True
-            if self._thread is not None or rows < self._next:
+            if self._thread is not None or self._ended or (rows < self._next and not last):
                 return False
-            self._next = rows + 1 if last else min(self._rows, 2 * rows)
+            self._ended, self._next = last, 2 * rows
             part = scanned_part(self.stack.on_host)
             self._thread = threading.Thread(
                 target=self._calibrate, args=(part,), name="calibration", daemon=True

@@ -119,7 +119,7 @@ class ImageView:
             u = picture.geometry.plan.upsampling_factor
             value = f"{picture.image[row, col]:.4g} {words_and_unit(picture.name)[1]}"
             if not picture.scanned[row // u, col // u]:
-                value = "not scanned yet"
+                value = "no frame"
             self._tell(f"{event.x:.2f}, {event.y:.2f} nm: {value}")
         else:
             self._tell("")

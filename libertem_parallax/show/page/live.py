@@ -204,7 +204,7 @@ class LivePage:
                 "made of these."
             )
         if not self.progress.running:
-            return f"What is tuned now is made of the latest {most:,} frames (--memory)."
+            return f"What is tuned from now on is made of the latest {most:,} frames (--memory)."
         return (
             "Older frames are in the sums only: re-tuning starts from now, with the latest "
             f"{most:,} frames (--memory)."

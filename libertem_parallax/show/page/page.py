@@ -331,7 +331,7 @@ class Page:
         rows, cols = picture.image.shape
         text = f"{rows} x {cols} pixels, {len(picture.geometry.plan.pixels)} in the bright field"
         if not picture.scanned.all():
-            text += f", {picture.scanned.mean():.0%} scanned"
+            text += f", {picture.scanned.mean():.0%} of the scan"
         if self._recording is not None:
             text = f"{str(self._recording.progress).removesuffix('.')}. {text}".replace("?.", "?")
         return text
