@@ -34,7 +34,8 @@ def fit(
     place: Any,
     beyond: Any,
     shown_noise: Any,  # N, and infinite where nothing is shown
-    likely: Any,  # whether a spot would be signal
+    shown: Any,  # (places,): frequencies that P shows
+    likely: Any,  # (Q,): whether a spot would be signal
     spot: float,  # how far it is above μ
     cell: Any,
     counts: Any,  # (cells,) as the following: see `_Cells`
@@ -46,7 +47,7 @@ def fit(
     law: Any,  # (knots,): log S of the power law
     price: Any,  # (knots + 2, knots + 2) of what differs from it
 ) -> Any:
-    """Find S by place, both g times the factor, the spots, and S there."""
+    """Find S by place, both g times the factor, the spots, S there, and the sum of all S."""
     whole, cell_noise = np.zeros(len(counts)), cell_noise * factor
     for i in range(len(measured)):
         whole[cell[i]] += measured[i]
@@ -76,7 +77,9 @@ def fit(
             if c:
                 left[c] -= 1
                 sums[c] -= measured[spots[k]]
-    at_spots = np.empty(len(spots))
+    at_spots, total = np.empty(len(spots)), 0.0
+    for k in range(len(S)):
+        total += shown[k] * S[k]
     for k in range(len(spots)):
         i = spots[k]
         quiet, smooth = g[beyond[i]] * noise[i], S[place[i]]
@@ -86,7 +89,8 @@ def fit(
             # The rest is noise, next to which the smooth signal is as this is next to the noise
             # above.
             at_spots[k] = smooth * quiet / (measured[i] - power[i] * smooth)
-    return S, g, spots, at_spots
+        total += at_spots[k] - smooth
+    return S, g, spots, at_spots, total
 
 
 @keep_on_disk

@@ -62,6 +62,7 @@ class _Transfer(NamedTuple):
     conj: NDArray[np.complex64]  # P*
     power: NDArray[np.float32]  # |P|², and next to nothing where it is 0
     noise: NDArray[np.float32]  # power of the noise, over all counts
+    largest: float  # of the powers
     pixels: float  # as many inside the aperture would see all counts of a frame
     spectrum: Spectrum
     opposed: NDArray[np.intp]  # frequencies where loss takes contrast away
@@ -102,7 +103,7 @@ def phase(sums: Sums) -> NDArray[np.float32]:
             )
             weights, _ = _weights(transfer, R, noise, image.size)
     else:
-        weights = 1 / (transfer.power + transfer.power.max() / np.float32(snr))
+        weights = np.reciprocal(transfer.power + np.float32(transfer.largest / snr))
     R *= transfer.conj
     R *= weights
     return irfft2(R, image.shape[1])
@@ -114,7 +115,7 @@ def _weights(
     """Find signal and noise, and the filter over P*."""
     found = transfer.spectrum.fit(_power(R).ravel(), noise)
     variance = transfer.spectrum.variance(found, size)
-    missed = _STRONG * variance * float(transfer.power.max())
+    missed = _STRONG * variance * transfer.largest
     weights = transfer.spectrum.ratio(found, missed).reshape(R.shape)
     weights += transfer.power
     return np.reciprocal(weights, out=weights), found
@@ -158,7 +159,8 @@ def _transfer(imaging: Imaging) -> _Transfer | None:
     spectrum.fit(power.ravel(), 1.0)  # is compiled before the first frame
     opposed, chi = _opposed(geometry)
     loss = (pixels * np.cos(chi) * noise.ravel()[opposed]).astype(np.float32)
-    return _Transfer(P.conj(), np.maximum(power, _NONE), noise, pixels, spectrum, opposed, loss)
+    power, largest = np.maximum(power, _NONE), float(power.max())
+    return _Transfer(P.conj(), power, noise, largest, pixels, spectrum, opposed, loss)
 
 
 def _opposed(geometry: Geometry) -> tuple[NDArray[np.intp], NDArray[np.float64]]:

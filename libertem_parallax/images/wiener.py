@@ -58,6 +58,7 @@ class Found(NamedTuple):
     noise: NDArray[np.float64]  # (2,) g times the factor of N, the second for beyond the scan's
     spots: NDArray[np.intp]  # (spots,) frequencies that are far above what is smooth
     at_spots: NDArray[np.float64]  # (spots,) S there, next to the noise above
+    total: float  # sum of S over all frequencies that P shows
 
 
 class _Cells(NamedTuple):
@@ -127,7 +128,7 @@ class Spectrum:
         noise
             Factor of N.
         """
-        S, g, spots, at_spots = fit(
+        found = fit(
             measured,
             noise,
             self._power,
@@ -135,13 +136,14 @@ class Spectrum:
             self.place,
             self._beyond,
             self._shown_noise,
+            self._shown,
             self._likely,
             self._spot,
             *self._cells,
             self._law,
             self._price,
         )
-        return Found(S, g, spots, at_spots)
+        return Found(*found)
 
     def ratio(self, found: Found, missed: float = 0.0) -> NDArray[np.float32]:
         """Noise over signal, (g / S + missed) N, at every frequency; what filters need.
@@ -157,7 +159,9 @@ class Spectrum:
         -------
         (Q,) float32
         """
-        table: NDArray[np.float32] = ratio(missed, *found, self._entry, self._beyond, self._noise)
+        table: NDArray[np.float32] = ratio(
+            missed, *found[:4], self._entry, self._beyond, self._noise
+        )
         return table
 
     def variance(self, found: Found, size: int, share: NDArray[Any] | None = None) -> float:
@@ -176,12 +180,12 @@ class Spectrum:
         -------
         float
         """
-        shown, spots, at_spots = self._shown, found.spots, found.at_spots
-        smooth = found.S[self.place[spots]]
+        total = found.total
         if share is not None:
-            shown = np.bincount(self.place, self._shows * share, len(shown))
-            at_spots, smooth = at_spots * share[spots], smooth * share[spots]
-        return 2 * float(shown @ found.S + (at_spots - smooth).sum()) / size**2
+            shown = np.bincount(self.place, self._shows * share, len(self._shown))
+            more = (found.at_spots - found.S[self.place[found.spots]]) * share[found.spots]
+            total = float(shown @ found.S + more.sum())
+        return 2 * total / size**2
 
 
 def _price(known: float) -> NDArray[np.float64]:
