@@ -124,7 +124,7 @@ class Window:
         )
 
     def wait(self, code, name, argument=None):
-        end = time.monotonic() + 40
+        end = time.monotonic() + 120
         while time.monotonic() < end:
             with contextlib.suppress(playwright.Error):
                 if self.model(code, name, argument):
@@ -195,9 +195,9 @@ def gray(image):
 
 def assert_follows(window, tuning, parameters=None):
     """The page shows the image of the present parameters: in the end, of these."""
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     while True:
-        assert tuning.wait(30)
+        assert tuning.wait(120)
         picture = tuning.picture
         number, shown = window.number(), window.shown()
         as_asked = parameters is None or parameters(picture.parameters)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 
 from libertem_parallax.live import asi_tpx3, merlin
 
@@ -65,6 +66,7 @@ def dectris_simulator(
     can die after so many frames, or send one that cannot be decoded.
     """
     # Flask is an extra of LiberTEM-live, which those who test something else need not have.
+    from libertem_live.detectors.dectris.connection import DectrisDetectorConnection
     from libertem_live.detectors.dectris.sim import DectrisSim, StopException
 
     dump = path / "dectris.bin"
@@ -96,9 +98,20 @@ def dectris_simulator(
         gc.unfreeze()
     try:
         simulator.wait_for_listen()
-        yield simulator
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(DectrisDetectorConnection, "start_series", _start_series)
+            yield simulator
     finally:
         simulator.stop()
+
+
+def _start_series(conn, series):
+    """Start as LiberTEM-live does, which gives its thread a tenth of a second to say so.
+
+    Where cores are busy, that is too little.
+    """
+    conn._ensure_basic_settings()
+    conn._conn.start(series, 30.0)
 
 
 @contextmanager

@@ -138,8 +138,9 @@ def test_frames_that_do_not_fill_a_buffer(
 ) -> None:
     """They were sent, and it is not said that they were not."""
     Gate(monkeypatch).count = 10
-    result = run(arguments(merlin, "--start --timeout 0.5"))
-    check_error(result, "none of 96 frames", "no frames came through within 0.5 s", "fill a buffer")
+    # What comes first is awaited as long, and must come in time where cores are busy.
+    result = run(arguments(merlin, "--start --timeout 3"))
+    check_error(result, "none of 96 frames", "no frames came through within 3 s", "fill a buffer")
 
 
 def test_frames_that_get_lost(
@@ -186,10 +187,10 @@ def test_somebody_else_is_there(
     monkeypatch: pytest.MonkeyPatch,
     wrong: str,
 ) -> None:
-    monkeypatch.setattr(detector, "ANSWER", 0.5)
+    monkeypatch.setattr(detector, "ANSWER", 3)  # to connect must not take as long
     if wrong == "control":
         result = run(arguments(merlin, f"--port {silent}"))
-        check_error(result, "did not tell the shape of its frames within 0.5 s")
+        check_error(result, "did not tell the shape of its frames within 3 s")
     else:
         result = run(arguments(merlin, f"--data-port {closed}"))
         check_error(result, f"no answer from merlin at 127.0.0.1, ports {merlin.api_port}")

@@ -126,25 +126,25 @@ def test_pointing(window, tuning):
             [x, y],
         )
 
+    def drag(begin, end):
+        """Slowly: the pointer rests before it is moved."""
+        begin, end = (place("diffraction", *at) for at in (begin, end))
+        mouse.move(*begin)
+        time.sleep(0.1)  # or the pointer may be pressed before it is known to be there
+        mouse.down()
+        time.sleep(0.4)
+        mouse.move(*end, steps=5)
+        mouse.up()
+
     mouse = window.page.mouse
     window.wait("m => m.renderers[0].data_source.data.dw[0] == 64", "diffraction")
-    mouse.move(*place("diffraction", 32, 32))
-    mouse.down()
-    mouse.move(*place("diffraction", 34, 31), steps=5)
-    mouse.up()
+    drag((32, 32), (34, 31))
     window.wait("m => Math.abs(m.value - 31) < 0.6", "center_row")
     window.wait("m => Math.abs(m.value - 34) < 0.6", "center_col")
     assert_follows(window, tuning)
     row, col = tuning.parameters["center"]
     before = tuning.parameters["semiangle_cutoff"]
-    at = None
-    while at != (at := place("diffraction", col + 13, row)):
-        time.sleep(0.2)  # until the page has stopped moving
-    mouse.move(*at)
-    time.sleep(0.1)  # or the pointer may be pressed before it is known to be there
-    mouse.down()
-    mouse.move(*place("diffraction", col + 10, row), steps=5)
-    mouse.up()
+    drag((col + 13, row), (col + 10, row))
     window.wait("(m, b) => Math.abs(m.value - b + 3 * 0.3076) < 0.2", "semiangle", before)
     assert tuning.parameters["center"] == (row, col)
     mouse.click(*place("astigmatism", 0.5, 0.5))

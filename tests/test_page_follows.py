@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 from tuned import FRAMES, PARAMETERS
@@ -10,6 +11,7 @@ from tuned import FRAMES, PARAMETERS
 pytest.importorskip("bokeh", reason="bokeh is missing, of which the page is made")
 
 from bokeh.document import Document
+from bokeh.events import ButtonClick
 from bokeh.server.callbacks import TimeoutCallback
 
 from libertem_parallax.accumulate import Stack
@@ -51,5 +53,25 @@ def test_other_threads_set_no_timers() -> None:
         timers = [c for c in document.session_callbacks if isinstance(c, TimeoutCallback)]
         assert not timers
         assert len(document.session_callbacks) > 1
+    finally:
+        tuning.close()
+
+
+def test_what_was_done_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the next picture comes at once; the one after that takes its place."""
+    tuning = Tuning(Stack.from_array(FRAMES), PARAMETERS)
+    try:
+        page = Page(tuning, "scan.h5", tmp_path)
+        for factor in (2, 3, 4):
+            tuning.change(upsampling_factor=factor)
+            assert tuning.wait(60)
+            if factor == 2:
+                page.save._trigger_event(ButtonClick(page.save))
+            if factor == 4:
+                monkeypatch.setattr("libertem_parallax.show.page.page._READ", 0.0)
+            for _ in range(3):
+                page.seen.number = tuning.picture.number  # nobody else tells what was seen
+                page.follow()
+            assert ("Saved as" in page._told.text) == (factor < 4)
     finally:
         tuning.close()

@@ -98,7 +98,7 @@ def test_knobs_are_turned_while_it_records(browser, tmp_path):  # noqa: F811
                 if number == 4:
                     look_at_the_middle(window, browser, page)
                     window.press("Stop")
-                    assert stopped.wait(20)
+                    assert stopped.wait(60)
             page.end(None)
             window.wait("m => m.text.includes('Recorded')", "told")
             assert not window.model("m => m.visible", "stop")

@@ -135,7 +135,7 @@ def test_nobody_else_is_asked_for_anything(window, server):
 
 def test_other_origins_are_refused(server):
     def answer(origin):
-        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
         headers = {
             "Origin": origin,
             "Connection": "Upgrade",
@@ -168,6 +168,6 @@ def test_a_malformed_message_does_no_harm(window, tuning, server):
 
     for text in ("{nonsense", '{"msgid": "1", "msgtype": "PATCH-DOC"}', "x" * 1000):
         with ThreadPoolExecutor(1) as pool:  # Playwright has the loop of this thread
-            pool.submit(lambda text=text: asyncio.run(asyncio.wait_for(send(text), 20))).result()
+            pool.submit(lambda text=text: asyncio.run(asyncio.wait_for(send(text), 60))).result()
     window.set("defocus", 1350)
     assert_follows(window, tuning, defocused(1350))

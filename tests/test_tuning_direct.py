@@ -28,7 +28,7 @@ def tuning():
 
 def shown(tuning):
     """Get the picture of the present parameters."""
-    assert tuning.wait(30)
+    assert tuning.wait(120)
     assert tuning.problem is None
     assert tuning.picture.parameters is tuning.parameters
     assert tuning.picture.coarse == 1
@@ -100,7 +100,7 @@ def test_it_waits_for_the_whole_scan():
     tuning.growing = True
     assert_shown(tuning)
     tuning.change(image="direct")
-    assert tuning.wait(30)
+    assert tuning.wait(120)
     assert "needs all frames, 56% of them are there" in tuning.problem
     # It was broken off.
     stack.frames[5 * stack.scan_shape[1] :] = 0
@@ -116,7 +116,7 @@ def test_a_coarser_one_comes_first(monkeypatch):
     monkeypatch.setattr(maker, "_AT_ONCE", 1 << 12)
     pictures = []
     tuning = Tuning(Stack.from_array(FRAMES), PARAMETERS)
-    tuning.wait(30)
+    tuning.wait(120)
     tuning.listen(lambda: pictures.append(tuning.picture))
     tuning.change(image="direct")
     image = shown(tuning).image

@@ -24,6 +24,7 @@ __all__ = [
     "limits",
     "plain",
     "ranges",
+    "set_new",
 ]
 
 BACK, LINE, TEXT, MARK, WARM, RED = (
@@ -102,3 +103,9 @@ def on_change(model: Any, name: str, follow: Callable[[Any], object]) -> None:
         follow(new)
 
     model.on_change(name, changed)
+
+
+def set_new(model: Any, name: str, value: Any) -> None:
+    """Set a property, unless it is that already."""
+    if getattr(model, name) != value:
+        setattr(model, name, value)

@@ -8,13 +8,22 @@ from typing import Any
 
 import numpy as np
 from bokeh.events import MouseWheel, Pan, PanStart, Tap
-from bokeh.models import ColumnDataSource, Range1d, Span
+from bokeh.models import ColumnDataSource, CustomJS, Range1d, Span
 from numpy.typing import NDArray
 
 from ...geometry import Geometry
 from .drawing import BACK, LINE, MARK, RED, TEXT, WARM, draw, field, gray, limits, plain, ranges
 
-__all__ = ["Curve", "Diffraction", "Pad"]
+__all__ = ["Curve", "Diffraction", "Pad", "drag_slowly"]
+
+
+def drag_slowly(plot: Any) -> CustomJS:
+    """Let the pointer rest before it drags, on all drawings; to be run when there is a `plot`.
+
+    Where it rests for 0.3 s, Bokeh takes that for a gesture of its own, which is of no use here.
+    """
+    gestures = "Bokeh.index.find_one(plot).canvas_view.ui_event_bus.ui_gestures"
+    return CustomJS(args={"plot": plot}, code=f"{gestures}.constructor.press_threshold = 2**31 - 1")
 
 
 class Diffraction:

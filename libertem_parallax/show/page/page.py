@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bokeh.core.properties import Int
-from bokeh.model import DataModel, Model
+from bokeh.model import DataModel
 from bokeh.models import (
     Button,
     Column,
@@ -31,10 +31,11 @@ from ..maker import Picture
 from ..patterns import odd_pixels
 from ..tuning import Tuning
 from .calibrator import Calibrator
-from .drawing import MARK, on_change
+from .drawing import MARK, on_change, set_new
 from .figures import ImageView, Spectrum
 from .focus import Depth, Sharpness
 from .knobs import Knobs, drawer
+from .pads import drag_slowly
 from .recording import Recording
 from .saving import save, script
 from .thumbnails import Thumbnail, written
@@ -54,6 +55,9 @@ const again = () => fetch("static/js/bokeh.min.js", {method: "HEAD", cache: "no-
     .then(() => location.reload(), () => setTimeout(again, 1000))
 again()
 """
+
+#: Seconds that a message can be read, whatever comes next.
+_READ = 5.0
 
 #: Seconds between two diffraction patterns while frames come in.
 _PATTERN = 2.0
@@ -107,7 +111,7 @@ class Page:
         self._spectrum_of: Picture | None = None
         self._pattern_of: Any = None
         self._pattern_at = -math.inf
-        self._message = ""
+        self._message, self._said_at = "", -math.inf
         self._build(sigma)
         self._stop = tuning.listen(self._schedule)
 
@@ -120,6 +124,7 @@ class Page:
         # anew, as soon as there is somebody to answer.
         document.config.reconnect_session = False
         document.js_on_event("connection_lost", CustomJS(code=_RELOAD))
+        document.js_on_event("document_ready", drag_slowly(self.knobs.diffraction.plot))
         document.on_session_destroyed(lambda _: self.close())
         # The first picture comes with the document, and is no change of it.
         document.on_event("document_ready", lambda _: self._schedule(seen=True))
@@ -252,7 +257,7 @@ class Page:
         tuning = self._tuning
         parameters, picture = tuning.parameters, tuning.picture
         self.knobs.show(parameters)
-        _set(self.undo, "disabled", not tuning.can_undo)
+        set_new(self.undo, "disabled", not tuning.can_undo)
         self._tell(picture)
         self._show_recording()
         self.calibrator.show()
@@ -299,8 +304,8 @@ class Page:
         self._look()
 
     def _say(self, text: str) -> None:
-        """Tell of something that was not done, until the next picture."""
-        self._message = text
+        """Tell of something that was done, or not, until the next picture."""
+        self._message, self._said_at = text, time.monotonic()
         self._schedule()
 
     def _tell(self, picture: Picture | None) -> None:
@@ -320,9 +325,10 @@ class Page:
             if any(notes):
                 note = html.escape(next(note for note in notes if note))
                 text += f'<br><span class="problem">{note}</span>'
-        if picture is not None and picture is not self._sent:
+        read = time.monotonic() - self._said_at > _READ
+        if read and picture is not None and picture is not self._sent:
             self._message = ""
-        _set(self._told, "text", text)
+        set_new(self._told, "text", text)
 
     def _state(self, picture: Picture) -> str:
         """Tell what is shown, or how far a recording is."""
@@ -350,8 +356,8 @@ class Page:
         if self._recording is None:
             return
         stage, before = self._recording.stage, tuple(self._recording.thumbnails)
-        _set(self.stop, "visible", stage != "ended")
-        _set(self.next, "visible", stage == "ended")
+        set_new(self.stop, "visible", stage != "ended")
+        set_new(self.next, "visible", stage == "ended")
         if before != self._before:
             self._before = before
             self.before.update(text=written(before), visible=True)
@@ -366,8 +372,8 @@ class Page:
         text = ""
         if self.copy.active and picture is not None:
             text = script(picture.parameters, picture.name, self._source)
-        _set(self.script, "text", text)
-        _set(self.script, "visible", bool(text))
+        set_new(self.script, "text", text)
+        set_new(self.script, "visible", bool(text))
 
     def _save(self) -> None:
         picture = self._tuning.picture
@@ -389,9 +395,3 @@ def _look(title: str, plot: Any) -> Column:
         Div(text=title, css_classes=["heading"]), plot,
         css_classes=["grow"], sizing_mode="stretch_width",
     )  # fmt: skip
-
-
-def _set(model: Model, name: str, value: Any) -> None:
-    """Set a property, unless it is that already."""
-    if getattr(model, name) != value:
-        setattr(model, name, value)
