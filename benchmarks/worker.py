@@ -56,14 +56,13 @@ _contexts: dict[tuple[str, int], Any] = {}
 
 
 def make_context(executor: str, workers: int) -> Any:
-    """Start an executor, or give the last one again; there is one at a time."""
+    """Start an executor, or give one again; of those with processes there is one at a time."""
     import libertem.api
 
     key = (executor, workers)
     if key not in _contexts:
-        for ctx in _contexts.values():
-            ctx.close()
-        _contexts.clear()
+        for other in [other for other in _contexts if other[0] == "dask"]:
+            _contexts.pop(other).close()
         cpus = {} if executor == "inline" else {"cpus": workers}
         _contexts[key] = libertem.api.Context.make_with(executor, **cpus)
     return _contexts[key]
@@ -118,6 +117,12 @@ def make_run(
     return run
 
 
+def take_part(frames: Any, workload: dict[str, Any]) -> Any:
+    """Take a part of the frames, or of a list of them, if that is said: which of how many."""
+    part, parts = workload.get("part", (0, 1))
+    return frames[len(frames) * part // parts : len(frames) * (part + 1) // parts]
+
+
 def make_floor(path: str, plan: Any, workload: dict[str, Any]) -> Callable[[], Any]:
     """Make a pass over the data that reads every bright-field cache line once, and no more.
 
@@ -126,7 +131,8 @@ def make_floor(path: str, plan: Any, workload: dict[str, Any]) -> Callable[[], A
     import numba
 
     def load() -> Any:
-        return np.load(workload["file"], mmap_mode="r").reshape(-1, np.prod(plan.detector_shape))
+        frames = np.load(workload["file"], mmap_mode="r")
+        return take_part(frames.reshape(-1, np.prod(plan.detector_shape)), workload)
 
     frames = load()
     in_row = plan.pixels[:, 0] * plan.detector_shape[1] + plan.pixels[:, 1]
@@ -226,8 +232,8 @@ def make_engine_run(path: str, plan: Any, workload: dict[str, Any]) -> Callable[
         frames = read_events(workload["file"])
     else:
         frames = np.load(workload["file"], mmap_mode="r")
-        frames = np.asarray(frames.reshape(-1, *plan.detector_shape))
-    index = np.arange(frames.shape[0])
+        frames = take_part(np.asarray(frames.reshape(-1, *plan.detector_shape)), workload)
+    index = take_part(np.arange(np.prod(plan.scan_shape)), workload)
     dtype = accumulator_dtype(frames.dtype, len(plan.pixels), events)
 
     def run() -> tuple[Any, Any]:
