@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..show.page.live import LivePage
+    from ..show.screen import Growing
 
 #: Where all goes.
 FOLDER = Path("libertem-parallax-live")
@@ -95,16 +96,21 @@ def live_simulated(
     recording = recording._replace(
         start=kind.starts, interval=min(recording.interval, 0.5), blur=blur
     )
-    grown: dict[int, NDArray[Any]] = {}  # image by the number of its frames
+    grown: dict[int, Growing] = {}  # by the number of frames
     page = open_page(output, blur)
     if page is not None:
         snapshot = snapshot or folder
 
     def once(parameters: Parameters, outputs: Mapping[str, Path], recording: Recording) -> Recorded:
         grown.clear()
-        growth = {"growth": lambda made: grown.update({made.frames: made.image})}
+
+        def keep(made: Growing) -> None:  # LiberTEM goes on filling what is scanned
+            grown[made.frames] = made._replace(scanned=made.scanned.copy())
+
         with kind.simulate(folder, ny * nx, _DWELL_TIME) as address:
-            return record(address, parameters, outputs, snapshot, recording, growth, page, asked)
+            return record(
+                address, parameters, outputs, snapshot, recording, {"growth": keep}, page, asked
+            )
 
     def tell(recorded: Recorded) -> None:
         plan = recorded.udf.params.geometry.plan
@@ -128,13 +134,11 @@ def live_simulated(
     record_all(once, tell, parameters, outputs, recording, page)
 
 
-def _write_growth(
-    path: Path, grown: dict[int, NDArray[Any]], recorded: Recorded, blur: float
-) -> None:
+def _write_growth(path: Path, grown: dict[int, Growing], recorded: Recorded, blur: float) -> None:
     """Write a picture of how the image grew, which is there by the number of its frames."""
     import numpy as np
 
-    from ..show import pictures
+    from ..show.screen import to_gray
 
     pixel_size, total = image_pixel_size(recorded.udf), recorded.grown.scanned.size
     chosen = np.unique(np.linspace(0, len(grown) - 1, 4).round().astype(int))
@@ -144,10 +148,10 @@ def _write_growth(
             (
                 f"{frames / total:.0%} scanned",
                 f"blurred by {blur:g} Å",
-                pictures.blur(picture, pixel_size, blur),
+                to_gray(made, pixel_size, blur)[0],
                 pixel_size,
             )
-            for frames, picture in (list(grown.items())[i] for i in chosen)
+            for frames, made in (list(grown.items())[i] for i in chosen)
         ],
     )
 

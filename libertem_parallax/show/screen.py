@@ -64,13 +64,14 @@ def to_gray(
     Returns
     -------
     picture : numpy.ndarray
-        Of the image's shape.
+        Of the image's shape; zero, the mean of an image, where nothing was scanned.
     limits : tuple of float
         Values to be black and white.
     """
     scanned, factor = growing.scanned, growing.image.shape[0] // growing.scanned.shape[0]
     pixels = scanned.repeat(factor, axis=0).repeat(factor, axis=1)
-    picture = blur(growing.image, pixel_size, sigma)
+    # Filters leave traces where there was no frame: no part of the specimen.
+    picture = np.where(pixels, blur(growing.image, pixel_size, sigma), np.float32(0))
     return picture, gray_limits(picture[pixels])
 
 
