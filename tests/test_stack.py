@@ -153,6 +153,23 @@ def test_what_is_not_scanned_yet_adds_nothing_and_shows_when_it_is(make_stack):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_what_comes_meanwhile_is_not_added(threads, monkeypatch):
+    """Partitions come in any order: frames between those that are there may be half written."""
+    monkeypatch.setattr(stack_module, "_THREAD_VALUES", 500)
+    monkeypatch.setattr(stack_module, "_SPLIT", 64)
+    plan = make_plan((20, 30))
+    frames = make_frames(plan, "uint8")
+    for there in (np.arange(600) // 100 % 2 == 1, np.random.default_rng(0).random(600) < 0.3):
+        scanned = there.reshape(20, 30)
+        stack = replace(
+            Stack.from_array(frames.reshape(20, 30, *frames.shape[1:])), scanned=scanned
+        )
+        blank = frames * there[:, None, None].astype("uint8")
+        for one, other in zip(stack.add(plan, threads), by_engine(plan, blank), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
 def test_bad_values_are_named_by_their_place_on_the_detector(make_stack):
     plan = make_plan()
     frames = make_frames(plan, "float32")

@@ -28,6 +28,9 @@ Blocks = Iterable[tuple[slice, Any]]
 #: Values that a thread should have to add at least, or starting it takes longer.
 _THREAD_VALUES = 1 << 21
 
+#: Frames that are added at once where some are missing between them: those with a gap are copied.
+_SPLIT = 512
+
 #: Values of images that are worked on at once: they stay in the cache.
 _BLOCK = 1 << 20
 
@@ -49,7 +52,7 @@ class Stack:
     scan_shape, detector_shape
         Rows and columns of each.
     scanned : (Ny, Nx) bool
-        Scan positions that are there. Before the first and after the last, nothing is added.
+        Scan positions that are there. No others are added: those may come meanwhile.
 
     Raises
     ------
@@ -181,30 +184,35 @@ class Stack:
         if not holds(self.pixels, plan):
             self.columns(plan.pixels)  # raises
         dtype = accumulator_dtype(self.frames.dtype, len(plan.pixels))
-        S, there = np.zeros(self.scanned.size, dtype), self.scanned.reshape(-1)
-        # What lies before and after is zero, or comes meanwhile.
-        first = int(there.argmax())
-        frames = len(there) - int(there[::-1].argmax()) - first if there.any() else 0
+        S = np.zeros(self.scanned.size, dtype)
+        there = np.flatnonzero(self.scanned)
 
         def add_part(part: tuple[int, int]) -> tuple[NDArray[Any], int]:
-            index, frames = np.arange(*part), slice(*part)
+            index = there[slice(*part)]
             # Untouched, most of it takes no memory.
             A = np.zeros(plan.accumulator_shape, dtype)
-            add_kept(self.frames[frames], self.pixels, plan, index, A, S[frames])
-            if len(index) == len(there):
+            for some in _side_by_side(index):
+                own = slice(int(some[0]), int(some[-1]) + 1)
+                if own.stop - own.start == len(some):
+                    add_kept(self.frames[own], self.pixels, plan, some, A, S[own])
+                else:
+                    sums = np.zeros(len(some), dtype)
+                    add_kept(self.frames[some], self.pixels, plan, some, A, sums)
+                    S[some] = sums
+            if len(index) == len(S):
                 return plan.fold(A), 0  # a part would leave out rows to which nothing is added
             return plan.fold(A, frames=index), plan.part(index)[0]
 
-        threads, values = cores() if threads is None else threads, frames * len(plan.pixels)
-        count = max(1, min(threads, frames, values // _THREAD_VALUES))
-        if count == 1 and frames == len(there):
-            return add_part((0, frames))[0], S.reshape(self.scan_shape)
+        threads, values = cores() if threads is None else threads, len(there) * len(plan.pixels)
+        count = max(1, min(threads, len(there), values // _THREAD_VALUES))
+        if count == 1 and len(there) == len(S):
+            return add_part((0, len(S)))[0], S.reshape(self.scan_shape)
         # This thread begins first: it takes more, by what it adds meanwhile.
         lead = _THREAD_VALUES / 2 / len(plan.pixels) if count > 1 else 0.0
-        ends = (round(lead + (frames - lead) * i / count) for i in range(1, count + 1))
-        cuts = [first, *(first + end for end in ends)]
+        ends = (round(lead + (len(there) - lead) * i / count) for i in range(1, count + 1))
+        cuts = [0, *ends]
         A = np.zeros(plan.folded_shape, dtype)
-        for part, row in share(add_part, list(pairwise(cuts)), count) if frames else ():
+        for part, row in share(add_part, list(pairwise(cuts)), count) if len(there) else ():
             plan.add_part(part, row, A)
         return A, S.reshape(self.scan_shape)
 
@@ -301,6 +309,15 @@ class Stack:
                 f"needed, such as ({row}, {col}): use others, or keep more of the detector."
             )
         return columns
+
+
+def _side_by_side(index: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Split scan positions such that most parts have no gap, and the others are small."""
+    if len(index) and index[-1] - index[0] + 1 == len(index):
+        yield index
+        return
+    for start in range(0, len(index), _SPLIT):
+        yield index[start : start + _SPLIT]
 
 
 def mask_pixels(

@@ -69,8 +69,8 @@ class Learning:
     search, hints
         See `calibrate_stack`.
     limit
-        Bytes that the frames of the beginning may take. Default: a quarter of the memory that is
-        free.
+        Bytes that the frames of the beginning may take, if a row and a partition do not take more.
+        Default: a quarter of the memory that is free.
     device
         Number of the GPU on which to calibrate, unless ``engine`` says otherwise. Default: the one
         that LiberTEM assigned to this process, if any.
@@ -100,7 +100,10 @@ class Learning:
         ny, nx = self._shape[:2]
         if limit is None:
             limit = int(psutil.virtual_memory().available * _SHARE)
-        beginning = whole.within(max(limit, whole.nbytes // ny))  # a row at least
+        # A row or a partition at least: what does not fit would be missing in the image.
+        self._partition = max(part.slice.shape[0] for part in dataset.get_partitions())
+        least = max(nx, self._partition) * (whole.nbytes // (ny * nx))
+        beginning = whole.within(max(limit, least))
         self._room = math.inf if beginning.most is None else beginning.most
         with warnings.catch_warnings(action="ignore"):
             waiting = _Waiting.from_parameters(
@@ -109,7 +112,6 @@ class Learning:
         #: Makes the image, and keeps the frames of the beginning: all, if memory holds them.
         self.image = waiting.keeping(beginning)
         self._next = max(_ROWS, math.ceil(_SCAN_FRAMES / nx))
-        self._there = self._partition = 0  # frames so far, and of the largest partition
         self._ended = False  # it was tried with all that memory holds
         self._thread: threading.Thread | None = None
         #: What was found, if anything.
@@ -145,8 +147,6 @@ class Learning:
             return False
         scanned = self.stack.scanned
         rows, there = int(scanned.all(axis=1).sum()), int(scanned.sum())
-        self._partition = max(self._partition, there - self._there)
-        self._there = there
         # Frames for which memory has no place would be missing in the image.
         last = there == scanned.size or there + self._partition > self._room
         while True:
