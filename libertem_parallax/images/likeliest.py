@@ -48,39 +48,46 @@ def fit(
     price: Any,  # (knots + 2, knots + 2) of what differs from it
 ) -> Any:
     """Find S by place, both g times the factor, the spots, S there, and the sum of all S."""
-    whole, cell_noise = np.zeros(len(counts)), cell_noise * factor
+    # Loops, and functions that are no calls: other code takes Numba seconds more to compile.
+    whole, left, sums, cell_quiet = np.zeros((4, len(counts)))
     for i in range(len(measured)):
         whole[cell[i]] += measured[i]
-    left, sums = counts.copy(), whole
-    sums[0] = 0
-    of = knot, share, cell_beyond, cell_power, cell_noise
-    theta = _start(law, knot, share, cell_power, cell_noise, counts, sums)
-    S, spots, far, least = np.empty(0), np.empty(0, np.intp), np.empty(0, np.intp), np.inf
-    for _ in range(_ROUNDS):
+    for c in range(len(counts)):
+        cell_quiet[c] = cell_noise[c] * factor
+    of = knot, share, cell_beyond, cell_power, cell_quiet
+    theta, g, S = np.zeros(len(law) + 2), np.zeros(2), np.zeros((len(law) - 1) * PLACES + 1)
+    spots, far, number, least = np.zeros(0, np.intp), np.zeros(0, np.intp), 0, np.inf
+    for turn in range(_ROUNDS):
+        for c in range(len(counts)):
+            left[c], sums[c] = counts[c], whole[c]
+        for k in range(number):
+            c = cell[spots[k]]
+            left[c] -= 1
+            sums[c] -= measured[spots[k]]
+        left[0], sums[0] = 0, 0
+        if turn == 0:
+            _start(theta, law, of, left, sums)
         _climb(theta, law, price, of, left, sums)
-        S, g = _between(theta[:-2]), np.exp(theta[-2:]) * factor
+        _interpolate(theta, S)
+        for k in range(2):
+            g[k] = np.exp(theta[len(law) + k]) * factor
         # Most are not even far above the noise. That is soon seen, and once for all rounds.
-        if spot * g.min() < least:
-            least = 0.8 * spot * g.min()
+        if spot * min(g[0], g[1]) < least:
+            least = 0.8 * spot * min(g[0], g[1])
             far = _far(measured, shown_noise, np.float32(least))
-        found, count = np.empty_like(far), 0
+        found, count = np.empty(len(far), np.intp), 0
         for k in range(len(far)):
             i = far[k]
             if measured[i] > spot * (S[place[i]] * power[i] + g[beyond[i]] * noise[i]):
                 found[count] = i
                 count += 1
-        if count == len(spots):
+        if count == number:
             break
-        spots, left, sums = found[:count].copy(), counts.copy(), whole.copy()
-        for k in range(count):
-            c = cell[spots[k]]
-            if c:
-                left[c] -= 1
-                sums[c] -= measured[spots[k]]
-    at_spots, total = np.empty(len(spots)), 0.0
+        spots, number = found, count
+    at_spots, total = np.empty(number), 0.0
     for k in range(len(S)):
         total += shown[k] * S[k]
-    for k in range(len(spots)):
+    for k in range(number):
         i = spots[k]
         quiet, smooth = g[beyond[i]] * noise[i], S[place[i]]
         if likely[i]:
@@ -90,7 +97,7 @@ def fit(
             # above.
             at_spots[k] = smooth * quiet / (measured[i] - power[i] * smooth)
         total += at_spots[k] - smooth
-    return S, g, spots, at_spots, total
+    return S, g, spots[:number], at_spots, total
 
 
 @keep_on_disk
@@ -116,41 +123,42 @@ def ratio(
     return ratio
 
 
-@njit()
-def _between(log_S: Any) -> Any:
-    """Interpolate S at all places."""
-    S = np.empty((len(log_S) - 1) * PLACES + 1)
-    for low in range(len(log_S) - 1):
-        value, factor = np.exp(log_S[low]), np.exp((log_S[low + 1] - log_S[low]) / PLACES)
-        for i in range(low * PLACES, (low + 1) * PLACES):
-            S[i] = value
-            value *= factor
-    S[-1] = np.exp(log_S[-1])
-    return S
+@njit(inline="always")
+def _interpolate(theta: Any, S: Any) -> None:
+    """Compute S at all places, as its ratio from one to the next is the same between knots."""
+    factor = 1.0
+    for i in range(len(S)):
+        if i % PLACES == 0:
+            low = i // PLACES
+            S[i] = np.exp(theta[low])
+            factor = np.exp((theta[low + 1] - theta[low]) / PLACES)
+        else:
+            S[i] = S[i - 1] * factor
 
 
-@njit()
-def _start(law: Any, knot: Any, share: Any, power: Any, noise: Any, counts: Any, sums: Any) -> Any:
-    """Power law with the strength that fits best: θ."""
-    signal, quiet, known, square = 0.0, 0.0, 0.0, 0.0
+@njit(inline="always")
+def _start(theta: Any, law: Any, of: Any, counts: Any, sums: Any) -> None:
+    """Set θ to the power law with the strength that fits best."""
+    knot, share, _, power, noise = of
+    signal, quiet, known, square, all_sums = 0.0, 0.0, 0.0, 0.0, 0.0
     for c in range(len(counts)):
         s = np.exp(law[knot[c]] * (1 - share[c]) + law[knot[c] + 1] * share[c]) * power[c]
         signal += counts[c] * s
         quiet += counts[c] * noise[c]
         known += s * (sums[c] - counts[c] * noise[c])
         square += counts[c] * s**2
+        all_sums += sums[c]
     # Less than a thousandth of the noise is no signal, and has no logarithm.
     strength = np.log(max(known / square, 1e-3 * quiet / signal))
     # Where there is less than half of the noise, values are no electrons, but something in
     # proportion to them: from g = 1, the maximum would be too far away.
-    part = sums.sum() / quiet
+    part = all_sums / quiet
     g = np.log(part) if 1e-20 < part < 0.5 else 0.0
-    theta = np.full(len(law) + 2, g)
-    theta[:-2] += law + strength
-    return theta
+    for i in range(len(theta)):
+        theta[i] = g + (law[i] + strength if i < len(law) else 0.0)
 
 
-@njit()
+@njit(inline="always")
 def _far(values: Any, noise: Any, factor: Any) -> Any:
     """Find values that are above a factor times the noise; few are."""
     found, count = np.empty(len(values), np.intp), 0
@@ -164,7 +172,7 @@ def _far(values: Any, noise: Any, factor: Any) -> Any:
     return found[:count].copy()
 
 
-@njit()
+@njit(inline="always")
 def _any_above(values: Any, noise: Any, factor: Any) -> Any:
     above = np.int32(0)  # a sum, and no end of the loop before: that is done in vectors
     for i in range(len(values)):
@@ -172,7 +180,7 @@ def _any_above(values: Any, noise: Any, factor: Any) -> Any:
     return above != 0
 
 
-@njit()
+@njit(inline="always")
 def _climb(theta: Any, law: Any, price: Any, of: Any, counts: Any, sums: Any) -> None:
     """Move θ, log S at every knot and log of both g, to the maximum, by Fisher's scoring."""
     knot, share, beyond, power, noise = of
@@ -188,11 +196,11 @@ def _climb(theta: Any, law: Any, price: Any, of: Any, counts: Any, sums: Any) ->
                 gradient[i] -= price[i, j] * away[j]
             for j in range(i + 1):
                 information[i, j] = price[i, j]
-        g = np.exp(theta[knots:])
+        g0, g1 = np.exp(theta[knots]), np.exp(theta[knots + 1])
         for c in range(len(counts)):
             k, last = knot[c], knots + beyond[c]
             log_S = theta[k] * (1 - share[c]) + theta[k + 1] * share[c]
-            signal, expected = np.exp(log_S) * power[c], g[beyond[c]] * noise[c]
+            signal, expected = np.exp(log_S) * power[c], (g1 if beyond[c] else g0) * noise[c]
             over = 1 / (signal + expected)
             low, high = (1 - share[c]) * signal * over, share[c] * signal * over
             quiet, more, weight = expected * over, sums[c] * over - counts[c], counts[c]
@@ -214,7 +222,7 @@ def _climb(theta: Any, law: Any, price: Any, of: Any, counts: Any, sums: Any) ->
             break
 
 
-@njit()
+@njit(inline="always")
 def _solved(matrix: Any, values: Any) -> Any:
     """Solve for a symmetric matrix, of which the lower half is there and overwritten (Cholesky)."""
     size, x = len(values), values.copy()
