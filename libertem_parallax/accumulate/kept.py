@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .compiled import CompiledEngine
+from .engine import Engine
 from .plan import Plan
 
-__all__ = ["add_kept", "columns_of", "holds"]
+__all__ = ["add_kept", "columns_of", "holds", "kept_engine"]
 
 # What partitions of a scan share: to make it anew would take as long as tens of frames.
 _plans: WeakKeyDictionary[Plan, tuple[NDArray[np.int64], Plan | None]] = WeakKeyDictionary()
@@ -55,12 +56,43 @@ def add_kept(
     TypeError, ValueError
         See `Engine`.
     """
-    flat = _flat(plan, pixels)
-    assert flat is not None
-    engine = _Engine(flat, frames.dtype, index, A, S)
-    engine.pixels = pixels
+    engine = kept_engine(frames.dtype, pixels, plan, index, A, S)
     engine.add(frames[:, None])
     engine.finish()
+
+
+def kept_engine(
+    dtype: np.dtype[Any],
+    pixels: NDArray[np.int64],
+    plan: Plan,
+    index: NDArray[np.int64],
+    A: NDArray[Any],
+    S: NDArray[Any],
+) -> Engine:
+    """Make what adds frames of which some pixels were kept.
+
+    Parameters
+    ----------
+    dtype
+        Of the frames.
+    pixels, plan, index, A, S
+        See `add_kept`.
+
+    Returns
+    -------
+    Engine
+        Takes them as frames of one row, (T, 1, M).
+
+    Raises
+    ------
+    TypeError, ValueError
+        See `Engine`.
+    """
+    flat = _flat(plan, pixels)
+    assert flat is not None
+    engine = _Engine(flat, dtype, index, A, S)
+    engine.pixels = pixels
+    return engine
 
 
 def _flat(plan: Plan, pixels: NDArray[np.int64]) -> Plan | None:

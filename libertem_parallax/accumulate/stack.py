@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .dtypes import accumulator_dtype, native_dtype
+from .engine import Engine
 from .fill import Fill
-from .kept import add_kept, columns_of, holds
+from .kept import columns_of, holds, kept_engine
 from .plan import Plan, check_pixels
 from .threads import cores, share
 
@@ -184,36 +185,50 @@ class Stack:
         if not holds(self.pixels, plan):
             self.columns(plan.pixels)  # raises
         dtype = accumulator_dtype(self.frames.dtype, len(plan.pixels))
-        S = np.zeros(self.scanned.size, dtype)
-        there = np.flatnonzero(self.scanned)
-
-        def add_part(part: tuple[int, int]) -> tuple[NDArray[Any], int]:
-            index = there[slice(*part)]
-            # Untouched, most of it takes no memory.
-            A = np.zeros(plan.accumulator_shape, dtype)
-            for some in _side_by_side(index):
-                own = slice(int(some[0]), int(some[-1]) + 1)
-                if own.stop - own.start == len(some):
-                    add_kept(self.frames[own], self.pixels, plan, some, A, S[own])
-                else:
-                    sums = np.zeros(len(some), dtype)
-                    add_kept(self.frames[some], self.pixels, plan, some, A, sums)
-                    S[some] = sums
-            if len(index) == len(S):
-                return plan.fold(A), 0  # a part would leave out rows to which nothing is added
-            return plan.fold(A, frames=index), plan.part(index)[0]
-
+        whole = bool(self.scanned.all())
+        there = np.arange(self.scanned.size) if whole else np.flatnonzero(self.scanned)
         threads, values = cores() if threads is None else threads, len(there) * len(plan.pixels)
         count = max(1, min(threads, len(there), values // _THREAD_VALUES))
-        if count == 1 and len(there) == len(S):
-            return add_part((0, len(S)))[0], S.reshape(self.scan_shape)
         # This thread begins first: it takes more, by what it adds meanwhile.
         lead = _THREAD_VALUES / 2 / len(plan.pixels) if count > 1 else 0.0
-        ends = (round(lead + (len(there) - lead) * i / count) for i in range(1, count + 1))
-        cuts = [0, *ends]
+        cuts = [0, *(round(lead + (len(there) - lead) * i / count) for i in range(1, count + 1))]
+        S = np.zeros(len(there), dtype)
+        # Made before threads begin: their Python would hold up that of the others.
+        engines = [
+            kept_engine(
+                self.frames.dtype,
+                self.pixels,
+                plan,
+                there[start:stop],
+                np.empty(plan.accumulator_shape, dtype),
+                S[start:stop],
+            )
+            for start, stop in pairwise(cuts if len(there) else ())
+        ]
+
+        def add(engine: Engine) -> NDArray[Any]:
+            index, first = engine.index, 0
+            # A part would leave out rows to which nothing is added.
+            frames = None if len(engines) == 1 and whole else index
+            engine.A[:, :, slice(None) if frames is None else plan.reach(index)] = 0
+            for some in _side_by_side(index):
+                own: Any = slice(int(some[0]), int(some[-1]) + 1)
+                if own.stop - own.start > len(some):
+                    own = some
+                engine.add(self.frames[own][:, None], first=first)
+                first += len(some)
+            engine.finish()
+            return plan.fold(engine.A, frames=frames)
+
+        parts = share(add, engines, count)
+        if count == 1 and whole:
+            return parts[0], S.reshape(self.scan_shape)
         A = np.zeros(plan.folded_shape, dtype)
-        for part, row in share(add_part, list(pairwise(cuts)), count) if len(there) else ():
-            plan.add_part(part, row, A)
+        for engine, part in zip(engines, parts, strict=True):
+            plan.add_part(part, plan.part(engine.index)[0], A)
+        if not whole:
+            given, S = S, np.zeros(self.scanned.size, dtype)
+            S[there] = given
         return A, S.reshape(self.scan_shape)
 
     def make(
