@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 import pytest
 from click.testing import CliRunner
-from helpers import needs_compiler
+from helpers import needs_compiler, start_processes
 from numba.core.caching import NullCache
 from numba.core.dispatcher import Dispatcher
 from standin.cupy import CuPy
@@ -131,7 +131,11 @@ def inline():
 @pytest.fixture(scope="session", params=["inline", "dask", "pipelined", "threads"])
 def ctx(request):
     cpus = {} if request.param == "inline" else {"cpus": 2}
-    with libertem.api.Context.make_with(request.param, **cpus) as ctx:
+    with (
+        libertem.api.Context(executor=start_processes())
+        if request.param == "pipelined"
+        else libertem.api.Context.make_with(request.param, **cpus)
+    ) as ctx:
         yield ctx
 
 

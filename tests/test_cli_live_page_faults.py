@@ -18,6 +18,7 @@ from live_commands import (
     arguments,
     check_error,
     expected,
+    interrupt,
     simulators,
     when,
 )
@@ -76,6 +77,22 @@ def test_a_page_outlives_what_goes_wrong(
     assert "stopped on the page" in said[1]
     assert "\nNot recorded: stopped on the page\n" in result.stderr  # no error
     assert not Path("image.tif").exists()
+
+
+def test_ctrl_c_as_soon_as_an_image_is_shown(
+    run: Run, merlin: Simulator, frames: NDArray[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends the command as it does later on."""
+    keep = LivePage.keep
+
+    def keep_and_interrupt(page: LivePage, *arguments: Any, **more: Any) -> None:
+        keep(page, *arguments, **more)
+        interrupt()
+
+    monkeypatch.setattr(LivePage, "keep", keep_and_interrupt)
+    result = run(arguments(merlin, f"--start {PAGE}"))
+    assert result.exit_code == 0, result.output
+    np.testing.assert_array_equal(tifffile.imread("image.tif"), expected(frames))
 
 
 def test_the_detector_is_gone(

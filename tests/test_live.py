@@ -17,8 +17,8 @@ from detectors import (
     soft_trigger,
     tpx3_detector,
 )
+from helpers import start_processes
 from libertem.executor.inline import InlineJobExecutor
-from libertem.executor.pipelined import PipelinedExecutor
 from libertem_live.api import LiveContext
 from libertem_live.detectors.merlin import sim
 
@@ -67,8 +67,8 @@ ONE_OF_EACH = ["merlin-12", "dectris-bslz4-16", "memory-16"]
 
 @pytest.fixture(scope="module", params=["inline", "pipelined"])
 def ctx(request):
-    cpus = {} if request.param == "inline" else {"cpus": 2}
-    with LiveContext.make_with(request.param, **cpus) as ctx:
+    executor = InlineJobExecutor() if request.param == "inline" else start_processes()
+    with LiveContext(executor) as ctx:
         yield ctx
 
 
@@ -201,9 +201,7 @@ def test_after_a_detector_is_lost_another_connection_works(executor, tmp_path, m
     make = {
         "inline": InlineJobExecutor,
         # By default it waits for 10 s for workers that wait for frames.
-        "pipelined": lambda: PipelinedExecutor(
-            PipelinedExecutor.make_spec(cpus=2, cudas=[]), cleanup_timeout=0.5
-        ),
+        "pipelined": lambda: start_processes(cleanup_timeout=0.5),
     }[executor]
     with merlin_detector(tmp_path, frames, 12) as detector, LiveContext(make()) as ctx:
         assert len(children() - before) == {"inline": 0, "pipelined": 2}[executor]

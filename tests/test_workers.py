@@ -12,7 +12,7 @@ import distributed
 import libertem.api
 import numpy as np
 import pytest
-from helpers import make_events, needs_compiler, write
+from helpers import make_events, needs_compiler, start_processes, write
 from libertem.executor.dask import DaskJobExecutor, cluster_spec
 from libertem.executor.pipelined import PipelinedExecutor
 from standin import worker
@@ -44,7 +44,7 @@ ENVIRONMENTS = [{}, {"LIBERTEM_USE_CUDA": "0"}, {"LIBERTEM_USE_CPU": "0"}]
 @contextlib.contextmanager
 def pipelined(cpus, gpus):
     spec = PipelinedExecutor.make_spec(cpus=cpus, cudas=gpus, has_cupy=True)
-    executor = PipelinedExecutor(spec=spec, early_setup=worker.use)
+    executor = start_processes(spec, early_setup=worker.use)
     with libertem.api.Context(executor=executor) as ctx:
         yield ctx
 

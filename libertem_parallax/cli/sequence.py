@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,30 +58,28 @@ def record_all(
         _leave(recorded.window, _told(recorded, tell))
         return
     names, places = parameters["image"], outputs
+    problem: str | None
     while True:
         try:
             recorded = once(parameters, places, recording)
         except click.ClickException as error:
-            problem: str | None = error.message
-            if not page.served or error.message.startswith("interrupted"):
+            text = error.message
+            if not page.served or text.startswith("interrupted"):
                 raise
-            page.fail(error.message)
-            wanted = page.STOPPED in error.message
-            if wanted:
-                problem = str(page.progress)
+            wanted = page.STOPPED in text
+            problem = f"Not recorded: {text.removesuffix('.')}" if wanted else text
+            show: Callable[[], None] = partial(page.fail, text)
         else:
-            path = recorded.written_to[0]
             problem = _told(recorded, tell)
             wanted = recorded.wanted and problem == recorded.problem
-            if problem != recorded.problem:
-                page.add("Beside the image, not all could be written: see the terminal")
-            page.keep(path, recorded.grown, elsewhere=path not in places.values())
+            show = partial(_show, page, recorded, problem, list(places.values()))
             recording = recording._replace(calibrate=False)  # the page has what was found
             places = {}
         if problem is not None:
             click.echo(f"\n{'' if wanted else 'Error: '}{problem}", err=True)
         again = False
-        with contextlib.suppress(KeyboardInterrupt):  # from the moment that it is told
+        with contextlib.suppress(KeyboardInterrupt):  # from the moment that the page shows it
+            show()
             click.echo(f"\nThe page is still at {page.url} (Ctrl-C ends it)")
             again = page.wait()
         if not again:
@@ -93,6 +92,14 @@ def record_all(
         click.echo(f"\nThe next acquisition goes to {where}", err=True)
     if problem is not None and not wanted:
         raise click.exceptions.Exit(1)  # it was told
+
+
+def _show(page: LivePage, recorded: Recorded, problem: str | None, places: list[Path]) -> None:
+    """Show on the page what came of a recording, and what is wrong beside."""
+    if problem != recorded.problem:
+        page.add("Beside the image, not all could be written: see the terminal")
+    path = recorded.written_to[0]
+    page.keep(path, recorded.grown, elsewhere=path not in places)
 
 
 def free_outputs(outputs: Mapping[str, Path]) -> dict[str, Path]:

@@ -31,6 +31,7 @@ class Pipelined(PipelinedExecutor):
         super().__init__(
             self.make_spec(cpus=workers, cudas=[]),
             pin_workers=False,  # not all cores need be ours
+            startup_timeout=120.0,  # where cores are busy, half a minute may be too little
             cleanup_timeout=2.0,
             early_setup=_set_up,
         )
