@@ -226,6 +226,26 @@ def test_what_is_kept_of_frames_to_come() -> None:
     np.testing.assert_array_equal(small.pixels, np.argwhere(np.hypot(y, x) <= 4.4))
 
 
+def test_whole_rows_are_kept_of_what_could_not_be_calibrated(tmp_path: Path) -> None:
+    """Memory holds two rows and a half."""
+    from libertem.api import Context
+
+    from libertem_parallax import ParallaxUDF, StackUDF
+    from libertem_parallax.cli.recorded import kept_frames
+
+    frames = small_scan()
+    with Context.make_with("inline") as ctx:
+        dataset = ctx.load("memory", data=frames, sig_dims=2, num_partitions=6)
+        selection = StackUDF.for_dataset(dataset).selection.within(20 * 144)
+        udf = ParallaxUDF.from_parameters(
+            frames.shape, **PARAMETERS, aberration_coefs={"C10": -2000.0}
+        ).keeping(selection)
+        ctx.run_udf(dataset, udf)
+    told = kept_frames(udf, tmp_path / "image.tif")
+    assert told.startswith("16 frames, as many as memory holds, were written to")
+    np.testing.assert_array_equal(np.load(tmp_path / "image_frames.npy"), frames[:2])
+
+
 def test_workers_keep_frames(
     run: Run, merlin: Simulator, frames: NDArray[Any], pages: list[LivePage]
 ) -> None:

@@ -11,7 +11,10 @@ from helpers import assert_same, make_frames, make_plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from libertem_parallax import Parameters
 from libertem_parallax.accumulate import Latest, Stack, Window, can_slide
+from libertem_parallax.geometry import Geometry
+from libertem_parallax.show.maker import reconstruct
 
 SCAN = (6, 7)
 COUNT = SCAN[0] * SCAN[1]
@@ -126,6 +129,24 @@ def test_reading_and_recording_at_once():
         before = scanned
     thread.join()
     assert scanned.reshape(-1)[np.flatnonzero(scanned)[0] :].all()
+
+
+def test_images_are_of_the_frames_that_are_there():
+    """A stack that was asked for earlier has those of now, also in what sums are divided by."""
+    shape = (*SCAN, 8, 9)
+    parameters = Parameters(scan_sampling=(4.0, 5.0), energy=200e3, semiangle_cutoff=3.0,
+                            angular_sampling=(1.0, 1.0), borders="coverage",
+                            aberration_coefs={"C10": -2000.0})  # fmt: skip
+    plan = Geometry.from_parameters(shape, **parameters).plan
+    frames = np.ascontiguousarray(make_frames(plan, "uint16")[:, *plan.pixels.T])
+    window = make_window(20, plan=plan)
+    window.put(np.arange(20), frames[:20])
+    before = window.stack
+    window.put(np.arange(20, 35), frames[20:35])
+    there = ((np.arange(COUNT) >= 15) & (np.arange(COUNT) < 35))[:, None]
+    stack = Stack(frames * there.astype("uint16"), plan.pixels, SCAN, plan.detector_shape,
+                  there.reshape(SCAN))  # fmt: skip
+    np.testing.assert_array_equal(reconstruct(before, parameters), reconstruct(stack, parameters))
 
 
 def test_memory_is_given_back():

@@ -96,10 +96,12 @@ def kept_frames(udf: ParallaxUDF, output: Path) -> str:
 
     stack = udf.stack
     frames = stack.frames.reshape(stack.scan_shape + stack.detector_shape)
-    if not udf.params.keep.complete:  # rows that memory did not hold have no place in a file
-        begun = np.flatnonzero(stack.scanned.any(axis=1))
-        frames = frames[: 1 + begun.max(initial=-1)]
-    count = int(stack.scanned.sum())
+    scanned = stack.scanned
+    if not udf.params.keep.complete:  # what memory did not hold has no place in a file: whole rows
+        rows = np.flatnonzero(scanned.all(axis=1))
+        rows = rows if len(rows) else np.flatnonzero(scanned.any(axis=1))
+        frames, scanned = (each[: 1 + rows.max(initial=-1)] for each in (frames, scanned))
+    count = int(scanned.sum())
     try:
         path = files.keep_frames(output.with_name(f"{output.stem}_frames.npy"), frames)
     except (OSError, ValueError) as error:
