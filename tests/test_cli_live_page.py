@@ -112,7 +112,6 @@ def test_more_frames_than_memory_holds(tmp_path: Path) -> None:
     from libertem_parallax import ParallaxUDF
     from libertem_parallax.accumulate import Stack
     from libertem_parallax.show.maker import reconstruct
-    from libertem_parallax.show.screen import grown
 
     frames = small_scan()
     parameters = PARAMETERS.replace(image="parallax", aberration_coefs={"C10": -2000.0})
@@ -138,15 +137,17 @@ def test_more_frames_than_memory_holds(tmp_path: Path) -> None:
                 there = (there >= since) & (there < until)
                 np.testing.assert_array_equal(picture.scanned, there)
                 made = ParallaxUDF.from_parameters(frames.shape, **parameters)
-                result = ctx.run_udf(dataset, made, roi=there)["parallax"].data
+                result = ctx.run_udf(dataset, made, roi=there)[picture.name].data
                 np.testing.assert_array_equal(picture.image, result)
 
-            for rows, part in enumerate(ctx.run_udf_iter(dataset, udf), 1):
+            for rows, _ in enumerate(ctx.run_udf_iter(dataset, udf), 1):
                 page.arrived(8)
-                page.show(grown(part))
+                page.show()
                 notes.append(page.note)
                 if rows == 4:
                     shown(0, 32, parameters)
+                    tuning.change(image="phase_flip")  # of the same sums
+                    shown(0, 32, tuning.parameters)
                     tuning.aberrate(C10=-2500.0)
                     shown(12, 32, tuning.parameters)
             page.end(None)
@@ -154,8 +155,11 @@ def test_more_frames_than_memory_holds(tmp_path: Path) -> None:
             notes.append(page.note)
             tuning.aberrate(C10=-2600.0)
             shown(28, 48, tuning.parameters)
-            tuning.undo()
-            assert tuning.parameters == parameters  # in quick succession, both were one step
+            tuning.aberrate(C10=-2000.0)
+            shown(0, 48, tuning.parameters)
+            while tuning.can_undo:
+                tuning.undo()
+            assert tuning.parameters == parameters
             shown(0, 48, parameters)
             assert tuning.picture is not None
             whole = reconstruct(Stack.from_array(frames), parameters)
@@ -164,7 +168,7 @@ def test_more_frames_than_memory_holds(tmp_path: Path) -> None:
         page.close()
     assert all("Memory holds 20 of 48 frames" in note for note in notes[:3])
     assert all("re-tuning starts from now, with the latest 20" in note for note in notes[3:7])
-    assert "made of the latest 20 frames" in notes[7]
+    assert "Memory holds the latest 20 of 48 frames" in notes[7]
 
 
 def test_calibrated_once(run: Run, pages: list[LivePage], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,7 +185,7 @@ def test_calibrated_once(run: Run, pages: list[LivePage], monkeypatch: pytest.Mo
 
     def again(page: LivePage) -> None:
         seen.append(page.tuning.parameters)
-        assert "from now on is made of the latest 1,640 frames" in page.note
+        assert "Memory holds the latest 1,640 of" in page.note
         assert page.tuning.stack.scanned[-34:].all()
         page.next()
 

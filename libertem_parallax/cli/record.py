@@ -95,7 +95,7 @@ def record(
             page.ready(link.detector_shape, link.dtype, shown, link.watch.stop)
             if first:
                 click.echo(f"The page is at {page.url}", err=True)
-            more = {**more, "the page": page.show}
+            more = {**more, "the page": lambda _: page.show()}
         shows, window = _shows(output, snapshot, recording, image_pixel_size(udf))
         if window is not None:
             stack.push(lambda kind, *_: window.close() if kind is not None else None)

@@ -7,13 +7,13 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..accumulate import CudaStack, Latest, Stack, place_stack
+from ..accumulate import CudaStack, Latest, Plan, Stack, place_stack
 from ..direct import Direct
 from ..geometry import Geometry
 from ..images import IMAGES, STACK_IMAGES, Imaging, Sums, check_images
@@ -21,7 +21,6 @@ from ..memory import check_direct, check_image
 from ..parameters import DEFAULTS, Parameters
 
 __all__ = [
-    "Made",
     "Maker",
     "Picture",
     "Wanted",
@@ -202,15 +201,6 @@ def sharpness(stack: Stack, parameters: Parameters, defocus: float) -> float:
     return float(blurred.var(dtype=np.float64))  # squares may be too large for single precision
 
 
-class Made(NamedTuple):
-    """An image that somebody else has made, of more frames than the stack has."""
-
-    image: NDArray[np.float32]
-    scanned: NDArray[np.bool_]
-    geometry: Geometry
-    parameters: Parameters  #: for which it is taken
-
-
 class Wanted(NamedTuple):
     """What a picture is to show; numbers say which of them are new."""
 
@@ -219,14 +209,12 @@ class Wanted(NamedTuple):
     frames: int
     stack: Stack
     parameters: Parameters
-    made: Made | None = None
+    sums: Sums | None = None  #: of more frames than the stack has, under one geometry
     growing: bool = False  #: whether frames are still to come
 
-    @property
-    def taken(self) -> Made | None:
-        """What is shown without adding anything."""
-        made = self.made
-        return made if made is not None and made.parameters is self.parameters else None
+    def has(self, plan: Plan) -> bool:
+        """Whether its `sums` are of this plan."""
+        return self.sums is not None and self.sums.imaging.geometry.plan.digest == plan.digest
 
 
 class Maker:
@@ -249,9 +237,6 @@ class Maker:
         """Make one, of every `coarse`-th scan position."""
         start = time.perf_counter()
         name = _shown(wanted.parameters)
-        if (made := wanted.taken) is not None:
-            return Picture(wanted.number, name, made.image, wanted.parameters, made.geometry,
-                           made.scanned, 1, 0.0, ())  # fmt: skip
         imaging, notes = self._imaging(wanted, coarse)
         geometry, placed = imaging.geometry, self._placed(wanted)
         if name in STACK_IMAGES:
@@ -262,8 +247,8 @@ class Maker:
             with self._noting():
                 image, scanned = _make(placed, imaging, name, threads)
         else:
-            stack, key = self._thinned(wanted, coarse)[0], (wanted.geometry, wanted.frames)
-            sums = self._once("sums", coarse, key, lambda: _add(stack, imaging, threads))
+            key = wanted.geometry, wanted.frames
+            sums = self._once("sums", coarse, key, lambda: self._sums(wanted, coarse, threads))
             image, scanned = sums.once(IMAGES[name].make), sums.scanned
         notes = (*notes, *self._notes)
         if name not in STACK_IMAGES:
@@ -284,16 +269,22 @@ class Maker:
 
     def preview(self, wanted: Wanted) -> int:
         """Choose how coarse an image is had at once; 1 if that is the image itself."""
-        if wanted.taken is not None:
-            return 1
         direct = _shown(wanted.parameters) in STACK_IMAGES
         if not direct:
             key, _ = self._kept.get(("sums", 1), (None, None))
             if key == (wanted.geometry, wanted.frames) or self._placed(wanted) is not None:
                 return 1
         plan = self._imaging(wanted, 1)[0].geometry.plan
+        if not direct and wanted.has(plan):
+            return 1
         work = math.prod(plan.scan_shape) * len(plan.pixels) * (_DIRECT_COST if direct else 1)
         return math.ceil(math.sqrt(work / _AT_ONCE))
+
+    def _sums(self, wanted: Wanted, coarse: int, threads: int | None) -> Sums:
+        imaging = self._imaging(wanted, coarse)[0]
+        if wanted.sums is not None and wanted.has(imaging.geometry.plan):
+            return replace(wanted.sums, imaging=imaging)
+        return _add(self._thinned(wanted, coarse)[0], imaging, threads)
 
     def _direct(
         self,

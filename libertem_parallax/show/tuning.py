@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 from .. import aberrations
 from ..accumulate import Stack
+from ..images import Sums
 from ..parameters import Parameters
-from .maker import Made, Maker, Picture, Wanted, make_imaging
+from .maker import Maker, Picture, Wanted, make_imaging
 
 __all__ = ["Tuning"]
 
@@ -58,7 +59,7 @@ class Tuning:
             make_imaging(stack, parameters)
         self._state = threading.Condition()
         self._stack, self._parameters = stack, parameters
-        self._made: Made | None = None
+        self._sums: Sums | None = None
         #: Whether frames are still to come: what needs all of them has to wait.
         self.growing = False
         self._number = self._geometry = self._frames = 0  # of changes: any, of these
@@ -85,11 +86,6 @@ class Tuning:
     def parameters(self) -> Parameters:
         """As they are set now; the picture may be one of before."""
         return self._parameters
-
-    @property
-    def made(self) -> Made | None:
-        """The image of all frames, where the stack has a part of them."""
-        return self._made
 
     @property
     def picture(self) -> Picture | None:
@@ -149,22 +145,23 @@ class Tuning:
             self._set(self._past.pop(), geometry=True)
         self._tell()
 
-    def grow(self, stack: Stack, made: Made | None = None, *, at_once: bool = False) -> None:
+    def grow(self, stack: Stack, sums: Sums | None = None, *, at_once: bool = False) -> None:
         """Take a stack with more frames, or of another scan.
 
         Parameters
         ----------
         stack
             Frames. Pictures that only have more of them take a twentieth of the time at most.
-        made
-            The image of all frames, where the stack has a part of them.
+        sums
+            Of all frames under one geometry, where the stack has a part of them. Images with that
+            geometry are made of these.
         at_once
             Whether the picture is made now, as of the first frames or the last.
         """
         with self._state:
             old = self._stack
             other = (stack.scan_shape, stack.detector_shape) != (old.scan_shape, old.detector_shape)
-            self._stack, self._made = stack, made
+            self._stack, self._sums = stack, sums
             self._number += 1
             self._frames += 1
             self._geometry += other
@@ -314,7 +311,7 @@ class Tuning:
                 self._frames,
                 self._stack,
                 self._parameters,
-                self._made,
+                self._sums,
                 self.growing,
             )
         try:

@@ -303,6 +303,15 @@ class ParallaxUDF(SumsUDF):
         sums = Sums(self._get_imaging(), A, self._by_position(S), self._by_position(scanned))
         return {channel: sums.once(IMAGES[name].make) for channel, name in self._names.items()}
 
+    @property
+    def sums(self) -> Sums | None:
+        """Copy of what was added so far, on the main node while a run goes on; None if nothing."""
+        if not self._added:
+            return None
+        A, S, scanned = (self.results.get_buffer(name).raw_data for name in ("A", "S", "scanned"))
+        by_position = (self._by_position(values.copy()) for values in (S, scanned))
+        return Sums(self._get_imaging(), A.copy(), *by_position)
+
     def _get_imaging(self) -> Imaging:
         params = self.params
         wanted = params.geometry, params.suppress_Nyquist_noise, params.regularization

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
@@ -18,7 +19,6 @@ from ...parameters import Parameters
 from ...udf import ParallaxUDF
 from ...udf.keeping import Kept
 from ..fill import live_selection
-from ..maker import Made
 from ..screen import Growing
 from ..tuning import Tuning
 from .page import Page
@@ -195,8 +195,8 @@ class LivePage:
         window, total = self._udf.window, math.prod(self._udf.params.keep.shape[:2])
         if window is None or not window.outgrown:
             return (
-                f"Memory holds {most:,} of {total:,} frames (--memory): later on, older ones are "
-                "in the sums only."
+                f"Memory holds {most:,} of {total:,} frames (--memory): when it is full, only the "
+                "latest ones can be tuned."
             )
         if not window.slides:
             return (
@@ -204,10 +204,13 @@ class LivePage:
                 "made of these."
             )
         if not self.progress.running:
-            return f"What is tuned from now on is made of the latest {most:,} frames (--memory)."
+            return (
+                f"Memory holds the latest {most:,} of {total:,} frames (--memory): whatever is "
+                "tuned now shows these only."
+            )
         return (
-            "Older frames are in the sums only: re-tuning starts from now, with the latest "
-            f"{most:,} frames (--memory)."
+            "Memory is full: older frames are in the image of the recording only, re-tuning starts "
+            f"from now, with the latest {most:,} frames (--memory)."
         )
 
     def arrived(self, frames: int) -> None:
@@ -225,23 +228,15 @@ class LivePage:
         if self._udf is not None and self._udf.window is not None:
             self._udf.window.slides = can_slide()  # the first frames have done their duty
 
-    def show(self, growing: Growing | None = None) -> None:
-        """Show the frames that came in, as an image that was made of them where not all are kept.
-
-        Parameters
-        ----------
-        growing
-            The image that the UDF makes of all of them.
-        """
-        assert self._udf is not None
-        made = None
-        if growing is not None and self._udf.params.keep.most is not None:
-            [name, *_] = self._udf.params.image or ("parallax",)
-            if name == self.parameters["image"][0]:
-                geometry = self._udf.params.geometry
-                scanned = growing.scanned.copy()  # LiberTEM's goes on filling
-                made = Made(growing.image, scanned, geometry, self.parameters)
-        self.tuning.grow(self._udf.stack, made)
+    def show(self, *, at_once: bool = False) -> None:
+        """Show the frames that came in; `at_once`: see `Tuning.grow`."""
+        udf = self._udf
+        assert udf is not None
+        sums = None
+        if udf.params.keep.most is not None:
+            with contextlib.suppress(ValueError):  # too large: told of images of the stack, too
+                sums = udf.sums
+        self.tuning.grow(udf.stack, sums, at_once=at_once)
 
     def end(self, problem: str | None) -> None:
         """Show what there is in the end, and why it is not all."""
@@ -249,7 +244,7 @@ class LivePage:
         self.progress = Progress(words)
         self.tuning.growing = False
         if self._udf is not None and self._udf.started:
-            self.tuning.grow(self._udf.stack, self.tuning.made, at_once=True)
+            self.show(at_once=True)
         self.stage = "ended"
 
     def fail(self, problem: str) -> None:
