@@ -291,6 +291,10 @@ def test_spots_of_a_crystal_have_a_signal_of_their_own():
     np.testing.assert_allclose(
         spectrum.ratio(found)[spots], found.noise[0] / found.at_spots, rtol=1e-5
     )
+    S = found.S[spectrum.place]
+    S[spots] = found.at_spots
+    shown = (power > 1e-6 * power.max()) & (noise > 0)
+    assert spectrum.variance(found, 64 * 64) == pytest.approx(2 * S[shown].sum() / 64**4)
 
 
 def test_what_is_strong_where_contrast_is_weak_is_noise():
