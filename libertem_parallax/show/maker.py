@@ -138,12 +138,13 @@ def _make(
     stack: Stack, imaging: Imaging, image: str, threads: int | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Make an image where the stack is added; and say which scan positions are in it."""
-    scanned = stack.scanned.copy()  # before the frames, which may go on filling
+    with stack.reading() as there:
+        scanned = there.scanned.copy()  # before the frames, which may go on filling
 
-    def made(A: Any, S: Any) -> Any:
-        return Sums(imaging, A, S, scanned).once(IMAGES[image].make)
+        def made(A: Any, S: Any) -> Any:
+            return Sums(imaging, A, S, scanned).once(IMAGES[image].make)
 
-    return stack.make(imaging.geometry.plan, made, threads), scanned
+        return there.make(imaging.geometry.plan, made, threads), scanned
 
 
 def thinned(stack: Stack, step: int) -> Stack:
