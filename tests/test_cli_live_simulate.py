@@ -111,8 +111,10 @@ def test_nothing_is_simulated_in_vain(
 
 
 def test_simulate_interrupted_in_a_process_of_its_own(tmp_path: Path) -> None:
+    """The scan takes 10 s, of which the first image needs a few."""
     code = (
         "from functools import partial; from libertem_parallax import cli, simulate\n"
+        "from libertem_parallax.cli import simulated; simulated._DWELL_TIME = 6e-3\n"
         "simulate.simulate = partial(simulate.simulate, scan_shape=(24, 72))\n"
         "cli.main()"
     )
