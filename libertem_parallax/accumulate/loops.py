@@ -36,16 +36,7 @@ from numpy.typing import NDArray
 
 from .disk import keep_on_disk
 
-__all__ = [
-    "BLOCK",
-    "CHUNK",
-    "CHUNKS",
-    "LINE",
-    "accumulate",
-    "hold",
-    "lanes_of",
-    "locked",
-]
+__all__ = ["BLOCK", "CHUNK", "CHUNKS", "LINE", "accumulate", "hold", "lanes_of", "locked"]
 
 #: Bytes of a frame that are transposed in one go, and those that are copied.
 CHUNK, LINE = 32, 64
@@ -53,6 +44,9 @@ CHUNK, LINE = 32, 64
 #: Bytes of every pixel in a block, and chunks at a time, by measurement: what is written for a
 #: group of frames should stay in the L1 cache, and the whole buffer in L2.
 BLOCK, CHUNKS = 128, 32
+
+#: Groups that are added at once: nearly all blocks have as many.
+GROUPS = 4
 
 
 def lanes_of(size: int) -> int:
@@ -161,38 +155,71 @@ def _transpose_vectors(
     return types.void(B, k, place, V, group, slot), generate
 
 
-def _add_group(values: Any, group: int, slots: tuple[int, ...], A: Any, target: int) -> None:
-    """Add the sum of a group's values in `slots` to `A` from `target` on."""
-    total = sum(values[group, slot].astype(A.dtype) for slot in slots)
-    A[target : target + values.shape[2]] += total
+def _make_add(groups: int, step: int) -> Callable[..., Any]:
+    """Make what adds pixels to `A`, and to the sums `S` of frames: so many groups from one on.
+
+    Every `step` pixels have one target.
+    """
+
+    def add(
+        values: Any, group: int, slots: Any, targets: Any, first: int, stop: int, A: Any, S: Any
+    ) -> None:
+        begin, n = int(group) * values.shape[2], groups * values.shape[2]
+        for m in range(first, stop, step):
+            some = values[group : group + groups, slots[m : m + step]]
+            total = some.sum(axis=1, dtype=A.dtype).reshape(-1)
+            for sums, start in ((A, targets[m] + begin), (S, begin)):
+                sums[start : start + n] += total
+
+    return add
 
 
-def _add_group_vectors(
-    _: Any, V: Any, group: Any, slots: Any, A: Any, target: Any
-) -> tuple[Any, Callable[..., Any]]:
-    size, A_size = V.dtype.bitwidth // 8, A.dtype.bitwidth // 8
-    lanes = lanes_of(size)
+def _make_add_vectors(groups: int, step: int) -> Callable[..., Any]:
+    def add(
+        _: Any, V: Any, group: Any, slots: Any, T: Any, first: Any, stop: Any, A: Any, S: Any
+    ) -> tuple[Any, Callable[..., Any]]:
+        size, A_size = V.dtype.bitwidth // 8, A.dtype.bitwidth // 8
+        lanes = lanes_of(size)
 
-    def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
-        values, group, slots, a, target = arguments
-        narrow, wide = (ir.VectorType(context.get_data_type(i.dtype), lanes) for i in (V, A))
-        if isinstance(A.dtype, types.Float):
-            widen, plus = builder.fpext, builder.fadd
-        else:
-            widen, plus = builder.sext if V.dtype.signed else builder.zext, builder.add
+        def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
+            values, group_0, of_slots, targets, begin, end, a, s = arguments
+            narrow, wide = (ir.VectorType(context.get_data_type(i.dtype), lanes) for i in (V, A))
+            if isinstance(A.dtype, types.Float):
+                widen, plus = builder.fpext, builder.fadd
+            else:
+                widen, plus = builder.sext if V.dtype.signed else builder.zext, builder.add
 
-        def value(slot: Any) -> Any:
-            index = [group, slot, slot.type(0)]
-            where = _pointer(context, builder, V, values, index, narrow)
-            loaded = builder.load(where, align=size)
-            return loaded if size == A_size else widen(loaded, wide)
+            def entry(kind: Any, array: Any, m: Any) -> Any:
+                return builder.load(_pointer(context, builder, kind, array, [m], m.type))
 
-        total = reduce(plus, map(value, cgutils.unpack_tuple(builder, slots)))
-        to = _pointer(context, builder, A, a, [target], wide)
-        builder.store(plus(builder.load(to, align=A_size), total), to, align=A_size)
-        return context.get_dummy_value()
+            def value(slot: Any, g: int) -> Any:
+                at = [builder.add(group_0, slot.type(g)), slot, slot.type(0)]
+                loaded = builder.load(_pointer(context, builder, V, values, at, narrow), align=size)
+                return loaded if size == A_size else widen(loaded, wide)
 
-    return types.void(V, group, slots, A, target), generate
+            def add_to(kind: Any, array: Any, first: Any, g: int, more: Any) -> None:
+                frame = builder.mul(builder.add(group_0, first.type(g)), first.type(lanes))
+                to = _pointer(context, builder, kind, array, [builder.add(first, frame)], wide)
+                builder.store(plus(builder.load(to, align=A_size), more), to, align=A_size)
+
+            # Frames' sums stay in registers.
+            sums = [cgutils.alloca_once(builder, wide) for g in range(groups)]
+            for own in sums:
+                builder.store(wide(None), own)
+            with cgutils.for_range_slice(builder, begin, end, begin.type(step)) as (m, _):
+                same = [entry(slots, of_slots, builder.add(m, m.type(i))) for i in range(step)]
+                target = entry(T, targets, m)
+                for g, own in enumerate(sums):
+                    more = reduce(plus, [value(slot, g) for slot in same])
+                    add_to(A, a, target, g, more)
+                    builder.store(plus(builder.load(own), more), own)
+            for g, own in enumerate(sums):
+                add_to(S, s, begin.type(0), g, builder.load(own))
+            return context.get_dummy_value()
+
+        return types.void(V, group, slots, T, first, stop, A, S), generate
+
+    return intrinsic(add)  # type: ignore[no-any-return]
 
 
 def _pointer(context: Any, builder: Any, kind: Any, array: Any, index: Any, to: Any) -> Any:
@@ -204,7 +231,11 @@ def _pointer(context: Any, builder: Any, kind: Any, array: Any, index: Any, to: 
 
 if not config.DISABLE_JIT:
     _copy_line, _prefetch = intrinsic(_copy_line_at_once), intrinsic(_prefetch_line)
-    _transpose, _add_group = intrinsic(_transpose_vectors), intrinsic(_add_group_vectors)
+    _transpose, _make_add = intrinsic(_transpose_vectors), _make_add_vectors
+
+# A block's groups at once, or one by one where there are fewer.
+_add_many, _add_one = _make_add(GROUPS, 1), _make_add(1, 1)
+_add_many_fours, _add_one_fours = _make_add(GROUPS, 4), _make_add(1, 4)
 
 # All indices are unsigned (`uintp`): Numba then leaves out the handling of negative indices, which
 # keeps loops from being vectorised.
@@ -261,62 +292,46 @@ def _scatter(
     slots: Any,
     targets: Any,
     step: int,
-    shift: int,
     A: Any,
+    S: Any,
     frames: Any,
-    start: int,
-    n_next: int,
     lines: Any,
 ) -> None:
-    """Add pixels to the accumulator; meanwhile ask for lines of the next frames, from `start`.
+    """Add pixels to `A` and `S` from the first frame on; meanwhile ask for lines of next `frames`.
 
-    With a `step` of 4, every four pixels have the same target; else it is 1.
+    With a `step` of 4, every four pixels have the same target; else it is 1. Lines are asked for
+    frame by frame: to spread them more evenly makes all slower.
     """
-    lanes, ahead, furthest = values.shape[2], 0, 0
-    for m in range(len(targets)):
-        furthest = max(furthest, targets[uintp(m)])
+    lanes, furthest, m = values.shape[2], 0, uintp(0)
+    for i in range(len(targets)):
+        furthest = max(furthest, targets[uintp(i)])
     # The last group as such, too, if its zeros have a place.
     groups = (n + lanes - 1) // lanes
-    if furthest + shift + groups * lanes > len(A):
+    if groups * lanes > min(len(A) - furthest, len(S)):
         groups = n // lanes
-    for m in range(0, len(targets), step):
-        while ahead < n_next and ahead * len(targets) <= m * n_next:
+    for ahead in range(len(frames) + 1):
+        if ahead < len(frames):
             for i in range(len(lines)):
-                _prefetch(frames, uintp(start + ahead), uintp(lines[uintp(i), 0]))
-            ahead += 1
-        slot, target = uintp(slots[m]), uintp(targets[m] + shift)
-        if step == 1:
-            for group in range(groups):
-                _add_group(values, uintp(group), (slot,), A, target + uintp(group * lanes))
-        else:
-            four = slot, uintp(slots[m + 1]), uintp(slots[m + 2]), uintp(slots[m + 3])
-            for group in range(groups):
-                _add_group(values, uintp(group), four, A, target + uintp(group * lanes))
-        for k in range(n - groups * lanes):
-            for i in range(step):
-                value = values[uintp(groups), uintp(slots[m + i]), uintp(k)]
-                A[target + uintp(groups * lanes + k)] += A.dtype.type(value)
-
-
-@njit(nogil=True)
-def _sum(values: Any, n: int, slots: Any, start: int, S: Any) -> None:
-    """Add up the pixels of each frame; four at a time, to load and store `S` less often."""
-    lanes = values.shape[2]
-    groups = (n + lanes - 1) // lanes
-    if start + groups * lanes > len(S):
-        groups = n // lanes
-    fours = len(slots) // 4 * 4
-    for group in range(groups):
-        g, target = uintp(group), uintp(start + group * lanes)
-        for m in range(0, fours, 4):
-            a, b, c, d = slots[m], slots[m + 1], slots[m + 2], slots[m + 3]
-            _add_group(values, g, (uintp(a), uintp(b), uintp(c), uintp(d)), S, target)
-        for m in range(fours, len(slots)):
-            _add_group(values, g, (uintp(slots[m]),), S, target)
-    for m in range(len(slots)):
-        for k in range(n - groups * lanes):
-            value = values[uintp(groups), uintp(slots[m]), uintp(k)]
-            S[uintp(start + groups * lanes + k)] += S.dtype.type(value)
+                _prefetch(frames, uintp(ahead), uintp(lines[uintp(i), 0]))
+        stop = uintp(len(targets) // step * (ahead + 1) // (len(frames) + 1) * step)
+        g = 0
+        while g < groups:
+            many, group = g + GROUPS <= groups, uintp(g)
+            if many and step == 1:
+                _add_many(values, group, slots, targets, m, stop, A, S)
+            elif many:
+                _add_many_fours(values, group, slots, targets, m, stop, A, S)
+            elif step == 1:
+                _add_one(values, group, slots, targets, m, stop, A, S)
+            else:
+                _add_one_fours(values, group, slots, targets, m, stop, A, S)
+            g += GROUPS if many else 1
+        m = stop
+    for k in range(groups * lanes, n):
+        for i in range(len(targets)):
+            value = values[uintp(groups), uintp(slots[i]), uintp(k - groups * lanes)]
+            A[uintp(targets[i] + k)] += A.dtype.type(value)
+            S[uintp(k)] += A.dtype.type(value)
 
 
 @keep_on_disk
@@ -342,7 +357,7 @@ def accumulate(
     start = np.int64(0)  # typed, or the first turn of the loop is compiled apart
     n = _block(index, start, nx, len(buffer))
     while n:
-        shift = index[start] // nx * stride + index[start] % nx
+        at, own = A[index[start] // nx * stride + index[start] % nx :], S[start:]
         after = start + n
         n_after = _block(index, after, nx, len(buffer))
         # Whole groups can be taken from the frames; not of the last one, beyond which is nothing.
@@ -359,16 +374,15 @@ def accumulate(
             _gather(buffer, 0, straight, n, places[chunks], values)
             part = slots[batches[b, 2] : batches[b + 1, 2]]
             goals = targets[batches[b, 2] : batches[b + 1, 2]]
-            following = 0 if b == last else b + 1
             first, count = (after, n_after) if b == last else (start, n)
-            some = lines[batches[following, 0] : batches[following + 1, 0]]
+            following, b_next = frames[first : first + count], 0 if b == last else b + 1
+            some = lines[batches[b_next, 0] : batches[b_next + 1, 0]]
             if fours is not None:
                 k = fours[b]
-                four, to, ahead = part[:k], goals[:k], count * k // len(part)
-                _scatter(values, n, four, to, 4, shift, A, frames, first, ahead, some)
-                part, goals, first, count = part[k:], goals[k:], first + ahead, count - ahead
-            _scatter(values, n, part, goals, 1, shift, A, frames, first, count, some)
-            _sum(values, n, slots[batches[b, 2] : batches[b + 1, 2]], start, S)
+                ahead = count * k // len(part)
+                _scatter(values, n, part[:k], goals[:k], 4, at, own, following[:ahead], some)
+                part, goals, following = part[k:], goals[k:], following[ahead:]
+            _scatter(values, n, part, goals, 1, at, own, following, some)
         start, n = after, n_after
 
 
