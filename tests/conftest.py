@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import shlex
 import signal
 import socket
-import threading
 from importlib.util import find_spec
 from types import SimpleNamespace
 
+import compile_once
 import file_commands
 import libertem.api
 import numpy as np
 import psutil
 import pytest
 from click.testing import CliRunner
-from helpers import needs_compiler, start_processes
-from numba.core.caching import NullCache
+from executors import start_dask, start_processes
+from helpers import needs_compiler
 from numba.core.dispatcher import Dispatcher
 from standin.cupy import CuPy
 
 from libertem_parallax.accumulate import ENGINES
 from libertem_parallax.accumulate.cuda import device, upload
 from libertem_parallax.cli import main
-
-try:
-    import fcntl
-except ImportError:  # on Windows
-    fcntl = None
 
 #: GPU nodes need not have LiberTEM-live to run the tests that need a GPU.
 collect_ignore_glob = [] if find_spec("libertem_live") else ["test_live*.py", "test_cli_live*.py"]
@@ -65,32 +59,14 @@ def pytest_xdist_auto_num_workers(config):
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once(request, tmp_path_factory):
-    """Let one of the processes that share the tests compile, and the others load what it has.
-
-    With an empty cache, each of them would do much of it.
-    """
-    if fcntl is None or not hasattr(request.config, "workerinput"):
+    """Let processes that share the tests compile together; with an empty cache, that is much."""
+    if not hasattr(request.config, "workerinput"):
         yield
         return
-    compile_it = Dispatcher.compile
-    folder = tmp_path_factory.getbasetemp().parent
-    busy = threading.local()
-
-    def compile_once(dispatcher, types):
-        # What is needed meanwhile is not waited for: its process might wait for this one.
-        if getattr(busy, "now", False) or isinstance(dispatcher._cache, NullCache):
-            return compile_it(dispatcher, types)
-        what = f"{dispatcher.py_func.__module__} {dispatcher.py_func.__qualname__} {types}"
-        with open(folder / hashlib.sha256(what.encode()).hexdigest(), "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            busy.now = True
-            try:
-                return compile_it(dispatcher, types)
-            finally:
-                busy.now = False
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Dispatcher, "compile", compile_once)
+        patch.setattr(Dispatcher, "compile", Dispatcher.compile)  # in the end, as it was
+        patch.setenv(compile_once.FOLDER, str(tmp_path_factory.getbasetemp().parent))
+        compile_once.install()
         yield
 
 
@@ -126,16 +102,17 @@ def inline():
 
 
 # Workers take seconds to start, so all modules share them: pytest runs the tests of one executor
-# after another. The first one leaves compiled code for the workers of the next two, all of which
-# would compile; those are gone before other tests look for processes.
+# after another. The first one leaves compiled code for the others, of which those that have
+# processes are gone before other tests look for some.
 @pytest.fixture(scope="session", params=["inline", "dask", "pipelined", "threads"])
 def ctx(request):
-    cpus = {} if request.param == "inline" else {"cpus": 2}
-    with (
-        libertem.api.Context(executor=start_processes())
-        if request.param == "pipelined"
-        else libertem.api.Context.make_with(request.param, **cpus)
-    ) as ctx:
+    make = libertem.api.Context.make_with
+    with {
+        "inline": lambda: make("inline"),
+        "threads": lambda: make("threads", cpus=2),
+        "dask": lambda: libertem.api.Context(executor=start_dask()),
+        "pipelined": lambda: libertem.api.Context(executor=start_processes()),
+    }[request.param]() as ctx:
         yield ctx
 
 

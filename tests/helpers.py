@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from libertem.executor.pipelined import PipelinedExecutor
 from standin import compiler
 from standin.cupy import CUDARuntimeError
 
@@ -116,16 +115,6 @@ def run_engine(engine, plan, frames, index=None):
 
 
 # For UDFs
-
-
-def start_processes(spec=None, **options):
-    """LiberTEM's executor "pipelined", by default of two processes, for a busy machine.
-
-    They may take more than half a minute to start, and take the cores that there are.
-    """
-    spec = spec or PipelinedExecutor.make_spec(cpus=2, cudas=[])
-    return PipelinedExecutor(spec, pin_workers=False, startup_timeout=200, **options)
-
 
 EVERYTHING = {
     "C10": -2500.0, "C12": 300.0, "phi12": 0.4, "C21": 2e4, "phi21": 1.0, "C23": 3e4, "phi23": -0.7,

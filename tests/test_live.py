@@ -17,7 +17,7 @@ from detectors import (
     soft_trigger,
     tpx3_detector,
 )
-from helpers import start_processes
+from executors import start_processes
 from libertem.executor.inline import InlineJobExecutor
 from libertem_live.api import LiveContext
 from libertem_live.detectors.merlin import sim

@@ -8,12 +8,11 @@ from __future__ import annotations
 import contextlib
 import warnings
 
-import distributed
 import libertem.api
 import numpy as np
 import pytest
-from helpers import make_events, needs_compiler, start_processes, write
-from libertem.executor.dask import DaskJobExecutor, cluster_spec
+from executors import start_dask, start_processes
+from helpers import make_events, needs_compiler, write
 from libertem.executor.pipelined import PipelinedExecutor
 from standin import worker
 from standin.worker import TellingUDF
@@ -51,16 +50,7 @@ def pipelined(cpus, gpus):
 
 @contextlib.contextmanager
 def dask(cpus, gpus):
-    spec = cluster_spec(
-        cpus=cpus,
-        cudas=gpus,
-        has_cupy=True,
-        num_service=0,
-        preload=("from standin.worker import use; use()",),
-    )
-    # Its page on any port: there may be other clusters on this machine.
-    scheduler = {"cls": distributed.Scheduler, "options": {"dashboard_address": ":0"}}
-    executor = DaskJobExecutor.make_local(spec=spec, cluster_kwargs={"scheduler": scheduler})
+    executor = start_dask(cpus, gpus, "from standin.worker import use; use()")
     with libertem.api.Context(executor=executor) as ctx:
         yield ctx
 
