@@ -188,3 +188,8 @@ def test_what_cannot_be_added_is_told_to_who_looks():
     assert window.stack.since(other)[2].sum() == 5
     with pytest.raises(ValueError, match="the stack does not have"):
         window.stack.since(make_plan(SCAN, pixels=1.0))
+
+
+def test_a_scan_beyond_all_addresses_is_refused():
+    with pytest.raises(MemoryError, match="no addresses for 1,125,899,906,842,624 frames of"):
+        make_window(5, scan=(1 << 25, 1 << 25))

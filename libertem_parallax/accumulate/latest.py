@@ -46,6 +46,11 @@ class Window:
         How many frames to hold.
     slides
         Whether the latest stay; it may begin to later.
+
+    Raises
+    ------
+    MemoryError
+        If there are not even addresses for the whole scan.
     """
 
     def __init__(
@@ -64,7 +69,14 @@ class Window:
         # Addresses for all frames, so that each has its place. What is not touched takes no memory.
         if can_slide():
             flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE
-            self._memory = mmap.mmap(-1, count * self._bytes, flags=flags)
+            try:
+                self._memory = mmap.mmap(-1, count * self._bytes, flags=flags)
+            except OSError as error:  # as with vm.overcommit_memory = 2
+                raise MemoryError(
+                    f"there are no addresses for {count:,} frames of {self._bytes:,} bytes, of "
+                    f"which {most:,} are held: set vm.overcommit_memory to 0 or 1, or keep fewer "
+                    "pixels."
+                ) from error
             frames = np.frombuffer(self._memory, dtype)
         else:
             frames = np.zeros(count * len(pixels), dtype)
