@@ -94,6 +94,8 @@ def phase(sums: Sums) -> NDArray[np.float32]:
     snr = sums.imaging.regularization
     if isinstance(snr, str):
         weights, found = _weights(transfer, R, noise, image.size)
+        if not np.isfinite(found.total):  # values that cancel out leave no scale to measure by
+            return np.zeros_like(image)
         if len(transfer.opposed):
             first = R * transfer.conj
             first *= weights
@@ -156,7 +158,7 @@ def _transfer(imaging: Imaging) -> _Transfer | None:
     frequency, beyond = np.hypot(y / dy, x / dx).ravel(), (np.maximum(abs(y), x) * u > 0.5).ravel()
     power = _power(P)
     spectrum = Spectrum(power.ravel(), noise.ravel(), frequency, beyond)
-    spectrum.fit(power.ravel(), 1.0)  # is compiled before the first frame
+    spectrum.ratio(spectrum.fit(power.ravel(), 1.0))  # compiled before the first frame
     opposed, chi = _opposed(geometry)
     loss = (pixels * np.cos(chi) * noise.ravel()[opposed]).astype(np.float32)
     power, largest = np.maximum(power, _NONE), float(power.max())

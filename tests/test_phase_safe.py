@@ -1,0 +1,42 @@
+"""Phase images that must not wait for the compiler, nor spread what has no scale."""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+import pytest
+from helpers import PARAMETERS, make_scan, run_udf
+
+from libertem_parallax import ParallaxPhaseUDF
+from libertem_parallax.images import Imaging, Sums, wiener
+from libertem_parallax.images.phase import phase
+
+
+def test_what_images_need_is_compiled_before_the_first_frame(inline, monkeypatch):
+    """A run on empty frames calls compiled functions with all types that others do."""
+    udf = ParallaxPhaseUDF.from_parameters(**PARAMETERS)
+    frames = make_scan(PARAMETERS["shape"], "uint8")
+    calls = set()
+    for name in ("fit", "ratio"):
+        compiled = getattr(wiener, name)
+
+        def watched(*args, name=name, compiled=compiled):
+            calls.add((name, *map(numba.typeof, args)))
+            return compiled(*args)
+
+        monkeypatch.setattr(wiener, name, watched)
+    run_udf(inline, np.zeros_like(frames), udf)
+    before = calls.copy()
+    calls.clear()
+    run_udf(inline, frames, udf)
+    assert calls == before
+
+
+@pytest.mark.parametrize("rest", [1e-8, 1e-16])
+def test_values_that_cancel_out_make_no_phase(rest):
+    """As what rounding leaves where the mean of all frames was taken off."""
+    geometry = ParallaxPhaseUDF.from_parameters(**PARAMETERS).params.geometry
+    A = np.random.default_rng(0).normal(size=geometry.plan.folded_shape)
+    S = np.full(PARAMETERS["shape"][:2], rest)
+    image = phase(Sums(Imaging(geometry), A, S, np.ones(S.shape, bool)))
+    np.testing.assert_allclose(image, 0, rtol=0, atol=1e-7)
