@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+import tifffile
 from tuned import FRAMES, PARAMETERS
 
 pytest.importorskip("bokeh", reason="bokeh is missing, of which the page is made")
@@ -73,5 +74,40 @@ def test_what_was_done_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
                 page.seen.number = tuning.picture.number  # nobody else tells what was seen
                 page.follow()
             assert ("Saved as" in page._told.text) == (factor < 4)
+    finally:
+        tuning.close()
+
+
+def test_what_was_done_is_told_no_longer_than_it_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the picture after it came while it was read, and no other follows."""
+    read = "libertem_parallax.show.page.page._READ"
+    monkeypatch.setattr(read, 600.0)
+    stack = Stack.from_array(FRAMES)
+    stack.scanned[3:] = False
+    tuning = Tuning(stack, PARAMETERS)
+    try:
+        assert tuning.wait(60)
+        page, document = Page(tuning, "scan.h5", tmp_path), Document()
+        page.add_to(document)
+        page.follow()
+        page.save._trigger_event(ButtonClick(page.save))
+        [timer] = [c for c in document.session_callbacks if isinstance(c, TimeoutCallback)]
+        page.follow()
+        assert "Saved 33% of the scan as" in page._told.text
+        with tifffile.TiffFile(tmp_path / "scan_phase_flip_001.tif") as tif:
+            assert '"frames": 36, "scan": [9, 12]' in tif.pages[0].description
+        tuning.change(upsampling_factor=2)
+        assert tuning.wait(60)
+        page.seen.number = tuning.picture.number
+        page.follow()
+        assert "Saved" in page._told.text
+        monkeypatch.setattr(read, 0.0)
+        document.remove_timeout_callback(timer)
+        timer.callback()  # as the server does, then
+        page.follow()
+        assert "Saved" not in page._told.text
+        assert "bright field" in page._told.text
     finally:
         tuning.close()

@@ -111,7 +111,7 @@ class Page:
         self._spectrum_of: Picture | None = None
         self._pattern_of: Any = None
         self._pattern_at = -math.inf
-        self._message, self._said_at = "", -math.inf
+        self._message, self._said_at, self._said_of = "", -math.inf, self._shown
         self._build(sigma)
         self._stop = tuning.listen(self._schedule)
 
@@ -255,8 +255,8 @@ class Page:
             self._scheduled = False
             self._followed_at = time.monotonic()
         tuning = self._tuning
-        parameters, picture = tuning.parameters, tuning.picture
-        self.knobs.show(parameters)
+        picture = tuning.picture
+        self.knobs.show(tuning.parameters)
         set_new(self.undo, "disabled", not tuning.can_undo)
         self._tell(picture)
         self._show_recording()
@@ -304,11 +304,20 @@ class Page:
         self._look()
 
     def _say(self, text: str) -> None:
-        """Tell of something that was done, or not, until the next picture."""
-        self._message, self._said_at = text, time.monotonic()
+        """Tell of something that was done, or not, until something else is shown."""
+        self._message, self._said_at, self._said_of = text, time.monotonic(), self._shown
         self._schedule()
+        if self._document is not None:  # for what is shown while the message is read
+            self._document.add_timeout_callback(self._schedule, math.ceil(1e3 * _READ) + 100)
+
+    @property
+    def _shown(self) -> tuple[Picture | None, str]:
+        stage = "" if self._recording is None else self._recording.stage
+        return self._tuning.picture, stage
 
     def _tell(self, picture: Picture | None) -> None:
+        if self._shown != self._said_of and time.monotonic() - self._said_at > _READ:
+            self._message = ""
         problem = self._tuning.problem
         if problem is not None:
             text = f'<span class="problem">{html.escape(problem)}</span>'
@@ -325,9 +334,6 @@ class Page:
             if any(notes):
                 note = html.escape(next(note for note in notes if note))
                 text += f'<br><span class="problem">{note}</span>'
-        read = time.monotonic() - self._said_at > _READ
-        if read and picture is not None and picture is not self._sent:
-            self._message = ""
         set_new(self._told, "text", text)
 
     def _state(self, picture: Picture) -> str:
@@ -385,7 +391,9 @@ class Page:
         except (OSError, ValueError) as error:
             self._say(f"It could not be saved: {error}")
         else:
-            self._say(f"Saved as {tif.with_suffix('')}.tif, .png and .toml")
+            there = picture.scanned.mean()
+            part = f"{there:.0%} of the scan " if there < 1 else ""
+            self._say(f"Saved {part}as {tif.with_suffix('')}.tif, .png and .toml")
 
 
 def _look(title: str, plot: Any) -> Column:

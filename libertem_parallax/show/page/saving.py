@@ -73,7 +73,9 @@ def save(folder: Path, stem: str, picture: Picture, sigma: float = 0.0) -> list[
     image, (words, unit) = picture.image, words_and_unit(picture.name)
     values = {**picture.parameters, **picture.parameters.files, "image": picture.name}
     values = {key: value for key, value in values.items() if not isinstance(value, np.ndarray)}
-    about = files.About(picture.pixel_size, unit, words, {"parameters": values})
+    scanned = picture.scanned  # the scan, or what is there of it
+    made = {"frames": int(scanned.sum()), "scan": scanned.shape, "parameters": values}
+    about = files.About(picture.pixel_size, unit, words, made)
     files.save(tif, image, about)
     if sigma:
         image = blur(image, picture.pixel_size, sigma)
