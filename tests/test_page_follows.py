@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import tifffile
-from tuned import FRAMES, PARAMETERS
+from tuned import FRAMES, PARAMETERS, eventually
 
 pytest.importorskip("bokeh", reason="bokeh is missing, of which the page is made")
 
@@ -109,5 +109,20 @@ def test_what_was_done_is_told_no_longer_than_it_is_shown(
         page.follow()
         assert "Saved" not in page._told.text
         assert "bright field" in page._told.text
+    finally:
+        tuning.close()
+
+
+def test_calibration_that_fails_tells_how_many_frames_it_had() -> None:
+    """Too few may be all that is wrong."""
+    stack = Stack.from_array(FRAMES)  # nothing but noise
+    stack.scanned[5:] = False
+    tuning = Tuning(stack, PARAMETERS)
+    try:
+        calibrator = Page(tuning).calibrator
+        calibrator.button._trigger_event(ButtonClick(calibrator.button))
+        eventually(lambda: calibrator._said.startswith("Nothing was found"))
+        calibrator.show()
+        assert "Only 60 of the scan&#x27;s 108 frames were used." in calibrator._told.text
     finally:
         tuning.close()

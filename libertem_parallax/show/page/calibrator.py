@@ -86,11 +86,15 @@ class Calibrator:
         self._schedule()
 
     def _run(self) -> None:
-        tuning = self._tuning
+        tuning, part = self._tuning, ""
         try:
             if not tuning.stack.scanned.any():
                 raise CalibrationError("no frame has come yet.")
             with tuning.stack.reading() as stack:
+                if not (scanned := stack.scanned).all():
+                    part = (
+                        f" Only {scanned.sum():,} of the scan's {scanned.size:,} frames were used."
+                    )
                 self._found = calibrate_tuned(
                     stack,
                     tuning.parameters,
@@ -101,7 +105,7 @@ class Calibrator:
         except Exception as error:
             if not isinstance(error, CalibrationError | ValueError | MemoryError):
                 _log.exception("Calibration failed.")
-            text = f"Nothing was found: {error}"
+            text = f"Nothing was found: {error}{part}"
         self._thread = None
         self._say(text)
 
