@@ -164,7 +164,9 @@ def keeping(scan: int, detector: int, rounds: int, *, decoded: bool) -> None:
     with _loaded(shape, decoded=decoded) as (ctx, dataset):
         keep = live_selection(dataset, parameters)
         two = [alone, StackUDF(keep.shape, keep.dtype, keep.pixels, keep.region)]
-        ways = {"alone": alone, "one UDF that keeps": alone.keeping(keep), "two UDFs": two}
+        latest = keep.within(keep.nbytes // 10, latest=True)
+        ways = {"alone": alone, "one UDF that keeps": alone.keeping(keep),
+                "... the latest tenth": alone.keeping(latest), "two UDFs": two}  # fmt: skip
         used: dict[str, list[float]] = {how: [] for how in ways}
         for _ in range(rounds + 1):
             for how, udf in ways.items():
