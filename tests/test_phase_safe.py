@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 from helpers import PARAMETERS, make_scan, run_udf
 
-from libertem_parallax import ParallaxPhaseUDF
+from libertem_parallax import ParallaxPhaseUDF, Parameters
 from libertem_parallax.images import Imaging, Sums, wiener
 from libertem_parallax.images.phase import phase
+from libertem_parallax.show.page.live import LivePage
+from libertem_parallax.show.page.server import Access
 
 
-def test_what_images_need_is_compiled_before_the_first_frame(inline, monkeypatch):
-    """A run on empty frames calls compiled functions with all types that others do."""
-    udf = ParallaxPhaseUDF.from_parameters(**PARAMETERS)
-    frames = make_scan(PARAMETERS["shape"], "uint8")
+@pytest.fixture
+def calls(monkeypatch):
+    """Compiled functions of the filter that are called, with the types of their arguments."""
     calls = set()
     for name in ("fit", "ratio"):
         compiled = getattr(wiener, name)
@@ -25,11 +26,26 @@ def test_what_images_need_is_compiled_before_the_first_frame(inline, monkeypatch
             return compiled(*args)
 
         monkeypatch.setattr(wiener, name, watched)
+    return calls
+
+
+def test_what_images_need_is_compiled_before_the_first_frame(inline, calls, tmp_path):
+    """A run on empty frames calls compiled functions with all types that others do; so do pages."""
+    udf = ParallaxPhaseUDF.from_parameters(**PARAMETERS)
+    frames = make_scan(PARAMETERS["shape"], "uint8")
     run_udf(inline, np.zeros_like(frames), udf)
     before = calls.copy()
     calls.clear()
     run_udf(inline, frames, udf)
     assert calls == before
+    calls.clear()
+    page = LivePage(Access(port=0), folder=tmp_path)
+    try:
+        parameters = {k: v for k, v in PARAMETERS.items() if k != "shape"}
+        page.ready(PARAMETERS["shape"][2:], frames.dtype, Parameters(**parameters))
+        assert calls == before
+    finally:
+        page.close()
 
 
 @pytest.mark.parametrize("rest", [1e-8, 1e-16])

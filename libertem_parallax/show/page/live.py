@@ -15,10 +15,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ...accumulate import Stack, can_slide
+from ...images import IMAGES
 from ...parameters import Parameters
 from ...udf import ParallaxUDF
 from ...udf.keeping import Kept
 from ..fill import live_selection
+from ..maker import make_imaging
 from ..screen import Growing
 from ..tuning import Tuning
 from .page import Page
@@ -152,6 +154,10 @@ class LivePage:
         stack = Stack(frames, pixels, _NOTHING, detector_shape, np.zeros(_NOTHING, bool))
         self._tuning = Tuning(stack, parameters.replace(load=None))
         self.parameters = self._tuning.parameters
+        with warnings.catch_warnings(action="ignore"):  # of a scan as small as that
+            imaging = make_imaging(stack, self.parameters)
+        for image in IMAGES.values():
+            image.prepare(imaging)  # compiles what it needs, and not while frames come
         self._server = Background(self._make, self._access)
         self.on_ready(self.url)
 
