@@ -182,7 +182,7 @@ def test_without_the_extra_it_says_how_to_install_it(scan, monkeypatch):
 def test_the_stack_has_as_much_of_the_detector_as_memory_allows():
     from libertem.api import Context
 
-    from libertem_parallax.show.fill import fill_stack
+    from libertem_parallax.show.fill import fill_stack, part_note
 
     frames = FRAMES.nbytes
     with Context.make_with("inline") as ctx:
@@ -198,5 +198,11 @@ def test_the_stack_has_as_much_of_the_detector_as_memory_allows():
         np.testing.assert_array_equal(stack.pixels, np.argwhere(radii <= radius))
     assert [stack.scan_shape for stack in stacks[:3]] == [(8, 9)] * 3
     assert np.prod(stacks[3].scan_shape) <= 36
+    notes = [part_note(stack, dataset) for stack in stacks]
+    assert notes[:3] == [""] * 3
+    rows, cols = stacks[3].scan_shape
+    assert (
+        notes[3] == f"Memory holds the middle {rows} x {cols} of 8 x 9 frames: images are of these."
+    )
     rows, cols = stacks[1].pixels.T
     np.testing.assert_array_equal(stacks[1].frames.reshape(8, 9, -1), FRAMES[:, :, rows, cols])

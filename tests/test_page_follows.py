@@ -62,7 +62,10 @@ def test_what_was_done_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """Though the next picture comes at once; the one after that takes its place."""
     tuning = Tuning(Stack.from_array(FRAMES), PARAMETERS)
     try:
-        page = Page(tuning, "scan.h5", tmp_path)
+        page = Page(tuning, "scan.h5", tmp_path, note="Half of it.")
+        assert tuning.wait(60)
+        page.follow()
+        assert "Half of it." in page._told.text
         for factor in (2, 3, 4):
             tuning.change(upsampling_factor=factor)
             assert tuning.wait(60)

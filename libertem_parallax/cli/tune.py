@@ -128,7 +128,7 @@ def tune(
 
     from libertem.api import Context
 
-    from ..show.fill import fill_stack
+    from ..show.fill import fill_stack, part_note
     from ..show.tuning import Tuning
     from .reconstruct import open_dataset
 
@@ -142,7 +142,8 @@ def tune(
         tuning = Tuning(stack, parameters.replace(load=None))
     source = {"filetype": load.get("type", "auto"), "path": str(data), **load}
     source.pop("type", None)
-    page = {"title": data.name, "folder": output, "source": source, "sigma": blur or 0.0}
+    page = {"title": data.name, "folder": output, "source": source, "sigma": blur or 0.0,
+            "note": part_note(stack, dataset)}  # fmt: skip
     try:
         serve_pages(tuning, access, browser=browser, **page)
     finally:

@@ -15,7 +15,7 @@ from ..parameters import Parameters
 from ..udf import StackUDF
 from ..udf.keeping import Selection
 
-__all__ = ["fill_stack", "live_selection", "stack_udf"]
+__all__ = ["fill_stack", "live_selection", "part_note", "stack_udf"]
 
 #: Of the memory that is free: what a stack may take if nothing is said.
 _SHARE = 1 / 4
@@ -145,3 +145,11 @@ def fill_stack(
     ctx.run_udf(dataset, udf, roi=udf.roi, progress=progress)
     engine = parameters.get("engine", "auto")
     return place_stack(udf.stack, "numba" if engine == "numpy" else engine, device)
+
+
+def part_note(stack: Stack, dataset: Any) -> str:
+    """Say which frames of a data set are in a stack of `fill_stack`; nothing if all are."""
+    (rows, cols), (ny, nx) = stack.scan_shape, tuple(dataset.shape)[:2]
+    if (rows, cols) == (ny, nx):
+        return ""
+    return f"Memory holds the middle {rows} x {cols} of {ny} x {nx} frames: images are of these."

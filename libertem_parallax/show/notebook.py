@@ -104,7 +104,7 @@ def tune(
             "Bokeh cannot be found, of which the page is made. Install what it needs with: "
             "python -m pip install 'libertem-parallax[page]'"
         )
-    from .fill import fill_stack
+    from .fill import fill_stack, part_note
     from .page.page import Page
     from .page.server import Access, Background
     from .tuning import Tuning
@@ -113,8 +113,9 @@ def tune(
         parameters = Parameters(**{k: v for k, v in parameters.items() if k != "shape"})
     stack = fill_stack(ctx, dataset, parameters, memory, device=device)
     tuning = Tuning(stack, parameters.replace(load=None), device)
+    note = part_note(stack, dataset)
     try:
-        server = Background(lambda: Page(tuning, folder=Path(folder)), Access(port))
+        server = Background(lambda: Page(tuning, folder=Path(folder), note=note), Access(port))
     except BaseException:
         tuning.close()
         raise

@@ -89,6 +89,8 @@ class Page:
         Standard deviation in Å of a Gaussian to blur with at first.
     recording
         How far it is, if frames are still to come.
+    note
+        What has to be known of the frames.
     """
 
     def __init__(
@@ -99,10 +101,11 @@ class Page:
         source: Mapping[str, Any] | None = None,
         sigma: float = 0.0,
         recording: Recording | None = None,
+        note: str = "",
     ) -> None:
         self._tuning, self._title, self._folder = tuning, title, folder
         self._source = source or {"filetype": "auto", "path": "..."}
-        self._recording = recording
+        self._recording, self._note = recording, note
         self._document: Any = None
         self._lock = threading.Lock()
         self._scheduled = False
@@ -327,12 +330,9 @@ class Page:
             text = "Making the image …"
         else:
             text = html.escape(self._state(picture))
-            notes = [
-                *([self._recording.note] if self._recording is not None else []),
-                *picture.notes,
-            ]
-            if any(notes):
-                note = html.escape(next(note for note in notes if note))
+            own = self._note if self._recording is None else self._recording.note
+            if notes := [*filter(None, (own, *picture.notes))]:
+                note = html.escape(notes[0])
                 text += f'<br><span class="problem">{note}</span>'
         set_new(self._told, "text", text)
 
