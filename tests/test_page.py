@@ -238,8 +238,8 @@ def test_what_cannot_be_calibrated_is_told(window, tuning):
     tuning.grow(Stack.from_array(noise), at_once=True)
     try:
         window.press("Calibrate")
-        window.page.get_by_text("Nothing was found").wait_for(timeout=60_000)
-        window.press("Leave")
+        window.page.get_by_text("Not calibrated").wait_for(timeout=60_000)
+        window.press("Close")
         window.wait("m => m.text == ''", "found")
     finally:
         tuning.grow(specimen, at_once=True)

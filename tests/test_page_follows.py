@@ -124,7 +124,7 @@ def test_calibration_that_fails_tells_how_many_frames_it_had() -> None:
     try:
         calibrator = Page(tuning).calibrator
         calibrator.button._trigger_event(ButtonClick(calibrator.button))
-        eventually(lambda: calibrator._said.startswith("Nothing was found"))
+        eventually(lambda: calibrator._said.startswith("Not calibrated"))
         calibrator.show()
         assert "Only 60 of the scan&#x27;s 108 frames were used." in calibrator._told.text
     finally:

@@ -44,7 +44,7 @@ class Calibrator:
         self._take, self._take_twin, self._leave = (
             Button(label=label, name=name)
             for label, name in (
-                ("Take", "take"), ("Take the twin", "take_twin"), ("Leave", "leave"),
+                ("Take", "take"), ("Take the twin", "take_twin"), ("Close", "leave"),
             )
         )  # fmt: skip
         self._take.button_type = "primary"
@@ -105,7 +105,7 @@ class Calibrator:
         except Exception as error:
             if not isinstance(error, CalibrationError | ValueError | MemoryError):
                 _log.exception("Calibration failed.")
-            text = f"Nothing was found: {error}{part}"
+            text = f"Not calibrated: {error}{part}"
         self._thread = None
         self._say(text)
 
