@@ -11,9 +11,12 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import click
+from libertem.udf.base import NoOpUDF
 
+from libertem_parallax import ParallaxUDF
 from libertem_parallax.accumulate.threads import cores
 
 from . import growth, live
@@ -184,7 +187,7 @@ def thread_rows(rounds: int) -> Iterator[str]:
     if n == 1:
         yield row("threads", "", "one core only", None)
         return
-    small, large = (Workload("", (k, 256, 64, 64)) for k in (256, 512))
+    large = Workload("", (512, 256, 64, 64))
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(n) as pool:
 
         def together(runs: list[Callable[[], Any]]) -> Callable[[], Any]:
@@ -210,20 +213,61 @@ def thread_rows(rounds: int) -> Iterator[str]:
                 _met(found, wanted),
             )
         paths = ["numba, stack", "numba, stack, all cores"]
-        seconds = take_turns(make_runs(small, paths, Path(folder)), 4 * rounds)
-        found = ratio(seconds[paths[1]], seconds[paths[0]]) / n
-        yield row(f"{n} threads, a stack: times {n} x one", "0.9", f"{found:.2f}", found >= 0.9)
+        for k in (256, 512):
+            stacks = make_runs(Workload("", (k, k, 64, 64)), paths, Path(folder))
+            seconds = take_turns(stacks, 4 * rounds)
+            found = ratio(seconds[paths[1]], seconds[paths[0]]) / n
+            what = f"{n} threads, a stack of {k} x {k} frames: times {n} x one"
+            yield row(what, "0.9", f"{found:.2f}", found >= 0.9)
         threads = dataclasses.replace(large, executor="threads", workers=n)
-        runs = {
-            workload.executor: make_runs(workload, ["numba"], Path(folder))["numba"]
-            for workload in (large, threads)
-        }
+
+        def executors(path: str) -> dict[str, Callable[[], Any]]:
+            both = {"inline": large, "threads": threads}
+            return {
+                name: make_runs(each, [path], Path(folder))[path] for name, each in both.items()
+            }
+
+        runs = executors("numba")
         # In the first runs LiberTEM looks for libraries' threads, for 5 ms, until it finds the
         # same ones twice.
         take_turns(runs, 10)
         seconds = take_turns(runs, 4 * rounds)
         found = ratio(seconds["threads"], seconds["inline"]) / n
         yield row(f"{n} threads, executor: times {n} x inline", "0.8", f"{found:.2f}", found >= 0.8)
+        for path, pair in {"numba": runs, "NoOpUDF": executors("NoOpUDF")}.items():
+            (_, alone, _), (before, shared, after) = (
+                spans(path, run, 4 * rounds) for run in pair.values()
+            )
+            yield row(
+                f"{n} threads, executor: {path}, before the first tile, until the last, after it",
+                "",
+                f"{before:.1f} + {shared:.1f} ({alone / shared / n:.2f} of {n} x) + {after:.1f} ms",
+                None,
+            )
+
+
+def spans(path: str, run: Callable[[], Any], rounds: int) -> tuple[float, float, float]:
+    """Milliseconds before the first tile of a run, until the end of the last one, and after it."""
+    cls = NoOpUDF if path == "NoOpUDF" else ParallaxUDF
+    tiles: list[tuple[float, float]] = []
+    process = cls.process_tile
+
+    def timed(self: Any, tile: Any) -> None:
+        start = time.perf_counter()
+        process(self, tile)
+        tiles.append((start, time.perf_counter()))
+
+    parts = []
+    with mock.patch.object(cls, "process_tile", timed):
+        for _ in range(rounds):
+            tiles.clear()
+            start = time.perf_counter()
+            run()
+            stop = time.perf_counter()
+            first, last = min(tiles)[0], max(end for _, end in tiles)
+            parts.append((first - start, last - first, stop - last))
+    before, between, after = (1e3 * statistics.median(part) for part in zip(*parts, strict=True))
+    return before, between, after
 
 
 def _of(wanted: float | None) -> str:
