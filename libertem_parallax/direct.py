@@ -34,6 +34,7 @@ from .images.wiener import Spectrum
 from .interference import beams, polynomial
 from .likelihood import Engine, Interference, make_engine
 from .memory import check_direct
+from .moving_disk import steady
 from .pixel_noise import SOME, every, shared, warn_of_mean
 from .weak_object import aperture, frequencies, tells, transfer
 
@@ -214,6 +215,7 @@ class Direct:
                 spectra *= np.asarray(weights[part], like=spectra)
                 images[:, part] = spectra.reshape(len(means), -1).T
                 counts[part] = means
+            steady(images, a, seen, scanned, _inside(counts, a))
             nonlocal told
             told = here(images[some])
             return images
@@ -232,8 +234,7 @@ class Direct:
             None if on_host else images.device.id,
             again=lambda: host.with_images(columns, made),
         )
-        # Pixels of the rim get more than a² of that, as a part of them is lit, and not all weakly.
-        inside = float(counts[a == a.max()].mean() / a.max() ** 2)
+        inside = _inside(counts, a)
         # Where too much of a background was taken off, there would be less than none.
         noise = np.maximum(counts, 0) / a**2 / max(inside, _LEAST)
         G = told[tells((ny, nx))[some] > 0].astype(complex)
@@ -361,6 +362,12 @@ class Direct:
         """Make an image (Ny, Nx) of its half-spectrum."""
         half = spectrum.astype(np.complex64).reshape(self._q.shape[:2])
         return irfft2(half, self._shape[1])
+
+
+def _inside(counts: NDArray[np.float64], a: NDArray[np.float64]) -> float:
+    """Find the counts of a pixel inside the aperture from those of all pixels."""
+    # Pixels of the rim get more than a² of that, as a part of them is lit, and not all weakly.
+    return float(counts[a == a.max()].mean() / a.max() ** 2)
 
 
 def _explained(N: NDArray[Any], D: NDArray[Any]) -> NDArray[np.float64]:

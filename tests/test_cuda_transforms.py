@@ -12,7 +12,7 @@ from helpers import PARAMETERS, Late, error, make_scan, needs_compiler
 from scans import KNOWN, bright_field, scan, specimen
 from standin.cupy import OutOfMemoryError
 
-from libertem_parallax import Learning, ParallaxUDF, pixel_noise
+from libertem_parallax import Learning, ParallaxUDF, moving_disk, pixel_noise
 from libertem_parallax.accumulate import CudaError, Stack, place_stack
 from libertem_parallax.accumulate.cuda import stack as cuda_stack
 from libertem_parallax.calibration import calibrate_stack, find_beam
@@ -97,16 +97,24 @@ def test_frames_cross_the_bus_once_and_transforms_never(standin, monkeypatch):
     assert cupy.uploaded == stack.frames.nbytes
     up, down = cupy.uploaded, cupy.downloaded
     direct_phase(placed, PARAMETERS)
-    M = len(with_rim(Geometry.from_parameters(**PARAMETERS)).plan.pixels)
+    geometry = Geometry.from_parameters(**PARAMETERS)
+    M = len(with_rim(geometry).plan.pixels)
     frequencies, terms = 8 * (9 // 2 + 1), len(monomials(5))
-    # Of pixels: index, weight and direction; beams of every frequency. And what comes of that.
-    assert cupy.uploaded - up == M * (8 + 4 + 8) + frequencies * (2 * terms + 2) * 4
-    assert cupy.downloaded - down == M * 8 + 10 * M * 8 + frequencies * 3 * 4
+    # Of pixels: index, weight and direction; beams of every frequency; which show a disk that
+    # moves, those of ramps along rows and columns, of pixels at the rim. And what comes of that.
+    distance = np.hypot(*with_rim(geometry).angles.T) - PARAMETERS["semiangle_cutoff"] * 1e-3
+    rim, ramps = (abs(distance) < geometry.soft_edge / 2).sum(), 7 + 4
+    uploaded = M * (8 + 4 + 8) + frequencies * (2 * terms + 2) * 4 + (rim + ramps) * 8
+    assert cupy.uploaded - up == uploaded
+    assert cupy.downloaded - down == M * 8 + (10 * M + rim * ramps) * 8 + frequencies * 3 * 4
 
 
 @pytest.mark.parametrize("part", [False, True])
 def test_direct_ptychography_is_that_of_the_cpu(standin, monkeypatch, part):
+    """Also where slow changes are taken off, as of a disk that moves."""
     monkeypatch.setattr(cuda_stack, "_BLOCK", 40 * 72)
+    monkeypatch.setattr(moving_disk, "_moves", lambda *_: part)
+    monkeypatch.setattr(moving_disk, "_BLOCK", 7)
     standin(work="late", order="forward")
     stack = make("uint16", part, dead=False)
     expected = direct_phase(stack, PARAMETERS)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .. import weak_object
 from ..accumulate import Blocks, Stack
-from ..images.fourier import pixel_spectra
+from ..images.fourier import pixel_spectra, slow
 from ..images.sums import here
 from .failure import CalibrationError
 
@@ -144,7 +144,7 @@ def transform(
     """
     ny, nx = stack.scan_shape
     count, M = max(1, int(stack.scanned.sum())), len(stack.pixels)
-    smooth = _smooth(stack.scanned)
+    smooth = slow(stack.scanned)
     # Where in a half-spectrum the wanted frequencies are, and those that tell the noise.
     places = np.ravel_multi_index(tuple(index.T), (ny, nx // 2 + 1)), _quiet((ny, nx))
     means, powers = np.empty(M), np.empty(M)
@@ -186,20 +186,6 @@ def transform(
     q = weak_object.frequencies(stack.scan_shape, scan_sampling)[tuple(index.T)]
     there = None if there is images else there
     return Spectra(images, index, q, power, stack.pixels[used], stack.scan_shape, noise, there)
-
-
-def _smooth(scanned: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Make functions that the specimen is not, orthonormal over the scan, (6, Ny Nx).
-
-    Polynomials of second degree: where the beam moves on the detector while it scans, pixels at the
-    rim of the disk become brighter to one side of the scan, by much more than specimens do.
-    """
-    y, x = ((np.indices(scanned.shape) + 0.5) / np.reshape(scanned.shape, (2, 1, 1)) - 0.5).reshape(
-        2, -1
-    )
-    functions = np.stack([np.ones_like(y), y, x, y * y, y * x, x * x]) * scanned.ravel()
-    orthonormal, _ = np.linalg.qr(functions.T)
-    return np.ascontiguousarray(orthonormal.T, np.float32)
 
 
 def _power(values: Any) -> Any:

@@ -13,7 +13,7 @@ from ..accumulate import Blocks
 from ..accumulate.threads import cores
 from .sums import here
 
-__all__ = ["THREADS", "irfft2", "pixel_spectra", "rfft2"]
+__all__ = ["THREADS", "irfft2", "pixel_spectra", "rfft2", "slow"]
 
 #: Threads of a Fourier transform of so many points or more: two help, hundreds would only wait for
 #: each other. Smaller ones gain nothing, and would wait where other cores are busy.
@@ -65,7 +65,7 @@ def pixel_spectra(
     scanned : (Ny, Nx) bool
         Scan positions that are there. The others are as the mean, and say nothing.
     without : (K, Ny Nx) float32
-        Orthonormal functions of the scan that are taken off, too; 0 where nothing was scanned.
+        Orthonormal functions of the scan that are taken off, too: see `slow`.
 
     Yields
     ------
@@ -93,6 +93,31 @@ def pixel_spectra(
         if without is not None:
             values -= values @ without.T @ without
         yield part, here(means), rfft2(values.reshape(images.shape))
+
+
+def slow(scanned: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Make functions that the specimen is not, orthonormal over the scan.
+
+    Polynomials of second degree: where the beam moves on the detector while it scans, pixels at the
+    rim of the disk become brighter to one side of the scan, by much more than specimens do.
+
+    Parameters
+    ----------
+    scanned : (Ny, Nx) bool
+        Scan positions that are there.
+
+    Returns
+    -------
+    (6, Ny Nx) float32
+        First a constant, then what changes along rows, and along columns. 0 where nothing was
+        scanned.
+    """
+    y, x = ((np.indices(scanned.shape) + 0.5) / np.reshape(scanned.shape, (2, 1, 1)) - 0.5).reshape(
+        2, -1
+    )
+    functions = np.stack([np.ones_like(y), y, x, y * y, y * x, x * x]) * scanned.ravel()
+    orthonormal, _ = np.linalg.qr(functions.T)
+    return np.ascontiguousarray(orthonormal.T, np.float32)
 
 
 def _threads(values: NDArray[Any]) -> int:
