@@ -130,7 +130,13 @@ class Window:
                 if self.model(code, name, argument):
                     return
             time.sleep(0.02)
-        raise AssertionError(f"{name}: {code} did not come true: {self.wrong}")
+        raise AssertionError(f"{name}: {code} did not come true: {self.wrong}\n{self.says()}")
+
+    def says(self):
+        """Tell what there is to be read on the page."""
+        with contextlib.suppress(playwright.Error):
+            return self.page.locator("body").inner_text(timeout=5000)
+        return "The page says nothing."
 
     def set(self, name, value, what="value"):
         """Turn a knob, as its own code would."""

@@ -183,10 +183,14 @@ def test_stopped_while_connecting(tmp_path: Path) -> None:
         ready()
         page.fail("nobody answers")
         page.next()
+        assert page.wait()
         page.stop()
         assert ready() == ["stopped on the page"]
         page.fail("stopped on the page")
         page.next()
+        page.fail("it could not be written")  # after the end that the page had shown
+        assert page.stage == "waiting"  # so another press does nothing
+        assert page.wait()
         assert ready() == []
         # There is nothing to be saved yet.
         assert page.tuning.wait(SECONDS)

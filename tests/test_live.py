@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+from types import SimpleNamespace
 
 import libertem.api
 import numpy as np
@@ -319,6 +320,14 @@ def test_the_dwell_time_is_kept(ctx, tmp_path):
         actual = run(ctx, aq)
         assert time.monotonic() - start >= 0.005 * (SCAN[0] * SCAN[1] - 2)
     assert_same_bits(actual, offline(frames))
+
+
+def test_the_simulator_may_be_slow_to_stop(tmp_path, monkeypatch):
+    """As on a busy machine: what was recorded is not lost with it."""
+    merlin.write_mib(tmp_path / "scan.hdr", make_frames("uint8", 1), 6)
+    hasty = SimpleNamespace(sleep=time.sleep, monotonic=itertools.count(step=10).__next__)
+    with merlin.simulator(tmp_path / "scan.hdr"):
+        monkeypatch.setattr(sim, "time", hasty)
 
 
 def test_the_simulator_is_silent_and_says_where_it_is(ctx, tmp_path, capfd):

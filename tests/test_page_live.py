@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import warnings
 
 import numpy as np
@@ -42,20 +43,21 @@ def live(tmp_path, monkeypatch):
     )
     command = [sys.executable, "-c", code, "live", "--simulate", "merlin"]
     command += ["--page", "--page-port", "0", "--no-browser"]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
-    ) as process:
+    log = tmp_path / "errors.txt"
+    with (
+        log.open("w") as errors,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, bufsize=1
+        ) as process,
+    ):
         try:
-            seen = []
-            for line in process.stderr:
-                seen.append(line)
-                if found := re.search(r"The page is at (http://[\d.:]+/)", line):
-                    break
-            else:
-                raise AssertionError("".join(seen))
+            while not (found := re.search(r"The page is at (http://[\d.:]+/)", log.read_text())):
+                assert process.poll() is None, log.read_text()
+                time.sleep(0.05)
             yield process, found[1]
         finally:
             process.kill()
+            sys.stderr.write(log.read_text()[-5000:])  # is shown if the test fails
 
 
 def ended(process, count):
@@ -66,8 +68,8 @@ def ended(process, count):
         if "".join(said).count("still at") == count:
             break
     process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=120)
-    return "".join(said) + output, errors
+    output, _ = process.communicate(timeout=120)
+    return "".join(said) + output
 
 
 def by_the_udf(data, parameters):
@@ -89,6 +91,7 @@ def test_knobs_are_turned_while_it_records(browser, tmp_path):  # noqa: F811
             page.ready(shape[2:], frames.dtype, parameters, lambda _: stopped.set())
             window = Window(browser, page.url)
             window.wait("m => m.text.includes('Waiting for an acquisition')", "told")
+            before = places(window)
             udf = page.begin(dataset, ParallaxUDF.from_parameters(shape, **parameters))
             results = ctx.run_udf_iter(dataset=dataset, udf=udf)
             for number, part in enumerate(results, start=1):
@@ -101,7 +104,10 @@ def test_knobs_are_turned_while_it_records(browser, tmp_path):  # noqa: F811
                     assert stopped.wait(60)
             page.end(None)
             window.wait("m => m.text.includes('Recorded')", "told")
-            assert not window.model("m => m.visible", "stop")
+            window.wait("m => m.disabled", "stop")
+            window.wait("m => !m.disabled", "next")
+            window.set("told", "long " * 50, "text")
+            assert places(window) == before
             assert_follows(window, page.tuning, defocused(1490))
             assert (window.shown() > 0).all()
             changed = parameters.replace(aberration_coefs={"C10": -14900})
@@ -117,10 +123,20 @@ def test_knobs_are_turned_while_it_records(browser, tmp_path):  # noqa: F811
         page.close()
 
 
+def places(window):
+    """Where that is which one may be about to press, whatever is told beside."""
+    return [
+        window.model(
+            "m => JSON.stringify(Bokeh.index.find_one(m).el.getBoundingClientRect())", name
+        )
+        for name in ("stop", "next", "calibrate", "undo", "save", "image_name", "coarse")
+    ]
+
+
 def look_at_the_middle(window, browser, page):  # noqa: F811
     """Of the scan: another window, the first one anew, and a knob."""
     window.wait("m => m.text.includes('Recording 50% of 5,184 frames')", "told")
-    window.wait("m => m.visible", "stop")
+    assert window.model("m => m.disabled", "next")
     other = Window(browser, page.url, 390, 844)
     window.page.reload()
     window.drawn()
@@ -143,10 +159,10 @@ def test_a_simulated_detector(live, browser, tmp_path):  # noqa: F811
     window.press("Next scan")
     window.wait("m => m.text.includes('>image_2.tif<') && m.text.includes('>image.tif<')", "before")
     assert window.page.locator("figure img").count() == 2
-    assert window.model("m => m.visible", "next")
+    window.wait("m => !m.disabled", "next")
     window.close()
-    output, errors = ended(process, 2)
-    assert process.returncode == 0, errors
+    output = ended(process, 2)
+    assert process.returncode == 0
     assert output.count("960 frames") == 2
     folder = tmp_path / "libertem-parallax-live"
     saved = load_parameters(folder / "merlin_phase_flip_001.toml")

@@ -23,6 +23,7 @@ __all__ = ["Merlin", "Simulator", "simulator", "write_mib"]
 
 _HOST = "127.0.0.1"
 _HEADER = 384  # bytes before every frame
+_STOPS = 5.0  # seconds to wait for each of the simulator's threads, which end with the program
 # Medipix reads out in words of 64 bits, the last pixel of a word first: how many pixels that is.
 _WORD = {1: 64, 6: 8, 12: 4}
 
@@ -160,7 +161,7 @@ def simulator(path_hdr: Path, *, dwelltime: int | None = None) -> Iterator[Simul
     It sends the whole scan each time it is told to start and then triggered (STARTACQUISITION,
     SOFTTRIGGER on the control port).
     Close connections to it before leaving the context: it does not stop while it waits for somebody
-    to take its frames.
+    to take its frames, and is left behind after some seconds.
 
     Parameters
     ----------
@@ -196,7 +197,11 @@ def simulator(path_hdr: Path, *, dwelltime: int | None = None) -> Iterator[Simul
             camera.wait_for_listen()
             yield Simulator(_HOST, camera.control_t.port, _HOST, camera.server_t.port)
         finally:
-            camera.stop()
+            # Its own way to stop fails where that takes longer than two seconds, on a busy machine
+            # or one that was suspended. The scan, which is complete, would be lost with it.
+            camera.stop_event.set()
+            for thread in (camera.server_t, camera.control_t, camera.trigger_t):
+                thread.join(_STOPS)
 
 
 def _closed(connection: socket.socket) -> bool:

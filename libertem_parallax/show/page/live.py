@@ -98,6 +98,7 @@ class LivePage:
         self._first: float | None = None
         self._stop: Callable[[str], object] = lambda _: None
         self._next, self._stopped = threading.Event(), False
+        self._asking = threading.Lock()  # for the next acquisition, while this one comes to its end
         #: Whether an acquisition is awaited, comes in, or has ended.
         self.stage: Literal["waiting", "recording", "ended"] = "waiting"
         self.progress = Progress("")
@@ -257,7 +258,9 @@ class LivePage:
         """Tell why an acquisition came to nothing; what was shown before remains."""
         self.progress = Progress(f"Not recorded: {problem.removesuffix('.')}")
         self.tuning.growing = False
-        self.stage = "ended"
+        with self._asking:
+            if not self._next.is_set():  # or the next one was asked for after the end of this one
+                self.stage = "ended"
 
     def add(self, sentence: str) -> None:
         """Tell something more of an acquisition that has ended."""
@@ -297,10 +300,11 @@ class LivePage:
 
     def next(self) -> None:
         """Have the next acquisition recorded."""
-        if self.stage == "ended":
-            self.stage, self._stopped = "waiting", False
-            self.progress = Progress("Connecting")
-            self._next.set()
+        with self._asking:
+            if self.stage == "ended":
+                self.stage, self._stopped = "waiting", False
+                self.progress = Progress("Connecting")
+                self._next.set()
 
     def wait(self) -> bool:
         """Go on serving until the next acquisition is asked for, or else until Ctrl-C.

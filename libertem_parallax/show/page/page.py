@@ -144,7 +144,8 @@ class Page:
 
     def _build(self, sigma: float) -> None:
         self.seen = Seen()
-        self._told = Div(text="", css_classes=["told"], sizing_mode="stretch_width", name="told")
+        self._told = Div(text="", css_classes=["told", "words"], sizing_mode="stretch_width",
+                         name="told")  # fmt: skip
         self._pointed = Div(text="", css_classes=["told"], name="pointed")
         self.image = ImageView(lambda text: self._pointed.update(text=text))
         # The few lines of JavaScript: say what has arrived; copy a text.
@@ -171,8 +172,11 @@ class Page:
         for widget in (self.contrast, self.blur):
             on_change(widget, "value", lambda _: self._look())
         self.calibrator = Calibrator(self._tuning, self._schedule)
-        self.stop = Button(label="Stop", name="stop", visible=False)
-        self.next = Button(label="Next scan", name="next", visible=False, button_type="success")
+        # Both keep their places: who presses one as the scan ends is not to hit the other.
+        live = self._recording is not None
+        self.stop = Button(label="Stop", name="stop", visible=live)
+        self.next = Button(label="Next scan", name="next", visible=live, disabled=True,
+                           button_type="success")  # fmt: skip
         self.before = Div(text="", css_classes=["strip"], sizing_mode="stretch_width",
                           name="before", visible=False)  # fmt: skip
         self._before: tuple[Thumbnail, ...] = ()
@@ -353,6 +357,7 @@ class Page:
 
         def pressed() -> None:
             act()
+            self._message = ""  # what comes of that is told
             self._schedule()
 
         button.on_click(pressed)
@@ -362,8 +367,8 @@ class Page:
         if self._recording is None:
             return
         stage, before = self._recording.stage, tuple(self._recording.thumbnails)
-        set_new(self.stop, "visible", stage != "ended")
-        set_new(self.next, "visible", stage == "ended")
+        set_new(self.stop, "disabled", stage == "ended")
+        set_new(self.next, "disabled", stage != "ended")
         if before != self._before:
             self._before = before
             self.before.update(text=written(before), visible=True)
