@@ -48,11 +48,12 @@ def test_interrupted_while_frames_are_added(
     run: Run, merlin: Simulator, frames: NDArray[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(udf: ParallaxUDF, dest: Any, src: Any) -> None:
-        udf.params.geometry.plan.add_part(src.A, int(src.part[1]), dest.A)
+        digest, row, _ = src.told["part"][0].tolist()
+        udf.params.geometry.plan.add_part(src.A, row, dest.A)
         if Path("live.png").exists():
             interrupt()
         dest.S[:] += src.S
-        dest.part[0] = src.part[0]
+        dest.told["part"][0, 0] = digest
 
     Gate(monkeypatch)
     with monkeypatch.context() as patch:

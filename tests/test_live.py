@@ -350,7 +350,7 @@ def test_another_geometry_while_a_detector_sends(ctx, name, detector, frames):
         results.update_parameters_experimental([{"geometry": geometry}])
         for part in results:
             image = part.buffers[0]["reconstruction"].data
-    new = udf.results.get_buffer("part").raw_data[0] == geometry.plan.digest
+    new = udf.results.get_buffer("told").raw_data["part"][0, 0] == geometry.plan.digest
     if "Inline" in type(ctx.executor).__name__:
         assert new
     if not new:  # workers had all partitions when it changed

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from bisect import bisect_left
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,25 @@ from .frames import Buffer, FramesUDF
 from .keeping import Selection, Some
 
 __all__ = ["SumsUDF"]
+
+
+@lru_cache(maxsize=64)
+def _told(frames: int, pattern: tuple[int, int]) -> np.dtype[Any]:
+    """Lay out what is told of so many frames beside their sums.
+
+    It is one buffer, since LiberTEM takes 5 to 10 us for each that a partition has.
+    """
+    fields = [
+        # What the sums belong to: Plan.digest, A's first row, the first frame.
+        ("part", np.int64, (3,)),
+        # Which frames there were: not those that a sync offset leaves out.
+        ("scanned", bool, (frames,)),
+        # Sums of a few frames, where the edge of the disk should be, and how many they are.
+        ("rings", np.float64, (COUNT + 1,)),
+        # Of those that do not agree, sums of all pixels.
+        ("pattern", np.float64, pattern),
+    ]
+    return np.dtype(fields, align=True)
 
 
 class SumsUDF(FramesUDF):
@@ -68,6 +89,10 @@ class SumsUDF(FramesUDF):
         selection: Selection | None = self.params.keep
         return selection
 
+    def _get_told(self) -> Any:
+        """Get fields of `_told`, to be read and written."""
+        return self.results.get_buffer("told").raw_data[0]
+
     def _check_engine(self, engine: Any) -> None:
         names = ["auto", *ENGINES]  # a list compares, where a mapping would hash what is given
         if engine not in names:
@@ -93,27 +118,19 @@ class SumsUDF(FramesUDF):
             self.meta.input_dtype, len(plan.pixels), self._on_main or self._events
         )
         rows, self._chosen = plan.scan_shape[0], []
-        if not self._on_main:
+        if self._on_main:
+            count = math.prod(plan.scan_shape) if self._roi is None else np.count_nonzero(self._roi)
+        else:
             self._index = self._frames
-            rows, self._chosen = plan.part(self._index)[1], self._choose()
+            count, rows, self._chosen = len(self._index), plan.part(self._index)[1], self._choose()
         shape = (*plan.folded_shape[:2], rows, plan.folded_shape[3])
+        # Most partitions have no frames that are compared.
         compares = self._on_main or self._chosen
+        pattern = pattern_shape(self.params.geometry) if compares else (1, 1)
         return {
             "A": Buffer("single", shape, dtype, use="private"),
             "S": Buffer("nav", dtype=dtype, use="private"),
-            # Which frames there were: not those that a sync offset leaves out.
-            "scanned": Buffer("nav", dtype=bool, use="private"),
-            # What these belong to: Plan.digest; A's first row.
-            "part": Buffer("single", (2,), np.int64, use="private"),
-            # Sums of a few frames, where the edge of the disk should be, and how many they are.
-            "rings": Buffer("single", (COUNT + 1,), np.float64, use="private"),
-            # Of those that do not agree, sums of all pixels; most partitions have none of them.
-            "pattern": Buffer(
-                "single",
-                pattern_shape(self.params.geometry) if compares else (1, 1),
-                np.float64,
-                use="private",
-            ),
+            "told": Buffer("single", (1,), _told(count, pattern), use="private"),
             **self._keeping_buffers(),
         }
 
@@ -137,7 +154,10 @@ class SumsUDF(FramesUDF):
         # Pixels of events take no time, and have few electrons.
         pixels = 1 if self._events else len(plan.pixels)
         compared = positions_to_compare(plan.scan_shape, pixels)
-        compared = compared[(compared >= frames[0]) & (compared <= frames[-1])]
+        first, stop = np.searchsorted(compared, (frames[0], frames[-1] + 1))
+        if first == stop:
+            return []
+        compared = compared[first:stop]
         found = np.searchsorted(frames, compared)
         chosen: list[int] = found[frames[found] == compared].tolist()
         return chosen
@@ -150,7 +170,9 @@ class SumsUDF(FramesUDF):
             return
         plan, S = self._plan, self.results.get_buffer("S").raw_data
         self._first = self.meta.slice.origin[0]
-        self._scanned = self.results.get_buffer("scanned").raw_data
+        told = self._get_told()
+        told["part"] = plan.digest, plan.part(self._index)[0], self._first
+        self._scanned = told["scanned"]
         by_tile = np.ones(len(self._index), bool)
         if self._filling is not None and self._can_add_kept:
             by_tile = ~self._filling.inside.which
@@ -232,7 +254,8 @@ class SumsUDF(FramesUDF):
             with np.errstate(all="ignore"):  # other pixels than those in use may hold anything
                 sums = np.bincount(columns, values, sig.size).reshape(1, *sig)
             tile, frames = sums, [0]
-        rings, pattern = (self.results.get_buffer(name).raw_data for name in ("rings", "pattern"))
+        told = self._get_told()
+        rings, pattern = told["rings"], told["pattern"]
         rings[-1] += end - start
         if add_rings(geometry, rings[:-1], tile, frames, where.origin[1:]):
             # Other parts of these need not be looked at, either.
@@ -253,7 +276,6 @@ class SumsUDF(FramesUDF):
             add_kept(self._filling.frames, self.params.keep.pixels, plan, frames[~by_tile], A, kept)
             S[~by_tile] = kept
         plan.fold(A, self.results.get_buffer("A").raw_data, frames)
-        self.results.get_buffer("part").raw_data[:] = plan.digest, plan.part(frames)[0]
 
     def merge(self, dest: Any, src: Any) -> None:
         """Add a partition's sums to those of the scan, which start anew with another geometry.
@@ -274,13 +296,14 @@ class SumsUDF(FramesUDF):
             )
         if self._kept is not None:
             self._kept.merge(src.frames, src.places)
-        digest, first = src.part
+        told, new = dest.told[0], src.told[0]
+        digest, row, first = new["part"].tolist()
         if digest != plan.digest:
             return  # of before the change
-        if dest.part[0] not in (digest, 0):
-            for name in ("A", "S", "scanned", "rings", "pattern"):
+        if told["part"][0] not in (digest, 0):
+            for name in ("A", "S", "told"):
                 self.results.get_buffer(name).raw_data[:] = 0
-        dest.part[0] = digest
+        told["part"][0] = digest
         A = src.A
         if A.dtype.kind != dest.A.dtype.kind:
             # In a run with UDFs that take events on a GPU, LiberTEM makes floats of integer frames
@@ -293,29 +316,31 @@ class SumsUDF(FramesUDF):
                     "run this one by itself."
                 )
             A = A.astype(dest.A.dtype)
-        plan.add_part(A, int(first), dest.A)
+        plan.add_part(A, row, dest.A)
         dest.S[:] = src.S
-        dest.scanned[:] = src.scanned
-        if src.rings[-1] and not self._settled:
-            self._judge(dest, src)
+        scanned = new["scanned"]
+        told["scanned"][first : first + len(scanned)] = scanned
+        if new["rings"][-1] and not self._settled:
+            self._judge(told, new)
 
-    def _judge(self, dest: Any, src: Any) -> None:
+    def _judge(self, told: Any, new: Any) -> None:
         """Warn of parameters that the frames contradict."""
         geometry = self.params.geometry
-        if src.pattern.shape != dest.pattern.shape:
+        rings, pattern, own = told["rings"], told["pattern"], new["rings"]
+        if new["pattern"].shape != pattern.shape:
             return  # that of a geometry to which it was changed is coarser or finer
-        dest.rings[:] += src.rings
+        rings += own
         # Frames that agree are not in the pattern, which shows where the disk is instead.
-        if not rings_agree(geometry, src.rings[:-1]):
-            dest.pattern[:] += src.pattern
+        if not rings_agree(geometry, own[:-1]):
+            pattern += new["pattern"]
         self._patterns += 1
         # Early, and again when there are twice as many. A disk is fitted once in a run, as that
         # takes longer than many frames.
-        if self._patterns.bit_count() > 1 or rings_agree(geometry, dest.rings[:-1]):
+        if self._patterns.bit_count() > 1 or rings_agree(geometry, rings[:-1]):
             return
-        if seems_to_differ(geometry, dest.pattern):
+        if seems_to_differ(geometry, pattern):
             self._settled = True
-            if problem := contradiction(geometry, dest.pattern):
+            if problem := contradiction(geometry, pattern):
                 warnings.warn(problem, stacklevel=3)
 
     def add_stack(self, stack: Stack) -> None:
@@ -328,15 +353,13 @@ class SumsUDF(FramesUDF):
         """
         plan = self._plan
         A, S = stack.add(plan)
-        own = {
-            name: self.results.get_buffer(name).raw_data
-            for name in ("A", "S", "scanned", "part", "rings", "pattern")
-        }
-        own["A"][:], own["S"][:], own["scanned"][:] = A, S.ravel(), stack.scanned.ravel()
-        own["part"][0] = plan.digest
-        own["rings"][:], own["pattern"][:] = 0, 0
+        for name, sums in (("A", A), ("S", S.ravel())):
+            self.results.get_buffer(name).raw_data[:] = sums
+        told = self._get_told()
+        told["part"][0], told["scanned"] = plan.digest, stack.scanned.ravel()
+        told["rings"], told["pattern"] = 0, 0
 
     @property
     def _added(self) -> bool:
         """Whether anything was added under the present geometry, on the main node."""
-        return bool(self.results.get_buffer("part").raw_data[0] == self._plan.digest)
+        return bool(self._get_told()["part"][0] == self._plan.digest)

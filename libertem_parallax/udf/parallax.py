@@ -275,7 +275,7 @@ class ParallaxUDF(SumsUDF):
         return self._images
 
     def _make_images(self) -> dict[str, NDArray[np.float32]]:
-        sums = [self.results.get_buffer(name).raw_data for name in ("A", "S", "scanned")]
+        sums = [self.results.get_buffer(name).raw_data for name in ("A", "S", "told")]
         if self._selection is not None:
             self._refuse_delayed(sums[0])
         if not isinstance(sums[0], np.ndarray):
@@ -298,9 +298,10 @@ class ParallaxUDF(SumsUDF):
         }
 
     def _images_of(
-        self, A: NDArray[Any], S: NDArray[Any], scanned: NDArray[np.bool_]
+        self, A: NDArray[Any], S: NDArray[Any], told: NDArray[Any]
     ) -> dict[str, NDArray[np.float32]]:
-        sums = Sums(self._get_imaging(), A, self._by_position(S), self._by_position(scanned))
+        S, scanned = (self._by_position(values) for values in (S, told[0]["scanned"]))
+        sums = Sums(self._get_imaging(), A, S, scanned)
         return {channel: sums.once(IMAGES[name].make) for channel, name in self._names.items()}
 
     @property
@@ -308,7 +309,8 @@ class ParallaxUDF(SumsUDF):
         """Copy of what was added so far, on the main node while a run goes on; None if nothing."""
         if not self._added:
             return None
-        A, S, scanned = (self.results.get_buffer(name).raw_data for name in ("A", "S", "scanned"))
+        A, S = (self.results.get_buffer(name).raw_data for name in "AS")
+        scanned = self._get_told()["scanned"]
         by_position = (self._by_position(values.copy()) for values in (S, scanned))
         return Sums(self._get_imaging(), A.copy(), *by_position)
 
