@@ -58,6 +58,22 @@ def test_other_threads_set_no_timers() -> None:
         tuning.close()
 
 
+def test_a_window_that_was_closed_long_ago(caplog: pytest.LogCaptureFixture) -> None:
+    """Bokeh takes its document apart first: what changes then fails nowhere."""
+    tuning = Tuning(Stack.from_array(FRAMES), PARAMETERS)
+    try:
+        page, document = Page(tuning), Document()
+        page.add_to(document)
+        page.follow()
+        document.callbacks.destroy()
+        tuning.change(upsampling_factor=2)
+        assert tuning.wait(60)
+        assert not tuning._listeners
+    finally:
+        tuning.close()
+    assert not caplog.text
+
+
 def test_what_was_done_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Though the next picture comes at once; the one after that takes its place."""
     tuning = Tuning(Stack.from_array(FRAMES), PARAMETERS)

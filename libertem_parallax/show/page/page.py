@@ -246,7 +246,10 @@ class Page:
             if self._scheduled or self._document is None:
                 return
             self._scheduled = True
-        self._document.add_next_tick_callback(self._follow_soon)
+        try:
+            self._document.add_next_tick_callback(self._follow_soon)
+        except (AttributeError, RuntimeError):  # Bokeh has taken it apart, and will tell next
+            self._stop()
 
     def _follow_soon(self) -> None:
         """Follow, but not too often; in the server's thread, as timers of others do not wake it."""
