@@ -73,7 +73,8 @@ def contrast(geometry: Geometry, threads: int | None = None) -> Contrast:
     -------
     Contrast
         The Nyquist frequencies of axes of even length, which an image does not tell from their
-        opposites, have neither transfer nor noise.
+        opposites, have neither transfer nor noise. Neither have those of the scan's steps: as
+        pixels are not equally bright, the image shows these, whatever the object is.
     """
     plan, wavelength = geometry.plan, geometry.wavelength
     (ny, nx), pixels = plan.image_shape, len(plan.pixels)
@@ -123,8 +124,10 @@ def contrast(geometry: Geometry, threads: int | None = None) -> Contrast:
     # Where all shifts are alike, nothing is left; what rounding leaves must not be amplified.
     alike = noise < _ALIKE
     P[alike], noise[alike] = 0, 0
+    rows, cols = plan.scan_shape
     for values in (P, noise):
-        values[0, 0] = 0
+        # The mean, and what the scan aliases of it.
+        values[::rows, ::cols] = 0
         if ny % 2 == 0:
             values[ny // 2] = 0
         if nx % 2 == 0:

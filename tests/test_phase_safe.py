@@ -56,3 +56,18 @@ def test_values_that_cancel_out_make_no_phase(rest):
     S = np.full(PARAMETERS["shape"][:2], rest)
     image = phase(Sums(Imaging(geometry), A, S, np.ones(S.shape, bool)))
     np.testing.assert_allclose(image, 0, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("u", [1, 2, 3, 4])
+def test_what_all_frames_share_shows_nothing(inline, u):
+    """Between scan positions, too, where different pixels are. Only the unit changes: I0."""
+    frames = make_scan(PARAMETERS["shape"], "uint8").astype(np.int64)
+    shared = np.random.default_rng(0).integers(0, 1000, frames.shape[2:])
+    parameters = {**PARAMETERS, "upsampling_factor": u, "regularization": 30.0}
+    udf = ParallaxPhaseUDF.from_parameters(**parameters)
+    pixels = tuple(udf.params.geometry.plan.pixels.T)
+    expected, found = (
+        run_udf(inline, values, udf)["phase"] * values[:, :, *pixels].sum()
+        for values in (frames, frames + shared)
+    )
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * abs(expected).max())
