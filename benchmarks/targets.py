@@ -56,9 +56,11 @@ class Ratio(NamedTuple):
 
 
 def _floats(name: str) -> list[Ratio]:
+    at_floor = [_at_floor(name, "SumUDF")] if "float32" in name else []
     return [
         Ratio(f"{name}: engine alone, of the floor", "numba, engine alone", "floor", 0.5),
         Ratio(f"{name}: from a file, times SumUDF", "numba", "SumUDF", 1.5),
+        *at_floor,
         Ratio(f"{name}: ..., of the floor that maps the file", "numba", "floor, file mapped"),
     ]
 
@@ -72,16 +74,30 @@ def _large(name: str) -> list[Ratio]:
             "floor, file mapped",
             0.4,
         ),
+        _at_floor(name, "floor, file mapped"),
         Ratio(f"{name}: ..., of the floor", "numba", "floor"),
     ]
 
 
 def _memory(name: str, than: str, wanted: float) -> list[Ratio]:
-    of = "times SumUDF" if than == "SumUDF" else "of the floor"
     return [
-        Ratio(f"{name}: from memory, {of}", "numba", than, wanted),
-        Ratio(f"{name}: ..., NoOpUDF, {of}", "NoOpUDF", than),
+        Ratio(f"{name}: from memory, {_WORDS[than]}", "numba", than, wanted),
+        *([] if "float64" in name else [_at_floor(name, than)]),
+        Ratio(f"{name}: ..., NoOpUDF, {_WORDS[than]}", "NoOpUDF", than),
     ]
+
+
+_WORDS = {
+    "SumUDF": "times SumUDF",
+    "floor": "of the floor",
+    "floor, file mapped": "of the floor that maps the file",
+}
+
+
+def _at_floor(name: str, than: str) -> Ratio:
+    """Ask what there would be if the engine took no longer than the floor, and all else as long."""
+    what = f"{name}: ..., with an engine at the floor, {_WORDS[than]}"
+    return Ratio(what, "numba, at the floor", than)
 
 
 #: Workloads, and the rows that are measured on each.

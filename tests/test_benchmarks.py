@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from helpers import needs_compiler
 
 from benchmarks import __main__ as command
-from benchmarks import growth, report, targets, worker
+from benchmarks import floor, growth, report, targets, worker
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import cutting, floors, parts, whole
 from benchmarks.report import Row
@@ -307,16 +307,40 @@ def test_what_fails_on_a_gpu_is_told_and_the_rest_goes_on(gpu_report, monkeypatc
     assert lines[-1] == "| tests that need a GPU | 9 passed in 1 s |  |"
 
 
-@pytest.mark.parametrize("path", ["floor", "floor, file mapped"])
+@pytest.mark.parametrize(
+    ("path", "storage"), [("floor", "npy"), ("floor, file mapped", "npy"), ("floor", "memory")]
+)
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
-def test_the_floor_reads_every_cache_line_of_the_bright_field(tmp_path, path, dtype) -> None:
-    workload = replace(SMALL, dtype=dtype)
-    file = write(workload, tmp_path)
-    run, *_ = worker.prepare(path, {**asdict(workload), "file": str(file)})
+def test_the_floor_reads_every_cache_line_of_the_bright_field(tmp_path, path, storage, dtype):
+    """Lines of memory, wherever the frames begin."""
+    workload = replace(SMALL, dtype=dtype, storage=storage)
+    question = {**asdict(workload), "file": str(write(workload, tmp_path))}
+    run, *_ = worker.prepare(path, question)
+    frames = worker.load_frames(question).reshape(-1, 64 * 64)
     bright_field = (np.hypot(*(np.indices((64, 64)) - 32)) * 0.307617 <= 4).reshape(-1)
-    in_line = 64 // np.dtype(dtype).itemsize
-    lines = np.load(file).astype(int).reshape(-1, bright_field.size // in_line, in_line)
-    assert run() == lines[:, bright_field.reshape(-1, in_line).any(axis=1), 0].sum()
+    pixels = np.flatnonzero(bright_field)
+    lines = (frames.ctypes.data + pixels * frames.itemsize) // 64
+    first = [pixels[lines == line][0] for line in set(lines)]
+    assert run() == frames[:, first].astype(int).sum()
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+def test_an_engine_at_the_floor_reads_as_many_lines_and_adds_nothing(tmp_path, monkeypatch, dtype):
+    workload = replace(SMALL, dtype=dtype, storage="memory")
+    question = {**asdict(workload), "file": str(write(workload, tmp_path))}
+    touched = []
+    monkeypatch.setattr(floor, "touch", lambda frames, pixels: touched.append((frames, pixels)))
+    udf = worker.make_udf("numba", question)
+    run = worker.make_run(udf, question)
+    assert not floor.at_the_floor(run)().any()
+    frames = worker.load_frames(question)
+    assert sum(len(tile) for tile, _ in touched) == frames.shape[0] * frames.shape[1]
+    (x, y), size = udf.params.geometry.plan.pixels.T, frames.itemsize
+    lines = set((frames.ctypes.data + (64 * x + y) * size) // 64)
+    for _, pixels in touched:
+        assert set((frames.ctypes.data + pixels * size) // 64) == lines
+        assert len(pixels) == len(lines)
+    assert run().any()  # as ever
 
 
 @pytest.mark.parametrize("path", ["NoOpUDF", "SumUDF"])
