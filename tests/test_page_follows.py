@@ -66,6 +66,7 @@ def test_a_window_that_was_closed_long_ago(caplog: pytest.LogCaptureFixture) -> 
         page.add_to(document)
         page.follow()
         document.callbacks.destroy()
+        page._scheduled = False  # as after a round, whatever has come since
         tuning.change(upsampling_factor=2)
         assert tuning.wait(60)
         assert not tuning._listeners
