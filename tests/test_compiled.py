@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from helpers import run_engine
 
-from libertem_parallax.accumulate import ENGINES, Plan, accumulator_dtype, compiled, loops
+from libertem_parallax.accumulate import ENGINES, Plan, accumulator_dtype, compiled
 
 SCRIPT = """
 import numpy as np
@@ -73,7 +73,7 @@ def test_engines_leave_with_their_last_reference():
 def test_blocks_groups_and_chunks_of_any_size(dtype, width):
     """Against the plain engine: blocks end with a group or not, chunks with a row or not."""
     rng = np.random.default_rng(width)
-    nx, height = 2 * loops.BLOCK + 61, 40
+    nx, height = 317, 40
     pixels = np.argwhere(rng.random((height, width)) < 0.7)
     plan = Plan((2, nx), (height, width), 2, pixels, rng.integers(-9, 9, pixels.shape))
     index = np.flatnonzero(rng.random(2 * nx) < 0.99)
@@ -103,7 +103,7 @@ def test_small_tiles_that_wait_for_more(dtype, count):
     """
     rng = np.random.default_rng(count)
     pixels = np.array([[1, 2], [2, 3], [2, 4], [3, 3], [4, 0], [4, 1], [6, 7]])
-    nx = loops.BLOCK + 30
+    nx = 158
     plan = Plan((2, nx), (9, 8), 2, pixels, rng.integers(-9, 9, pixels.shape))
     index = np.delete(np.arange(2 * nx - 7), [3, 4, 180, 182])
     frames = rng.integers(0, 100, (len(index), 9, 8)).astype(dtype)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from .dtypes import value_range
 from .engine import Engine, Events
 from .event_loop import accumulate_events
-from .loops import BLOCK, CHUNK, CHUNKS, LINE, accumulate, hold, lanes_of, locked
+from .loops import CHUNK, CHUNKS, GROUPS, LINE, accumulate, hold, lanes_of, locked
 from .plan import Plan
 
 __all__ = ["CompiledEngine"]
@@ -91,9 +91,8 @@ class CompiledEngine(Engine):
     @cached_property
     def _values(self) -> NDArray[Any]:
         """Buffer for the pixels of a block."""
-        size, lanes = self.dtype.itemsize, lanes_of(self.dtype.itemsize)
-        shape = BLOCK // size // lanes, CHUNKS * CHUNK // size, lanes
-        return np.empty(shape, self.dtype)
+        size = self.dtype.itemsize
+        return np.empty((GROUPS, CHUNKS * CHUNK // size, lanes_of(size)), self.dtype)
 
     @cached_property
     def _held(self) -> dict[tuple[int, ...], _Held]:
@@ -188,8 +187,8 @@ class CompiledEngine(Engine):
         table, size = shared[key], dtype.itemsize
         # Chunks may reach over the ends, by less than a line.
         width = int(table.lines[:, 1].max(initial=LINE)) + 2 * LINE
-        # Lines of more than 64 frames take too much of the L2 cache.
-        frames = BLOCK // size if len(table.in_frame) else min(BLOCK // size, 64)
+        # Those that are held are of a block, others of a group.
+        frames = lanes_of(size) * (GROUPS if together else 1)
         return table, np.empty((frames, width // size), dtype)
 
 
@@ -228,8 +227,10 @@ def _make_table(plan: Plan, place: tuple[int, ...], size: int, together: bool) -
     at = (rows * shape[1] + columns) * size
     chunk, within = _make_chunks(rows, columns, width)
     starts = _changes(chunk)
-    count = np.count_nonzero(starts)
-    cuts = np.append(np.arange(0, count, CHUNKS), count)
+    count = int(np.count_nonzero(starts))
+    # Of the same size, so that each has time to ask memory for the lines of the next.
+    pieces = -(-count // CHUNKS)
+    cuts = np.arange(pieces + 1) * count // max(pieces, 1)
     pixel_cuts = np.searchsorted(chunk, cuts)
     if frame < LINE:  # all of it is copied
         begin, lines, line_cuts = LINE + at, np.empty((0, 2), np.int64), np.zeros_like(cuts)
@@ -241,7 +242,7 @@ def _make_table(plan: Plan, place: tuple[int, ...], size: int, together: bool) -
     # Where pixels lie side by side, as in a stack, there is nothing to bring together.
     if frame < LINE or 4 * len(at) * size <= 3 * (at.max(initial=0) - at.min(initial=frame)):
         in_frame = in_frame[:0]
-    slots = chunk % CHUNKS * width + within
+    slots = (chunk - np.repeat(cuts[:-1], np.diff(pixel_cuts))) * width + within
     if together:
         line_cuts = np.zeros_like(cuts)
     batches, targets = np.column_stack([line_cuts, cuts, pixel_cuts]), plan.targets[inside]

@@ -1,14 +1,13 @@
 """What Numba compiles to add frames.
 
 Frames of successive scan positions land side by side, pixel by pixel. So the kernel works on blocks
-of successive frames of one scan row, `BLOCK` bytes of every pixel, and on as many pixels as fit the
-caches, in three steps:
+of successive frames of one scan row, which are groups of as many frames as a vector has values, and
+on as many pixels as fit the caches, in three steps:
 
-1. *copy*: the lines of memory that hold the pixels come side by side into a small buffer, frame by
-   frame, which is the order in which memory is fastest.
-2. *gather*: these are transposed into another one, in groups of as many frames as a vector has
-   values.
-3. *scatter*: every pixel's values are added to the accumulator, a group at a time, while the lines
+1. *copy*: of a group, the lines of memory that hold the pixels come side by side into a buffer that
+   stays in the L1 cache, frame by frame, which is the order in which memory is fastest.
+2. *gather*: these are transposed into another one. Then the next group is copied.
+3. *scatter*: every pixel's values are added to the accumulator, all groups at once, while the lines
    that are copied next are on their way from memory.
 
 Adding straight from the frames is slower: each pixel's targets overlap the last one's, and loads
@@ -36,17 +35,18 @@ from numpy.typing import NDArray
 
 from .disk import keep_on_disk
 
-__all__ = ["BLOCK", "CHUNK", "CHUNKS", "LINE", "accumulate", "hold", "lanes_of", "locked"]
+__all__ = ["CHUNK", "CHUNKS", "GROUPS", "LINE", "accumulate", "hold", "lanes_of", "locked"]
 
 #: Bytes of a frame that are transposed in one go, and those that are copied.
 CHUNK, LINE = 32, 64
 
-#: Bytes of every pixel in a block, and chunks at a time, by measurement: what is written for a
-#: group of frames should stay in the L1 cache, and the whole buffer in L2.
-BLOCK, CHUNKS = 128, 32
+#: Groups of a block, and chunks at a time, by measurement: the transposed buffer and the rows of
+#: the accumulator should nearly fit the L1 cache.
+GROUPS, CHUNKS = 4, 32
 
-#: Groups that are added at once: nearly all blocks have as many.
-GROUPS = 4
+#: How many frames ahead lines are asked for while they are copied, and how many lines while a pixel
+#: is added: what memory brings in that time. If it is asked for more, it forgets some.
+AHEAD, ASKED = 4, 2
 
 
 def lanes_of(size: int) -> int:
@@ -88,21 +88,19 @@ def _prefetch(frames: Any, t: int, source: int) -> None:
 
 def _prefetch_line(_: Any, F: Any, t: Any, source: Any) -> tuple[Any, Callable[..., Any]]:
     def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
-        frames, t, source = arguments
-        byte, int32 = ir.IntType(8), ir.IntType(32)
-        prefetch = builder.module.declare_intrinsic(
-            "llvm.prefetch",
-            [byte.as_pointer()],
-            ir.FunctionType(ir.VoidType(), [byte.as_pointer(), int32, int32, int32]),
-        )
-        zero = t.type(0)
-        frame = _pointer(context, builder, F, frames, [t, zero, zero], byte)
-        # Data, to be read, into all caches.
-        where = builder.gep(frame, [source])
-        builder.call(prefetch, [where, int32(0), int32(3), int32(1)])
+        _ask(context, builder, F, *arguments)
         return context.get_dummy_value()
 
     return types.void(F, t, source), generate
+
+
+def _ask(context: Any, builder: Any, F: Any, frames: Any, t: Any, source: Any) -> None:
+    byte, int32 = ir.IntType(8), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [byte.as_pointer(), int32, int32, int32])
+    prefetch = builder.module.declare_intrinsic("llvm.prefetch", [byte.as_pointer()], kind)
+    frame = _pointer(context, builder, F, frames, [t, t.type(0), t.type(0)], byte)
+    # Data, to be read, into all caches.
+    builder.call(prefetch, [builder.gep(frame, [source]), int32(0), int32(3), int32(1)])
 
 
 def _transpose(buffer: Any, k: int, place: int, values: Any, group: int, slot: int) -> None:
@@ -158,66 +156,85 @@ def _transpose_vectors(
 def _make_add(groups: int, step: int) -> Callable[..., Any]:
     """Make what adds pixels to `A`, and to the sums `S` of frames: so many groups from one on.
 
-    Every `step` pixels have one target.
+    Given are the transposed values and the first group; slots and targets; `A` and `S`; frames and
+    lines; and from which to which pixel to add, of which every `step` have one target, from which
+    to which frame to ask memory meanwhile, and for which lines.
     """
 
-    def add(
-        values: Any, group: int, slots: Any, targets: Any, first: int, stop: int, A: Any, S: Any
-    ) -> None:
-        begin, n = int(group) * values.shape[2], groups * values.shape[2]
-        for m in range(first, stop, step):
+    def add(values: Any, group: int, table: Any, sums: Any, _: Any, spans: Any) -> None:
+        (slots, targets), begin = table, int(group) * values.shape[2]
+        for m in range(spans[0], spans[1], step):
             some = values[group : group + groups, slots[m : m + step]]
-            total = some.sum(axis=1, dtype=A.dtype).reshape(-1)
-            for sums, start in ((A, targets[m] + begin), (S, begin)):
-                sums[start : start + n] += total
+            total = some.sum(axis=1, dtype=sums[0].dtype).reshape(-1)
+            for of, start in zip(sums, (targets[m] + begin, begin), strict=True):
+                of[start : start + len(total)] += total
 
     return add
 
 
 def _make_add_vectors(groups: int, step: int) -> Callable[..., Any]:
     def add(
-        _: Any, V: Any, group: Any, slots: Any, T: Any, first: Any, stop: Any, A: Any, S: Any
+        _: Any, V: Any, group: Any, table: Any, sums: Any, memory: Any, spans: Any
     ) -> tuple[Any, Callable[..., Any]]:
+        (of_slots, of_targets), (A, _S), (F, L) = (tuple(of) for of in (table, sums, memory))
         size, A_size = V.dtype.bitwidth // 8, A.dtype.bitwidth // 8
         lanes = lanes_of(size)
 
         def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
-            values, group_0, of_slots, targets, begin, end, a, s = arguments
+            values, group_0, *tuples = arguments
+            (slots, targets), (a, s), (frames, lines), spans_ = (
+                cgutils.unpack_tuple(builder, of) for of in tuples
+            )
+            begin, end, first, after, line, line_end = spans_
+            number = begin.type
             narrow, wide = (ir.VectorType(context.get_data_type(i.dtype), lanes) for i in (V, A))
             if isinstance(A.dtype, types.Float):
                 widen, plus = builder.fpext, builder.fadd
             else:
                 widen, plus = builder.sext if V.dtype.signed else builder.zext, builder.add
 
-            def entry(kind: Any, array: Any, m: Any) -> Any:
-                return builder.load(_pointer(context, builder, kind, array, [m], m.type))
+            def entry(kind: Any, array: Any, *index: Any) -> Any:
+                return builder.load(_pointer(context, builder, kind, array, index, number))
 
             def value(slot: Any, g: int) -> Any:
-                at = [builder.add(group_0, slot.type(g)), slot, slot.type(0)]
+                at = [builder.add(group_0, number(g)), slot, number(0)]
                 loaded = builder.load(_pointer(context, builder, V, values, at, narrow), align=size)
                 return loaded if size == A_size else widen(loaded, wide)
 
-            def add_to(kind: Any, array: Any, first: Any, g: int, more: Any) -> None:
-                frame = builder.mul(builder.add(group_0, first.type(g)), first.type(lanes))
-                to = _pointer(context, builder, kind, array, [builder.add(first, frame)], wide)
+            def add_to(array: Any, target: Any, g: int, more: Any) -> None:
+                frame = builder.mul(builder.add(group_0, number(g)), number(lanes))
+                to = _pointer(context, builder, A, array, [builder.add(target, frame)], wide)
                 builder.store(plus(builder.load(to, align=A_size), more), to, align=A_size)
 
             # Frames' sums stay in registers.
-            sums = [cgutils.alloca_once(builder, wide) for g in range(groups)]
-            for own in sums:
-                builder.store(wide(None), own)
-            with cgutils.for_range_slice(builder, begin, end, begin.type(step)) as (m, _):
-                same = [entry(slots, of_slots, builder.add(m, m.type(i))) for i in range(step)]
-                target = entry(T, targets, m)
-                for g, own in enumerate(sums):
-                    more = reduce(plus, [value(slot, g) for slot in same])
-                    add_to(A, a, target, g, more)
-                    builder.store(plus(builder.load(own), more), own)
-            for g, own in enumerate(sums):
-                add_to(S, s, begin.type(0), g, builder.load(own))
+            own = [cgutils.alloca_once_value(builder, wide(None)) for g in range(groups)]
+            # All lines of a frame, then some pixels: one by one, both would take longer.
+            turns = builder.add(builder.sub(after, first), number(1))
+            few = builder.udiv(builder.sub(end, begin), builder.mul(turns, number(step)))
+            few = builder.mul(few, number(step))
+            with cgutils.for_range(builder, turns) as turn:
+                t = builder.add(first, turn.index)
+                last = builder.icmp_unsigned("==", t, after)
+                with (
+                    builder.if_then(builder.not_(last)),
+                    cgutils.for_range_slice(builder, line, line_end, number(1)) as (i, _),
+                ):
+                    _ask(context, builder, F, frames, t, entry(L, lines, i, number(0)))
+                start = builder.add(begin, builder.mul(turn.index, few))
+                stop = builder.select(last, end, builder.add(start, few))
+                with cgutils.for_range_slice(builder, start, stop, number(step)) as (m, _):
+                    ms = [builder.add(m, number(i)) for i in range(step)]
+                    same = [entry(of_slots, slots, m) for m in ms]
+                    target = entry(of_targets, targets, m)
+                    for g, of_group in enumerate(own):
+                        more = reduce(plus, [value(slot, g) for slot in same])
+                        add_to(a, target, g, more)
+                        builder.store(plus(builder.load(of_group), more), of_group)
+            for g, of_group in enumerate(own):
+                add_to(s, number(0), g, builder.load(of_group))
             return context.get_dummy_value()
 
-        return types.void(V, group, slots, T, first, stop, A, S), generate
+        return types.void(V, group, table, sums, memory, spans), generate
 
     return intrinsic(add)  # type: ignore[no-any-return]
 
@@ -255,12 +272,10 @@ def _block(index: Any, start: int, nx: int, most: int) -> int:
 
 
 @njit(nogil=True)
-def _copy(
-    frames: Any, start: int, n: int, straight: int, lines: Any, buffer: Any, lanes: int
-) -> None:
-    """Copy lines of `n` frames, but for the first, `straight`; zeros fill the last group."""
-    for k in range(straight, n):
-        t, ahead = uintp(start + k), uintp(min(start + k + 2, len(frames) - 1))
+def _copy(frames: Any, start: int, n: int, lines: Any, buffer: Any) -> None:
+    """Copy lines of `n` frames."""
+    for k in range(n):
+        t, ahead = uintp(start + k), uintp(min(start + k + AHEAD, len(frames) - 1))
         for i in range(len(lines)):
             source, to = uintp(lines[uintp(i), 0]), uintp(lines[uintp(i), 1])
             _prefetch(frames, ahead, source)
@@ -271,66 +286,44 @@ def _copy(
                 for column in range(frames.shape[2]):
                     buffer[uintp(k), place] = frames[t, uintp(row), uintp(column)]
                     place += uintp(1)
-    for k in range(n, (n + lanes - 1) // lanes * lanes):
-        buffer[k] = 0
 
 
 @njit(nogil=True)
-def _gather(buffer: Any, start: int, k: int, n: int, places: Any, values: Any) -> None:
-    """Transpose rows `k` to `n` of the buffer, or of frames `start` further on."""
-    lanes, count = values.shape[2], CHUNK // buffer.itemsize
-    for group in range(k // lanes, (n + lanes - 1) // lanes):
-        row = uintp(start + group * lanes)
-        for i in range(len(places)):
-            _transpose(buffer, row, uintp(places[i]), values, uintp(group), uintp(i * count))
+def _gather(rows: Any, first: int, places: Any, values: Any, group: int) -> None:
+    """Transpose a group's rows, from the `first` on: of the buffer, or frames."""
+    count = CHUNK // values.itemsize
+    for i in range(len(places)):
+        _transpose(rows, uintp(first), uintp(places[i]), values, uintp(group), uintp(i * count))
 
 
 @njit(nogil=True)
 def _scatter(
-    values: Any,
-    n: int,
-    slots: Any,
-    targets: Any,
-    step: int,
-    A: Any,
-    S: Any,
-    frames: Any,
-    lines: Any,
+    values: Any, n: int, groups: int, step: int, table: Any, sums: Any, memory: Any, spans: Any
 ) -> None:
-    """Add pixels to `A` and `S` from the first frame on; meanwhile ask for lines of next `frames`.
+    """Add pixels of `n` frames: whole groups, as `_make_add` says, and what remains one by one.
 
-    With a `step` of 4, every four pixels have the same target; else it is 1. Lines are asked for
-    frame by frame: to spread them more evenly makes all slower.
+    With a `step` of 4, every four pixels have the same target; else it is 1.
     """
-    lanes, furthest, m = values.shape[2], 0, uintp(0)
-    for i in range(len(targets)):
-        furthest = max(furthest, targets[uintp(i)])
-    # The last group as such, too, if its zeros have a place.
-    groups = (n + lanes - 1) // lanes
-    if groups * lanes > min(len(A) - furthest, len(S)):
-        groups = n // lanes
-    for ahead in range(len(frames) + 1):
-        if ahead < len(frames):
-            for i in range(len(lines)):
-                _prefetch(frames, uintp(ahead), uintp(lines[uintp(i), 0]))
-        stop = uintp(len(targets) // step * (ahead + 1) // (len(frames) + 1) * step)
-        g = 0
-        while g < groups:
-            many, group = g + GROUPS <= groups, uintp(g)
-            if many and step == 1:
-                _add_many(values, group, slots, targets, m, stop, A, S)
-            elif many:
-                _add_many_fours(values, group, slots, targets, m, stop, A, S)
-            elif step == 1:
-                _add_one(values, group, slots, targets, m, stop, A, S)
-            else:
-                _add_one_fours(values, group, slots, targets, m, stop, A, S)
-            g += GROUPS if many else 1
-        m = stop
+    (slots, targets), (A, S), (m, end, first, after, line, line_end) = table, sums, spans
+    g, many = 0, groups == GROUPS
+    while g < groups:
+        at, ahead = uintp(g), after if many else first + (after - first) // (groups - g)
+        spans = m, end, first, ahead, line, line_end
+        if many and step == 1:
+            _add_many(values, at, table, sums, memory, spans)
+        elif many:
+            _add_many_fours(values, at, table, sums, memory, spans)
+        elif step == 1:
+            _add_one(values, at, table, sums, memory, spans)
+        else:
+            _add_one_fours(values, at, table, sums, memory, spans)
+        first = ahead
+        g += GROUPS if many else 1
+    lanes = values.shape[2]
     for k in range(groups * lanes, n):
-        for i in range(len(targets)):
-            value = values[uintp(groups), uintp(slots[i]), uintp(k - groups * lanes)]
-            A[uintp(targets[i] + k)] += A.dtype.type(value)
+        for i in range(m, end):
+            value = values[uintp(groups), uintp(slots[uintp(i)]), uintp(k - groups * lanes)]
+            A[uintp(targets[uintp(i)] + k)] += A.dtype.type(value)
             S[uintp(k)] += A.dtype.type(value)
 
 
@@ -347,42 +340,51 @@ def accumulate(
     targets: Any,  # (m,) int64 where in A
     batches: Any,  # (b + 1, 3) int64: first line, chunk and pixel of each batch
     fours: Any,  # (b,) int64: how many of its pixels come first, in fours of one target; or None
-    buffer: Any,  # (frames of a block, values) the lines of one
+    buffer: Any,  # (lanes or more, values) the lines of a group
     values: Any,  # (groups, slots, lanes) the same transposed
     A: Any,  # flat
     S: Any,  # (T or more,)
 ) -> None:
     """Add frames."""
-    last, lanes = len(batches) - 2, values.shape[2]
+    last, lanes, block = len(batches) - 2, values.shape[2], values.shape[0] * values.shape[2]
+    table, memory, furthest = (slots, targets), (frames, lines), 0
+    for m in range(len(targets)):
+        furthest = max(furthest, targets[uintp(m)])
     start = np.int64(0)  # typed, or the first turn of the loop is compiled apart
-    n = _block(index, start, nx, len(buffer))
+    n = _block(index, start, nx, block)
     while n:
-        at, own = A[index[start] // nx * stride + index[start] % nx :], S[start:]
+        at = A[index[start] // nx * stride + index[start] % nx :]
+        sums = (at, S[start:])
         after = start + n
-        n_after = _block(index, after, nx, len(buffer))
+        n_after = _block(index, after, nx, block)
         # Whole groups can be taken from the frames; not of the last one, beyond which is nothing.
         straight = min(n, len(frames) - 1 - start) // lanes * lanes if len(in_frame) else 0
         if len(in_frame) and not len(lines):
             straight = n  # lines that were held already; zeros fill the last group
+        # The last group is added as such, too, if its zeros have a place.
+        groups = (n + lanes - 1) // lanes
+        if groups * lanes > min(len(at) - furthest, len(S) - start):
+            groups = n // lanes
         for b in range(last + 1):
-            some = lines[batches[b, 0] : batches[b + 1, 0]]
-            chunks = slice(batches[b, 1], batches[b + 1, 1])
-            if straight < n:
-                _copy(frames, start, n, straight, some, buffer, lanes)
-            if straight:
-                _gather(frames, start, 0, straight, in_frame[chunks], values)
-            _gather(buffer, 0, straight, n, places[chunks], values)
-            part = slots[batches[b, 2] : batches[b + 1, 2]]
-            goals = targets[batches[b, 2] : batches[b + 1, 2]]
+            (line, chunk, m), (line_end, chunk_end, end) = batches[b], batches[b + 1]
+            for k in range(0, straight, lanes):
+                _gather(frames, start + k, in_frame[chunk:chunk_end], values, k // lanes)
+            for k in range(straight, n, lanes):
+                count = min(lanes, n - k)
+                _copy(frames, start + k, count, lines[line:line_end], buffer)
+                buffer[count:lanes] = 0
+                _gather(buffer, 0, places[chunk:chunk_end], values, k // lanes)
+            # Lines of the next batch, or block.
             first, count = (after, n_after) if b == last else (start, n)
-            following, b_next = frames[first : first + count], 0 if b == last else b + 1
-            some = lines[batches[b_next, 0] : batches[b_next + 1, 0]]
+            some = batches[0 if b == last else b + 1, 0], batches[1 if b == last else b + 2, 0]
+            count = min(count, (end - m) * ASKED // max(some[1] - some[0], 1))
             if fours is not None:
-                k = fours[b]
-                ahead = count * k // len(part)
-                _scatter(values, n, part[:k], goals[:k], 4, at, own, following[:ahead], some)
-                part, goals, following = part[k:], goals[k:], following[ahead:]
-            _scatter(values, n, part, goals, 1, at, own, following, some)
+                stop, ahead = m + fours[b], first + count * fours[b] // (end - m)
+                _scatter(values, n, groups, 4, table, sums, memory, (m, stop, first, ahead, *some))
+                m, first, count = stop, ahead, first + count - ahead
+            _scatter(
+                values, n, groups, 1, table, sums, memory, (m, end, first, first + count, *some)
+            )
         start, n = after, n_after
 
 
@@ -399,7 +401,7 @@ def hold(
     """Copy lines of the frames that continue the block in the buffer, and count these."""
     most = min(count + len(frames), len(buffer))
     n: int = min(_block(index, first, nx, most), most) - count
-    _copy(frames, 0, n, 0, lines, buffer[count:], 1)
+    _copy(frames, 0, n, lines, buffer[count:])
     return n
 
 
