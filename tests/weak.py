@@ -34,11 +34,11 @@ def chi(angles):
     return 2 * np.pi / WAVELENGTH * path
 
 
-def scan(phase, steps, samples):
+def scan(phase, steps, samples, edge=EDGE):
     """Counts (Ny, Nx, M) at samples (M, 2) of the pattern, for each position of the probe."""
     k = np.stack(np.meshgrid(*2 * [np.fft.fftfreq(N, 1 / N)], indexing="ij"), axis=-1)
     angles = k * WAVELENGTH / N
-    rim = (SEMIANGLE - np.hypot(*np.moveaxis(angles, -1, 0))) / EDGE + 0.5
+    rim = (SEMIANGLE - np.hypot(*np.moveaxis(angles, -1, 0))) / edge + 0.5
     pupil = np.clip(rim, 0, 1) * np.exp(-1j * chi(angles))
     counts = np.empty((N // steps[0], N // steps[1], len(samples)))
     for i, y in enumerate(range(0, N, steps[0])):
@@ -49,7 +49,7 @@ def scan(phase, steps, samples):
     return counts
 
 
-def scan_of_object(detector, steps, *, seed=1, absorbs=False, size=1e-3):
+def scan_of_object(detector, steps, *, seed=1, absorbs=False, size=1e-3, whole=False):
     """Scan an object that has nothing that the scan does not tell apart.
 
     Returns the frames over the mean counts of a whole one, the true phase (or absorption) at the
@@ -59,7 +59,7 @@ def scan_of_object(detector, steps, *, seed=1, absorbs=False, size=1e-3):
     spectrum[0, 0] = 0
     for axis, step in enumerate(steps):
         np.moveaxis(spectrum, axis, 0)[abs(np.fft.fftfreq(N)) * step >= 0.5] = 0
-    return scan_of(np.fft.ifft2(spectrum).real * size, detector, steps, absorbs)
+    return scan_of(np.fft.ifft2(spectrum).real * size, detector, steps, absorbs, whole)
 
 
 def atoms(seed, width=0.8, peak=0.5):
@@ -74,13 +74,21 @@ def atoms(seed, width=0.8, peak=0.5):
     return np.fft.ifft2(spectrum).real
 
 
-def scan_of(true, detector, steps, absorbs=False):
-    """As `scan_of_object`, of a phase (N, N)."""
+def scan_of(true, detector, steps, absorbs=False, whole=False):
+    """As `scan_of_object`, of a phase (N, N).
+
+    `whole` pixels, of detector "0", see all that arrives on their area, from an aperture with a sharp
+    edge. The others see samples, as if the aperture's edge were blurred.
+    """
     by_row, by_col, rotation = DETECTORS[detector]
     row, col = (np.argwhere(np.ones((9, 9))) - (4, 3)).T
     samples = row[:, None] * by_row + col[:, None] * by_col
-    counts = scan(1j * true if absorbs else true, steps, samples)
-    counts = counts.reshape(*counts.shape[:2], 9, 9) / counts.sum(axis=-1).mean()
+    inside = np.argwhere(np.ones((5, 5))) - 2 if whole else np.zeros((1, 2), int)
+    samples = (samples[:, None] + inside).reshape(-1, 2)
+    edge = WAVELENGTH / N if whole else EDGE
+    counts = scan(1j * true if absorbs else true, steps, samples, edge)
+    counts = counts.reshape(*counts.shape[:2], 9, 9, -1).sum(axis=-1)
+    counts /= counts.sum(axis=(2, 3)).mean()
     parameters = {
         "shape": counts.shape,
         "scan_sampling": tuple(map(float, steps)),

@@ -115,7 +115,8 @@ class _Open(NamedTuple):
 def _open(imaging: Imaging) -> _Open:
     geometry, plan = imaging.geometry, imaging.geometry.plan
     semiangle = geometry.parameters["semiangle_cutoff"] * 1e-3
-    brightness = aperture(geometry.angles, semiangle, geometry.soft_edge) ** 2
+    # Pixels at the rim count as many electrons as a part of them is lit.
+    brightness = aperture(geometry.angles, semiangle, geometry.soft_edge)
     spread, lowest = plan.spread(brightness / brightness.sum())
     sizes = zip(plan.scan_shape, spread.shape[2:], lowest, strict=True)
     ny, nx = (scipy.fft.next_fast_len(n + more + abs(low), real=True) for n, more, low in sizes)
