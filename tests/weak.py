@@ -77,8 +77,8 @@ def atoms(seed, width=0.8, peak=0.5):
 def scan_of(true, detector, steps, absorbs=False, whole=False):
     """As `scan_of_object`, of a phase (N, N).
 
-    `whole` pixels, of detector "0", see all that arrives on their area, from an aperture with a sharp
-    edge. The others see samples, as if the aperture's edge were blurred.
+    `whole` pixels, of detector "0", see all that arrives on their area, from an aperture with a
+    sharp edge. The others see samples, as if the aperture's edge were blurred.
     """
     by_row, by_col, rotation = DETECTORS[detector]
     row, col = (np.argwhere(np.ones((9, 9))) - (4, 3)).T
