@@ -19,7 +19,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from .compiled import CompiledEngine
 from .cuda import CudaEngine, CudaError, CudaStack
-from .dtypes import LARGEST, accumulator_dtype, is_small, native_dtype
+from .dtypes import LARGEST, accumulator_dtype, all_small, native_dtype
 from .engine import Engine
 from .fill import Fill
 from .kept import add_kept, holds
@@ -42,10 +42,10 @@ __all__ = [
     "Window",
     "accumulator_dtype",
     "add_kept",
+    "all_small",
     "can_slide",
     "fallen_back",
     "holds",
-    "is_small",
     "make_engine",
     "mask_pixels",
     "native_dtype",

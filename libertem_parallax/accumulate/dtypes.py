@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-__all__ = ["LARGEST", "accumulator_dtype", "is_small", "native_dtype", "value_range"]
+__all__ = ["LARGEST", "accumulator_dtype", "all_small", "is_small", "native_dtype", "value_range"]
 
 #: Of floating point numbers. Larger ones are mistakes, with which images in single precision would
 #: overflow.
 LARGEST = 1e30
 
 
+@lru_cache(maxsize=64)  # every partition asks, several times
 def accumulator_dtype(dtype: DTypeLike, pixels: int, events: bool = False) -> np.dtype[Any]:
     """Dtype in which the counts of all frames are summed without loss.
 
@@ -88,6 +90,12 @@ def value_range(dtype: DTypeLike) -> tuple[Any, Any]:
         integers = np.iinfo(dtype if dtype.itemsize < 8 else f"{dtype.kind}4")
         limits = integers.min, integers.max
     return dtype.type(limits[0]), dtype.type(limits[1])
+
+
+def all_small(values: NDArray[Any]) -> bool:
+    """Tell whether floating point numbers are all finite and no larger than `LARGEST`."""
+    # Two passes without any temporaries; what is not a number is no less than anything.
+    return not values.size or bool(values.max() <= LARGEST and values.min() >= -LARGEST)
 
 
 def is_small(values: NDArray[Any]) -> NDArray[np.bool_]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from .dtypes import LARGEST, accumulator_dtype, is_small, native_dtype, value_range
+from .dtypes import LARGEST, accumulator_dtype, all_small, is_small, native_dtype, value_range
 from .plan import Plan
 
 __all__ = ["Engine", "Events", "check_tile", "read_events"]
@@ -200,7 +200,7 @@ class Engine(ABC):
             self._check_range(frames, origin, first)
         self._add(frames, origin, first)
         # One non-finite value would spread over the whole image in the Fourier transform.
-        if frames.dtype.kind == "f" and not is_small(self.S[first : first + len(frames)]).all():
+        if frames.dtype.kind == "f" and not all_small(self.S[first : first + len(frames)]):
             self._refuse_values(frames, origin, first)
             self._refuse_sums()
 

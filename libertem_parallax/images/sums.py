@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..accumulate import LARGEST, is_small
+from ..accumulate import LARGEST, all_small
 from ..geometry import Geometry
 
 __all__ = ["Image", "Imaging", "Sums", "here"]
@@ -109,7 +109,7 @@ class Sums(_Once):
     def __post_init__(self) -> None:
         """Refuse what would overflow, and then spread over the whole image."""
         # Engines name the frame, but for values that cancel out in its sum.
-        if self.A.dtype.kind == "f" and not (is_small(self.A.max()) and is_small(self.A.min())):
+        if self.A.dtype.kind == "f" and not all_small(self.A):
             raise ValueError(
                 f"sums of frames reach from {float(self.A.min()):.3g} to "
                 f"{float(self.A.max()):.3g}: expected no more than {LARGEST:g}. Repair the data."

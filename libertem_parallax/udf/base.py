@@ -192,14 +192,18 @@ class SumsUDF(FramesUDF):
         """Make an accumulator that is zero where the partition's frames are added.
 
         Of large images, that is a small part: for 512 partitions of 1024 x 1024 frames, all zeros
-        would take a fifth of the time. Not of floats: a GPU's sums are added to all of it.
+        would take a fifth of the time. Not of floats on a GPU, whose sums are added to all of it.
         """
-        shape = self._plan.accumulator_shape
-        if dtype.kind == "f":
-            return np.zeros(shape, dtype)
-        A = np.empty(shape, dtype)
-        A[:, :, self._plan.reach(self._index)] = 0
+        A = np.empty(self._plan.accumulator_shape, dtype)
+        everywhere = dtype.kind == "f" and self._on_gpu
+        A[:, :, slice(None) if everywhere else self._plan.reach(self._index)] = 0
         return A
+
+    @property
+    def _on_gpu(self) -> bool:
+        """Whether a GPU adds the frames, unless it turns out that it cannot be used."""
+        engine = self.params.engine
+        return bool(engine == "cuda" or (engine == "auto" and self._assigned))
 
     @property
     def _can_add_kept(self) -> bool:
@@ -212,8 +216,7 @@ class SumsUDF(FramesUDF):
         sums = self.results.get_buffer("S").dtype
         needed = accumulator_dtype(selection.dtype, len(plan.pixels))
         integers = sums.kind == needed.kind == "i" and np.can_cast(needed, sums)
-        engine = self.params.engine
-        compiled = engine == "numba" or (engine == "auto" and get_use_cuda() is None)
+        compiled = self.params.engine != "numpy" and not self._on_gpu
         return bool(compiled and integers and holds(selection.pixels, plan))
 
     def process_tile(self, tile: Any) -> None:

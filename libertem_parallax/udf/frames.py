@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -125,8 +126,13 @@ class FramesUDF(UDF):
         on_host = (self.BACKEND_SCIPY_CSR, self.BACKEND_SCIPY_CSR_ARRAY, self.BACKEND_NUMPY)
         # Workers ask before they say what the UDF is given.
         on_main = hasattr(self, "meta") and self._on_main
-        on_gpu = not on_main and get_use_cuda() is not None
+        on_gpu = not on_main and self._assigned
         return on_host if on_gpu else (*on_host, self.BACKEND_CUDA)
+
+    @cached_property
+    def _assigned(self) -> bool:
+        """Whether LiberTEM assigned a GPU to this worker; it asks for backends ten times."""
+        return get_use_cuda() is not None
 
     def get_preferred_input_dtype(self) -> Any:
         """Take frames in the data set's own dtype: integer sums are exact and less is read."""
