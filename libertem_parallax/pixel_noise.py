@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SOME", "every", "shared", "warn_of_mean"]
+__all__ = ["ELECTRONS", "SOME", "every", "shared", "warn_of_mean"]
 
 #: Frequencies whose noise stands for that of all.
 SOME = 300
 
 #: Electrons in all of the bright field whose mean stands out from their noise: a square root of
 #: that is how far. No scan has less.
-_ELECTRONS = 9
+ELECTRONS = 9
 
 
 def every(shape: tuple[int, int]) -> int:
@@ -55,7 +55,7 @@ def warn_of_mean(mean: float, power: NDArray[np.float64], pixels: int, frames: i
         Number of each.
     """
     noise = math.sqrt(float(np.median(power))) if len(power) else 0.0  # of the sum of all values
-    if noise > 0 and not mean * pixels * frames > math.sqrt(_ELECTRONS) * noise:
+    if noise > 0 and not mean * pixels * frames > math.sqrt(ELECTRONS) * noise:
         scatter = noise / math.sqrt(pixels * frames)
         warnings.warn(
             f"the phase by direct ptychography is zero or has no scale: pixels of the bright field "

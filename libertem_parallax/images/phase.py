@@ -23,6 +23,7 @@ filter leaves of φ in that image is ``|P|² / (|P|² + N / S)``; φ² is made s
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +33,7 @@ from .. import aberrations
 from ..accumulate.disk import keep_on_disk
 from ..contrast import contrast
 from ..geometry import Geometry
+from ..pixel_noise import ELECTRONS, SOME
 from .fourier import irfft2, rfft2
 from .parallax import parallax
 from .sums import Image, Imaging, Sums, here
@@ -89,13 +91,13 @@ def phase(sums: Sums) -> NDArray[np.float32]:
     # I0; of u² pixels of the image, the scan has hit one.
     inside = counts / (transfer.pixels * scanned) / sums.imaging.geometry.plan.upsampling_factor**2
     R = rfft2(image)
+    if _without_mean(R, counts):
+        return np.zeros_like(image)
     R *= np.float32(1 / inside)  # complex numbers are divided slowly
     noise = counts / inside**2
     snr = sums.imaging.regularization
     if isinstance(snr, str):
         weights, found = _weights(transfer, R, noise, image.size)
-        if not np.isfinite(found.total):  # values that cancel out leave no scale to measure by
-            return np.zeros_like(image)
         if len(transfer.opposed):
             first = R * transfer.conj
             first *= weights
@@ -109,6 +111,13 @@ def phase(sums: Sums) -> NDArray[np.float32]:
     R *= transfer.conj
     R *= weights
     return irfft2(R, image.shape[1])
+
+
+def _without_mean(R: NDArray[Any], counts: float) -> bool:
+    """Tell whether the sum of all values is no more than chance, so that it is no scale."""
+    some = R.ravel()[:: math.ceil(R.size / SOME) | 1]
+    noise = float(np.median(np.abs(some)))
+    return not counts > math.sqrt(ELECTRONS) * noise
 
 
 def _weights(
