@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from functools import lru_cache
 from typing import Any
 
@@ -154,7 +154,8 @@ class SumsUDF(FramesUDF):
         # Pixels of events take no time, and have few electrons.
         pixels = 1 if self._events else len(plan.pixels)
         compared = positions_to_compare(plan.scan_shape, pixels)
-        first, stop = np.searchsorted(compared, (frames[0], frames[-1] + 1))
+        # Most partitions have none, and NumPy would take longer to tell.
+        first, stop = bisect_left(compared, frames[0]), bisect_right(compared, frames[-1])
         if first == stop:
             return []
         compared = compared[first:stop]
