@@ -53,7 +53,7 @@ def browser():
 @functools.cache
 def simulated():
     """Frames of a scan of a specimen, and its parameters."""
-    simulation = simulate(dose=100, seed=3)
+    simulation = simulate((48, 48), dose=100, seed=3)
     given = {k: v for k, v in simulation.parameters.items() if k != "shape"}
     return simulation.frames, Parameters(**given, image="phase_flip")
 

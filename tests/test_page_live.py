@@ -135,7 +135,7 @@ def places(window):
 
 def look_at_the_middle(window, browser, page):  # noqa: F811
     """Of the scan: another window, the first one anew, and a knob."""
-    window.wait("m => m.text.includes('Recording 50% of 5,184 frames')", "told")
+    window.wait("m => m.text.includes('Recording 50% of 2,304 frames')", "told")
     assert window.model("m => m.disabled", "next")
     other = Window(browser, page.url, 390, 844)
     window.page.reload()
