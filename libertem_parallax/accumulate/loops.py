@@ -119,11 +119,12 @@ def _transpose_vectors(
 ) -> tuple[Any, Callable[..., Any]]:
     size = B.dtype.bitwidth // 8
     lanes, count = lanes_of(size), CHUNK // size
-    # A row of the chunk is a vector of several parts of `lanes` pixels. Each step interleaves these
-    # with those of another row, until all of a part is one pixel.
-    parts = [range(p, p + lanes) for p in range(0, count, lanes)]
-    low = [i for part in parts for j in part[: lanes // 2] for i in (j, count + j)]
-    high = [i + lanes // 2 for i in low]
+    # Two rows of the chunk are a vector of several parts, `lanes` pixels of one and then the other.
+    # Each step interleaves these with those of two more rows, until all of a part is two pixels.
+    parts = [range(p, p + 2 * lanes) for p in range(0, 2 * count, 2 * lanes)]
+    pair = [p // 2 + row + i for p, *_ in parts for row in (0, count) for i in range(lanes)]
+    low = [i for part in parts for j in part[:lanes] for i in (j, 2 * count + j)]
+    high = [i + lanes for i in low]
 
     def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
         buffer, k, place, values, group, slot = arguments
@@ -139,15 +140,15 @@ def _transpose_vectors(
             mask = ir.VectorType(ir.IntType(32), len(order))(list(order))
             return builder.shuffle_vector(a, b, mask)
 
-        rows = [load(row) for row in range(lanes)]
+        rows = [take(load(row), load(row + 1), pair) for row in range(0, lanes, 2)]
         for _step in range(lanes.bit_length() - 1):
-            pairs = zip(rows[: lanes // 2], rows[lanes // 2 :], strict=True)
+            pairs = zip(rows[: lanes // 4], rows[lanes // 4 :], strict=True)
             rows = [take(a, b, order) for a, b in pairs for order in (low, high)]
         pixels = [take(row, row, part) for part in parts for row in rows]
-        for j, pixel in enumerate(pixels):
-            index = [group, builder.add(slot, slot.type(j)), slot.type(0)]
-            to = _pointer(context, builder, V, values, index, pixel.type)
-            builder.store(pixel, to, align=size)
+        for j, two in enumerate(pixels):
+            index = [group, builder.add(slot, slot.type(2 * j)), slot.type(0)]
+            to = _pointer(context, builder, V, values, index, two.type)
+            builder.store(two, to, align=size)
         return context.get_dummy_value()
 
     return types.void(B, k, place, V, group, slot), generate
