@@ -181,7 +181,7 @@ class Plan:
         A : accumulator_shape
             The accumulator.
         out : folded_shape, or (u, u, count, Nx) with the `count` of `part`
-            Zeros, where to write it. Default: a new array.
+            Where to write it. Default: a new array.
         frames
             If only some were added: their scan positions, for `part`. Default: all of them.
 
@@ -206,7 +206,9 @@ class Plan:
         (_, to_rows), (_, to_cols) = along_y[0], along_x[0]
         whole = to_rows.stop - to_rows.start == count and to_cols.stop - to_cols.start == nx
         if out is None:
-            out = (np.empty if whole else np.zeros)((u, u, count, nx), A.dtype)
+            out = np.empty((u, u, count, nx), A.dtype)
+        if not whole:
+            out[:] = 0
         for rows, to_rows in along_y:
             for cols, to_cols in along_x:
                 to, piece = out[:, :, to_rows, to_cols], A[:, :, rows, cols]

@@ -31,7 +31,7 @@ from ..contradictions import (
     seems_to_differ,
 )
 from ..rings import COUNT, add_rings, rings_agree
-from .frames import Buffer, FramesUDF
+from .frames import Buffer, FramesUDF, Unset
 from .keeping import Selection, Some
 
 __all__ = ["SumsUDF"]
@@ -128,7 +128,7 @@ class SumsUDF(FramesUDF):
         compares = self._on_main or self._chosen
         pattern = pattern_shape(self.params.geometry) if compares else (1, 1)
         return {
-            "A": Buffer("single", shape, dtype, use="private"),
+            "A": (Buffer if self._on_main else Unset)("single", shape, dtype, use="private"),
             "S": Buffer("nav", dtype=dtype, use="private"),
             "told": Buffer("single", (1,), _told(count, pattern), use="private"),
             **self._keeping_buffers(),

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..accumulate import Stack, Window
 from .keeping import Filling, Kept, Selection
 
-__all__ = ["Buffer", "FramesUDF"]
+__all__ = ["Buffer", "FramesUDF", "Unset"]
 
 
 class Buffer(BufferWrapper):
@@ -27,6 +27,14 @@ class Buffer(BufferWrapper):
     def allocate(self, lib: Any = None) -> None:  # noqa: ARG002
         """Make it, on the host, where engines put what they add."""
         self.replace_array(np.zeros(self.shape, self.dtype))
+
+
+class Unset(BufferWrapper):
+    """Buffer in ordinary memory that may hold anything: for what `postprocess` writes in full."""
+
+    def allocate(self, lib: Any = None) -> None:  # noqa: ARG002
+        """Make it, on the host."""
+        self.replace_array(np.empty(self.shape, self.dtype))
 
 
 class FramesUDF(UDF):
