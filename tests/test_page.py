@@ -176,6 +176,7 @@ def test_a_depth_series_is_played(window, tuning):
     stop = tuning.listen(look)
     window.model("m => { m.active = true }", "play")
     first = tuning.picture.number
+    window.wait("m => m.value == 1540", "defocus")  # the field shows what is on the screen
     window.wait("(m, n) => m.data.number[0] >= n + 5", "source", first)
     window.model("m => { m.active = false }", "play")
     series = [-14800, -15100, -15400, -15100]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from bokeh.models import ColumnDataSource, DataRange1d, LinearColorMapper
+from bokeh.models import Column, ColumnDataSource, DataRange1d, Div, LinearColorMapper
 from bokeh.plotting import figure
 from numpy.typing import NDArray
 
@@ -25,6 +25,7 @@ __all__ = [
     "plain",
     "ranges",
     "set_new",
+    "titled",
 ]
 
 BACK, LINE, TEXT, MARK, WARM, RED = (
@@ -109,3 +110,12 @@ def set_new(model: Any, name: str, value: Any) -> None:
     """Set a property, unless it is that already."""
     if getattr(model, name) != value:
         setattr(model, name, value)
+
+
+def titled(title: str, plot: Any) -> Column:
+    """Make a square drawing below its title."""
+    plot.update(sizing_mode="stretch_width", css_classes=["square"])
+    return Column(
+        Div(text=title, css_classes=["heading"]), plot,
+        css_classes=["grow"], sizing_mode="stretch_width",
+    )  # fmt: skip

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-from bokeh.events import MouseWheel, Pan, PanStart, Tap
+from bokeh.events import MouseWheel, Pan, PanEnd, PanStart, Tap
 from bokeh.models import ColumnDataSource, CustomJS, Range1d, Span
 from numpy.typing import NDArray
 
@@ -15,6 +15,9 @@ from ...geometry import Geometry
 from .drawing import BACK, LINE, MARK, RED, TEXT, WARM, draw, field, gray, limits, plain, ranges
 
 __all__ = ["Curve", "Diffraction", "Pad", "drag_slowly"]
+
+#: Of a detector, what the surroundings of the disk may be for these to be shown instead.
+_MOST = 2 / 3
 
 
 def drag_slowly(plot: Any) -> CustomJS:
@@ -61,28 +64,82 @@ class Diffraction:
         self.plot.scatter(
             "x", "y", source=self._disk, marker="cross", color=WARM, size=11, line_width=2
         )
-        # The view is the detector's, wherever the disk goes.
+        # The view is that of the pattern, wherever the disk goes.
         for axis in (self.plot.x_range, self.plot.y_range):
             axis.renderers = self.plot.renderers[:1]
         self._geometry: Geometry | None = None
         self._mask: NDArray[np.bool_] | None = None
+        self._pattern: NDArray[np.float64] | None = None
+        self._odd_pixels = np.empty((0, 2), np.int64)
+        self._view = slice(0), slice(0)  # rows and columns of the pattern that are shown
         self._grabbed: tuple[str, float, float] | None = None
         self.plot.on_event(PanStart, self._grab)
         self.plot.on_event(Pan, self._drag)
+        self.plot.on_event(PanEnd, lambda _: self._release())
 
     def show_pattern(self, pattern: NDArray[np.float64], odd: NDArray[np.int64]) -> None:
-        """Draw a pattern, and mark pixels (rows and columns) that may be dead or hot."""
-        rows, cols = pattern.shape
+        """Draw a pattern, and mark pixels (rows and columns) that may be dead or hot.
+
+        Of a large detector, the surroundings of the disk are shown, and what is as bright.
+        """
+        other = self._pattern is None or self._pattern.shape != pattern.shape
+        self._pattern, self._odd_pixels = pattern, odd
+        if other or self._grabbed is None:
+            self._view = self._surroundings(pattern, odd)
+        self._odd.data = {"x": odd[:, 1], "y": odd[:, 0]}
+        self._draw(pattern)
+
+    def _draw(self, pattern: NDArray[np.float64]) -> None:
+        rows, cols = self._view
         level = np.sqrt(np.maximum(pattern, 0)).astype(np.float32)
         known = np.isfinite(level)
         between = limits(level[known], (0.5, 99.8)) if known.any() else (0.0, 1.0)
+        index = gray(np.nan_to_num(level), (min(between[0], 0.0), between[1]), known)
         self.source.data = {
-            **field(rows, cols),
-            "image": [gray(np.nan_to_num(level), (min(between[0], 0.0), between[1]), known)],
-            "x": [-0.5],
-            "y": [-0.5],
+            **field(rows.stop - rows.start, cols.stop - cols.start),
+            "image": [index[self._view]],
+            "x": [cols.start - 0.5],
+            "y": [rows.start - 0.5],
         }
-        self._odd.data = {"x": odd[:, 1], "y": odd[:, 0]}
+
+    def _surroundings(
+        self, pattern: NDArray[np.float64], odd: NDArray[np.int64]
+    ) -> tuple[slice, slice]:
+        """Choose rows and columns: all, unless those around the disk are far fewer."""
+        whole = slice(0, pattern.shape[0]), slice(0, pattern.shape[1])
+        if self._geometry is None:
+            return whole
+        even = np.nan_to_num(pattern)
+        even[tuple(odd.T)] = 0
+        cutoff = self._geometry.parameters["semiangle_cutoff"]
+        view = []
+        for axis, n in enumerate(pattern.shape):
+            profile = even.sum(axis=1 - axis)
+            bright = np.flatnonzero(profile >= profile.max() / 2)
+            center, radius = self._geometry.center[axis], cutoff / self._geometry.sampling[axis]
+            start = math.floor(min(bright[0], center - radius) - 2 * radius)
+            stop = math.ceil(max(bright[-1], center + radius) + 2 * radius) + 1
+            view.append(slice(max(start, 0), min(stop, n)))
+            if view[-1].stop - view[-1].start > _MOST * n:
+                return whole
+        return view[0], view[1]
+
+    def _follow(self) -> None:
+        """Have the disk in view, unless it is being dragged."""
+        if self._pattern is None or self._grabbed is not None or self._geometry is None:
+            return
+        radius = self._geometry.parameters["semiangle_cutoff"] / np.array(self._geometry.sampling)
+        corners = self._geometry.center - radius, self._geometry.center + radius
+        first, last = ([getattr(part, end) for part in self._view] for end in ("start", "stop"))
+        there = np.less_equal(first, corners[0]) & np.greater_equal(last, corners[1])
+        view = self._surroundings(self._pattern, self._odd_pixels)
+        if not there.all() and view != self._view:
+            self._view = view
+            self._draw(self._pattern)
+
+    def _release(self) -> None:
+        self._grabbed = None
+        self._follow()
 
     def show_geometry(self, geometry: Geometry) -> None:
         """Draw the disk and the pixels that are left out."""
@@ -99,6 +156,7 @@ class Diffraction:
             self._mask = mask
             out = np.empty((0, 2)) if mask is None else np.argwhere(~mask)
             self._masked.data = {"x": out[:, 1], "y": out[:, 0]}
+        self._follow()
 
     def _radius(self, x: float, y: float) -> float:
         """Distance from the center in mrad."""

@@ -31,7 +31,7 @@ from ..maker import Picture
 from ..patterns import odd_pixels
 from ..tuning import Tuning
 from .calibrator import Calibrator
-from .drawing import MARK, on_change, set_new
+from .drawing import MARK, on_change, set_new, titled
 from .figures import ImageView, Spectrum
 from .focus import Depth, Sharpness
 from .knobs import Knobs, drawer
@@ -205,9 +205,9 @@ class Page:
             css_classes=["head"], sizing_mode="stretch_width",
         )  # fmt: skip
         looks = Row(
-            _look("Fourier transform", self.spectrum.plot),
-            _look("Diffraction", self.knobs.diffraction.plot),
-            _look("Astigmatism", self.knobs.pad.plot),
+            titled("Fourier transform", self.spectrum.plot),
+            titled("Diffraction", self.knobs.diffraction.plot),
+            titled("Astigmatism", self.knobs.pad.plot),
             css_classes=["card", "pair"], sizing_mode="stretch_width",
         )  # fmt: skip
         picture = Column(
@@ -385,7 +385,8 @@ class Page:
         picture = self._tuning.picture
         text = ""
         if self.copy.active and picture is not None:
-            text = script(picture.parameters, picture.name, self._source)
+            part = picture.scanned.mean()
+            text = script(picture.parameters, picture.name, self._source, part)
         set_new(self.script, "text", text)
         set_new(self.script, "visible", bool(text))
 
@@ -402,12 +403,3 @@ class Page:
             there = picture.scanned.mean()
             part = f"{there:.0%} of the scan " if there < 1 else ""
             self._say(f"Saved {part}as {tif.with_suffix('')}.tif, .png and .toml")
-
-
-def _look(title: str, plot: Any) -> Column:
-    """Make a square drawing below its title."""
-    plot.update(sizing_mode="stretch_width", css_classes=["square"])
-    return Column(
-        Div(text=title, css_classes=["heading"]), plot,
-        css_classes=["grow"], sizing_mode="stretch_width",
-    )  # fmt: skip

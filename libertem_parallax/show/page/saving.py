@@ -84,7 +84,7 @@ def save(folder: Path, stem: str, picture: Picture, sigma: float = 0.0) -> list[
     return [tif, png, toml]
 
 
-def script(parameters: Parameters, name: str, source: Mapping[str, Any]) -> str:
+def script(parameters: Parameters, name: str, source: Mapping[str, Any], part: float = 1.0) -> str:
     """Write the Python that makes an image.
 
     Parameters
@@ -95,6 +95,8 @@ def script(parameters: Parameters, name: str, source: Mapping[str, Any]) -> str:
         Of the image.
     source
         What to tell LiberTEM about the data: ``Context.load(**source)``.
+    part
+        Of the scan, which is shown. The script makes the image of all of it, and says so.
 
     Returns
     -------
@@ -127,9 +129,10 @@ def script(parameters: Parameters, name: str, source: Mapping[str, Any]) -> str:
     load = ", ".join(f"{key}={value!r}" for key, value in source.items())
     regularization = parameters.get("regularization", "auto")
     argument = "" if regularization == "auto" else f", regularization={regularization!r}"
+    note = f"\n# Of the whole scan: the page shows {part:.0%} of it.\n" if part < 1 else ""
     return f"""import libertem.api
 import libertem_parallax as prlx
-
+{note}
 if __name__ == "__main__":
     ctx = libertem.api.Context()
     ds = ctx.load({load})
