@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from libertem_parallax import Parameters, direct_phase, load_parameters, simulate
 from libertem_parallax.accumulate import Stack
 from libertem_parallax.cli import simulated
-from libertem_parallax.live.merlin import Simulator
+from libertem_parallax.live.merlin import Merlin, Simulator
 from libertem_parallax.show.page.live import LivePage
 from libertem_parallax.show.page.server import Access
 
@@ -172,7 +172,10 @@ def test_more_frames_than_memory_holds(tmp_path: Path) -> None:
 
 
 def test_calibrated_once(run: Run, pages: list[LivePage], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The page has what was found, and so has the next acquisition; memory holds 34 of 40 rows."""
+    """The page has what was found, and so has the next acquisition; memory holds 34 of 40 rows.
+
+    The one after that, of which the simulator does not start, is told on the page, which stays.
+    """
     plain = simulate.simulate
 
     def brighter(**how: Any) -> simulate.Simulation:
@@ -189,10 +192,21 @@ def test_calibrated_once(run: Run, pages: list[LivePage], monkeypatch: pytest.Mo
         assert page.tuning.stack.scanned[-34:].all()
         page.next()
 
-    with looking(pages, (recorded(1), again), (recorded(2), lambda page: None)):
+    def never(*_: Any) -> Any:
+        raise RuntimeError("the simulator failed to start")
+
+    def in_vain(page: LivePage) -> None:
+        monkeypatch.setattr(Merlin, "simulate", never)
+        page.next()
+
+    def told(page: LivePage) -> bool:
+        return str(page.progress) == "Not recorded: the simulator failed to start"
+
+    with looking(pages, (recorded(1), again), (recorded(2), in_vain), (told, lambda page: None)):
         memory = 1640 * 64 * 64 * 2 / 2**30
         result = run(f"live --simulate merlin --calibrate --underfocus {PAGE} --memory {memory}")
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 1, result.output
+    assert "Error: the simulator failed to start" in result.stderr
     found = load_parameters("libertem-parallax-live/image.toml")
     for name in ("aberration_coefs", "center", "rotation_angle"):
         assert seen[0][name] == found[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shlex
@@ -137,16 +138,20 @@ def test_simulate_interrupted_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert "Written to" in stdout
 
 
+@functools.cache
+def small() -> simulate.Simulation:
+    """A smaller specimen that gets more electrons."""
+    return plain(scan_shape=(40, 48), dose=60.0, seed=1)
+
+
+plain = simulate.simulate
+
+
 @pytest.fixture
 def brighter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A smaller specimen that gets more electrons."""
-    plain = simulate.simulate
-
-    def small(**how: Any) -> simulate.Simulation:
-        more = {} if how["dose"] is None else {"scan_shape": (40, 48), "dose": 60.0}
-        return plain(**{**how, **more})
-
-    monkeypatch.setattr(simulate, "simulate", small)
+    monkeypatch.setattr(
+        simulate, "simulate", lambda **how: plain(**how) if how["dose"] is None else small()
+    )
 
 
 @pytest.mark.usefixtures("brighter")

@@ -107,7 +107,7 @@ def live_simulated(
         def keep(made: Growing) -> None:  # LiberTEM goes on filling what is scanned
             grown[made.frames] = made._replace(scanned=made.scanned.copy())
 
-        with kind.simulate(folder, ny * nx, _DWELL_TIME) as address:
+        with messages_only(), kind.simulate(folder, ny * nx, _DWELL_TIME) as address:
             return record(
                 address, parameters, outputs, snapshot, recording, {"growth": keep}, page, asked
             )
