@@ -88,6 +88,12 @@ def direct_phase(
     ValueError
         If a parameter is missing or out of its range, pixels of the bright field are not in the
         stack, or memory does not hold their transforms.
+
+    Warns
+    -----
+    UserWarning
+        If the disk moves on the detector during the scan, so that slow changes are taken off; or
+        if the values have no mean.
     """
     checks.regularization("regularization", regularization)
     names = [name for name in parameters if name != "shape"]
@@ -205,6 +211,7 @@ class Direct:
         check_direct(stack.scan_shape, len(columns))
         scanned, counts = stack.scanned.copy(), np.empty(len(columns))
         some, told = slice(None, None, every((ny, nx))), np.empty((0, 0), np.complex64)
+        moves = False
         weights = (1 / a).astype(np.float32)[:, None, None]
 
         def made(blocks: Blocks) -> Any:
@@ -215,8 +222,8 @@ class Direct:
                 spectra *= np.asarray(weights[part], like=spectra)
                 images[:, part] = spectra.reshape(len(means), -1).T
                 counts[part] = means
-            steady(images, a, seen, scanned, _inside(counts, a))
-            nonlocal told
+            nonlocal moves, told
+            moves = steady(images, a, seen, scanned, _inside(counts, a))
             told = here(images[some])
             return images
 
@@ -241,6 +248,14 @@ class Direct:
         shares = max(shared(G, seen.plan.pixels, along) for along in ((0, 1), (1, 0)))
         power = (np.abs(G) ** 2).sum(axis=1)
         warn_of_mean(inside, power, len(columns), int(scanned.sum()))
+        if moves:
+            warnings.warn(
+                "the disk seems to move on the detector during the scan, as pixels at opposite "
+                "sides of its rim become brighter along opposite directions. What is slow was "
+                "taken off these pixels, and with it some of the specimen, as of a particle that "
+                "fills the scan. Align the descan, or shift the frames back.",
+                stacklevel=3,
+            )
         return cls(engine, geometry, int(scanned.sum()), inside, noise, power, shares)
 
     def interference(self, geometry: Geometry) -> Interference:

@@ -1,17 +1,18 @@
 """A disk that moves on the detector during a scan: noticed in the pixels' images, and taken off.
 
 Where the disk moves by d, a pixel at its rim becomes brighter by ``-d·∇a²``, a the aperture. If it
-moves along with the scan, the images of pixels at opposite rims have opposite ramps, which are far
-above all that the specimen shows at these frequencies. The phase of a specimen would do the same:
-one that is curved all over the scan, as its gradient deflects the beam by ``λ ∇φ / 2π``. Thin
-specimens are not curved by much.
+moves along with the scan, the images of pixels at opposite rims have opposite ramps. The phase of a
+specimen does the same where it is curved all over the scan, as its gradient deflects the beam by
+``λ ∇φ / 2π``. But an edge, a hole or a particle is not a ramp alone: cubes and higher powers of the
+position would be there, too. A disk that moves has ramps that are far above these.
 
-What is slow is taken off then, all that polynomials of second degree are. That costs some of the
-specimen, in small scans most, and leaves nothing of the ramps.
+What is slow is taken off the rim then, all that polynomials of second degree are. That costs some
+of the specimen, in small scans most, and leaves nothing of the ramps.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -20,17 +21,22 @@ from numpy.typing import NDArray
 from .geometry import Geometry
 from .images.fourier import rfft2, slow
 from .images.sums import here
-from .pixel_noise import every
 
 __all__ = ["steady"]
 
-#: Phase in rad from the middle of the scan to its border that would move the disk as far, and
-#: standard errors of that. Less costs less than what is taken off from specimens: see
-#: benchmarks/tried.md. Simulated ones with a disk at rest have up to 0.04 above the noise.
-_PHASE, _SURE = 0.1, 6.0
+#: Phase in rad from the middle of the scan to its border that would move the disk as far. Less
+#: costs less than what is taken off from specimens: see benchmarks/tried.md.
+_PHASE = 0.1
+
+#: How far ramps must be above higher powers of the position, up to this one, as the rms of all.
+#: Those show the noise as well as the specimen.
+_ABOVE, _POWER = 10.0, 6
 
 #: Frequencies of ramps that count, by power over the largest.
 _LEAST = 1e-6
+
+#: Polynomials up to the second degree, without the constant.
+_SLOW = 5
 
 #: Frequencies that are changed at once.
 _BLOCK = 4096
@@ -43,7 +49,7 @@ def steady(
     scanned: NDArray[np.bool_],
     inside: float,
 ) -> bool:
-    """Take slow changes off all images, in place, if the disk moves.
+    """Take slow changes off the rim's images, in place, if the disk moves.
 
     Parameters
     ----------
@@ -63,53 +69,64 @@ def steady(
     bool
         Whether it moves.
     """
-    functions = slow(scanned)[1:]
+    functions = slow(scanned, _POWER)[1:]
     spectra = rfft2(functions.reshape(-1, *scanned.shape)).reshape(len(functions), -1)
-    if not _moves(images, spectra[:2], np.ptp(functions[:2], axis=1), a, geometry, scanned, inside):
+    distance = _distance(images, functions, spectra, a, geometry, scanned, inside)
+    if not distance:
         return False
-    weighted = spectra.conj() * _weights(scanned.shape)
+    # What is slow in pixels that stay inside is of the specimen. Motions of more than a pixel seem
+    # less, as pixels can be no brighter than inside.
+    semiangle = geometry.parameters["semiangle_cutoff"] * 1e-3
+    from_rim = np.abs(np.hypot(*geometry.angles.T) - semiangle)
+    reached = (from_rim < geometry.soft_edge + distance).astype(np.float32)
+    weighted = spectra[:_SLOW].conj() * _weights(scanned.shape)
     blocks = [slice(start, start + _BLOCK) for start in range(0, len(images), _BLOCK)]
-    there, weighted = (np.asarray(values, like=images) for values in (spectra, weighted))
-    amounts = sum((weighted[:, part] @ images[part]).real for part in blocks)
+    there, weighted, reached = (
+        np.asarray(values, like=images) for values in (spectra[:_SLOW], weighted, reached)
+    )
+    amounts = sum((weighted[:, part] @ images[part]).real for part in blocks) * reached
     for part in blocks:
         images[part] -= there[:, part].T @ amounts
     return True
 
 
-def _moves(
+def _distance(
     images: Any,
-    ramps: NDArray[Any],
-    height: NDArray[Any],
+    functions: NDArray[Any],
+    spectra: NDArray[Any],
     a: NDArray[np.float64],
     geometry: Geometry,
     scanned: NDArray[np.bool_],
     inside: float,
-) -> bool:
-    """Tell whether the disk moves: by least squares over all pixels that are lit in part."""
+) -> float:
+    """Find how far the disk moves in rad: by least squares over all pixels that are lit in part.
+
+    0 if it does not.
+    """
     rim = np.flatnonzero((a > 0) & (a < 1))
     angles = geometry.angles[rim]
     # -∇a² / a, as the images are over a.
     slope = angles / np.hypot(*angles.T)[:, None] * (2 / geometry.soft_edge)
     normal = slope.T @ slope
     if not inside > 0 or np.linalg.matrix_rank(normal) < 2:
-        return False
-    solve = np.linalg.inv(normal)
-    power = (np.abs(ramps) ** 2).sum(axis=0)
+        return 0.0
+    # Along rows or columns alone: of a whole scan, these have few frequencies.
+    straight = np.r_[:2, _SLOW : len(functions)]
+    functions, spectra = functions[straight], spectra[straight]
+    power = (np.abs(spectra) ** 2).sum(axis=0)
     use = np.flatnonzero(power > _LEAST * power.max())
-    weighted = (ramps.conj() * _weights(scanned.shape))[:, use]
+    weighted = (spectra.conj() * _weights(scanned.shape))[:, use]
     shown = np.take(images, np.asarray(use, like=images), axis=0)
     amounts = (weighted @ here(np.take(shown, np.asarray(rim, like=images), axis=1))).real
-    distance = (amounts * (height[:, None] / inside)) @ slope @ solve  # rad along the scan
+    motion = amounts @ slope @ np.linalg.inv(normal) / inside
+    ramps = np.ptp(functions[:2], axis=1)[:, None] * motion[:2]  # rad along the scan
+    higher = np.ptp(functions[:2], axis=1).max() * motion[2:][functions[2:].any(axis=1)]
+    if not len(higher) or not np.abs(ramps).max() > _ABOVE * math.sqrt((higher**2).mean()):
+        return 0.0
     there = scanned.any(axis=1).sum(), scanned.any(axis=0).sum()
     extent = np.multiply(there, geometry.scan_sampling)[:, None]
-    curved = 2 * np.pi / geometry.wavelength * np.abs(distance) * extent / 8 > _PHASE
-    if not curved.any():
-        return False
-    # Most frequencies show noise.
-    some = here(images[:: every(scanned.shape)])
-    noise = float(np.median((np.abs(some) ** 2).mean(axis=1)) / scanned.sum())
-    error = np.sqrt(noise * np.diag(solve)) * height[:, None] / inside
-    return bool((curved & (np.abs(distance) > _SURE * error)).any())
+    curved = 2 * np.pi / geometry.wavelength * np.abs(ramps) * extent / 8
+    return float(np.hypot(*np.abs(ramps).sum(axis=0))) if curved.max() > _PHASE else 0.0
 
 
 def _weights(shape: tuple[int, ...]) -> NDArray[np.float32]:

@@ -19,6 +19,9 @@ __all__ = ["THREADS", "irfft2", "pixel_spectra", "rfft2", "slow"]
 #: each other. Smaller ones gain nothing, and would wait where other cores are busy.
 THREADS, _LARGE = min(4, cores()), 1 << 18
 
+#: What of a function is left beside others, below which it is their sum.
+_ALIKE = 1e-6
+
 
 def rfft2(values: NDArray[Any]) -> NDArray[Any]:
     """Half-spectra of real values, (..., rows, columns) to (..., rows, columns // 2 + 1)."""
@@ -95,7 +98,7 @@ def pixel_spectra(
         yield part, here(means), rfft2(values.reshape(images.shape))
 
 
-def slow(scanned: NDArray[np.bool_]) -> NDArray[np.float32]:
+def slow(scanned: NDArray[np.bool_], degree: int = 2) -> NDArray[np.float32]:
     """Make functions that the specimen is not, orthonormal over the scan.
 
     Polynomials of second degree: where the beam moves on the detector while it scans, pixels at the
@@ -105,18 +108,24 @@ def slow(scanned: NDArray[np.bool_]) -> NDArray[np.float32]:
     ----------
     scanned : (Ny, Nx) bool
         Scan positions that are there.
+    degree
+        Those of higher degree than the second, up to this one, are along rows or along columns.
 
     Returns
     -------
-    (6, Ny Nx) float32
-        First a constant, then what changes along rows, and along columns. 0 where nothing was
-        scanned.
+    (K, Ny Nx) float32
+        First a constant, then what changes along rows, and along columns, and three of second
+        degree. Two for each degree more: along rows, and along columns. 0 where nothing was
+        scanned, and where a few positions make a function no other than those before.
     """
     y, x = ((np.indices(scanned.shape) + 0.5) / np.reshape(scanned.shape, (2, 1, 1)) - 0.5).reshape(
         2, -1
     )
-    functions = np.stack([np.ones_like(y), y, x, y * y, y * x, x * x]) * scanned.ravel()
-    orthonormal, _ = np.linalg.qr(functions.T)
+    higher = [axis**power for power in range(3, degree + 1) for axis in (y, x)]
+    functions = np.stack([np.ones_like(y), y, x, y * y, y * x, x * x, *higher]) * scanned.ravel()
+    functions /= np.maximum(np.linalg.norm(functions, axis=1, keepdims=True), 1e-30)
+    orthonormal, left = np.linalg.qr(functions.T)
+    orthonormal[:, abs(np.diagonal(left)) < _ALIKE] = 0
     return np.ascontiguousarray(orthonormal.T, np.float32)
 
 
