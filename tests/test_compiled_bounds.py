@@ -81,13 +81,18 @@ def test_nothing_around_small_tiles_is_read(dtype, at_end, share):
 @pytest.mark.parametrize("dtype", ["uint8", "float64"])
 @pytest.mark.parametrize("columns", [3, 21, 64])
 def test_nothing_around_the_sums_is_touched(dtype, columns):
-    """Not even to add zeros: the last group of a scan row is not full."""
+    """Not even to add zeros: the last group of a scan row is not full.
+
+    A partition may end where the accumulator goes on.
+    """
     pixels = np.argwhere(np.ones((5, 7), bool))
     shifts = np.random.default_rng(columns).integers(-4, 5, pixels.shape)
-    plan, index = Plan((2, columns), (5, 7), 1, pixels, shifts), np.arange(2 * columns)
-    frames = np.random.default_rng(0).integers(0, 256, (2 * columns, 5, 7)).astype(dtype)
-    A, S = (between_protected_pages(sums, True) for sums in empty(plan, dtype, 2 * columns))
-    worker = ENGINES["numba"](plan, dtype, index, A, S)
-    worker.add(frames)
-    worker.finish()
-    assert_same((A, S), run_engine(ENGINES["numpy"], plan, frames, index))
+    plan = Plan((2, columns), (5, 7), 1, pixels, shifts)
+    for count in (columns + 1, 2 * columns):
+        index = np.arange(count)
+        frames = np.random.default_rng(0).integers(0, 256, (count, 5, 7)).astype(dtype)
+        A, S = (between_protected_pages(sums, True) for sums in empty(plan, dtype, count))
+        worker = ENGINES["numba"](plan, dtype, index, A, S)
+        worker.add(frames)
+        worker.finish()
+        assert_same((A, S), run_engine(ENGINES["numpy"], plan, frames, index))
