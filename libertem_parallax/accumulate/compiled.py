@@ -165,6 +165,7 @@ class CompiledEngine(Engine):
         with np.errstate(over="ignore", invalid="ignore"):  # in plain Python; sums are checked
             accumulate(
                 locked(frames),
+                not frames.flags.writeable,
                 self.index[first : first + count],
                 self.plan.scan_shape[1],
                 self.A.shape[3],
