@@ -255,18 +255,23 @@ def make_engine_run(path: str, plan: Any, workload: dict[str, Any]) -> Callable[
 
 def make_stack_run(path: str, udf: Any, workload: dict[str, Any]) -> tuple[Callable[[], Any], Any]:
     """Make a run that fills a stack, or adds one that is there; and a way to get its sums."""
+    run, stack = fill_stack(udf, workload)
+    plan = udf.params.geometry.plan
+    threads = None if path.endswith("all cores") else workload["workers"]
+    if path.endswith("filling a stack"):
+        return run, stack.add(plan)
+    return lambda: stack.add(plan, threads), stack.add(plan)
+
+
+def fill_stack(udf: Any, workload: dict[str, Any]) -> tuple[Callable[[], Any], Any]:
+    """Make a run that fills a stack, and the stack that it filled."""
     from libertem_parallax import StackUDF
 
-    plan = udf.params.geometry.plan
     ctx = make_context(workload["executor"], workload["workers"])
     ds = ctx.load(workload["storage"], path=workload["file"])
-    filling = StackUDF.for_dataset(ds, plan.lookup >= 0, limit=sys.maxsize)
+    filling = StackUDF.for_dataset(ds, udf.params.geometry.plan.lookup >= 0, limit=sys.maxsize)
     ctx.run_udf(ds, filling)
-    threads = None if path.endswith("all cores") else workload["workers"]
-    stack = filling.stack
-    if path.endswith("filling a stack"):
-        return lambda: ctx.run_udf(ds, filling), stack.add(plan)
-    return lambda: stack.add(plan, threads), stack.add(plan)
+    return lambda: ctx.run_udf(ds, filling), filling.stack
 
 
 def make_quantem(path: str, workload: dict[str, Any]) -> Callable[[], Any]:
