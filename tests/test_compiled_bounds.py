@@ -55,6 +55,7 @@ def test_nothing_around_the_frames_is_read(dtype, at_end, share):
         plan = make_plan(shape, share, seed)
         frames = np.random.default_rng(seed).integers(0, 256, (64, *shape)).astype(dtype)
         guarded = between_protected_pages(frames, at_end)
+        guarded.flags.writeable = False  # as those of a file, which are looked at ahead
         assert_same(
             run_engine(ENGINES["numba"], plan, guarded, np.arange(64)),
             run_engine(ENGINES["numpy"], plan, frames, np.arange(64)),
