@@ -18,7 +18,7 @@ from .parameters import Parameters
 __all__ = ["Transfer", "transfer"]
 
 #: Scan positions along both axes, and signal over noise, where nothing is said of them.
-_SCAN, _SNR = 256, 100.0
+_SCAN, SNR = 256, 100.0
 
 
 class Transfer(NamedTuple):
@@ -68,7 +68,7 @@ def transfer(
     """
     known = Parameters(**{name: parameters[name] for name in parameters if name != "shape"})
     snr = known.get("regularization", "auto") if regularization is None else regularization
-    snr = _SNR if snr == "auto" else float(checks.regularization("regularization", snr))
+    snr = SNR if snr == "auto" else float(checks.regularization("regularization", snr))
     if shape is None:
         known = known.replace(center=None, bf_mask=None)
     with warnings.catch_warnings():

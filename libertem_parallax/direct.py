@@ -59,7 +59,7 @@ def direct_phase(
     stack: Stack,
     parameters: Mapping[str, Any],
     *,
-    regularization: float | str = "auto",
+    regularization: float | str | None = None,
     amplitude: bool = False,
 ) -> NDArray[Any]:
     """Make the phase image of a stack by direct ptychography.
@@ -73,7 +73,7 @@ def direct_phase(
         is on the grid of the scan, whatever the upsampling_factor is.
     regularization
         ``"auto"``, which finds signal and noise in the data; or the power of the signal over that
-        of the noise where contrast is best.
+        of the noise where contrast is best. Default: that of `parameters`, or ``"auto"``.
     amplitude
         Whether the object may absorb, and amplitude is wanted as well.
 
@@ -95,6 +95,8 @@ def direct_phase(
         If the disk moves on the detector during the scan, so that slow changes are taken off; or
         if the values have no mean.
     """
+    if regularization is None:
+        regularization = parameters.get("regularization", "auto")
     checks.regularization("regularization", regularization)
     names = [name for name in parameters if name != "shape"]
     given = {**{name: parameters[name] for name in names}, "upsampling_factor": 1}

@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 # The name of what our files say of themselves, in ImageJ's words and in those of PNG.
-_KEY = "libertem-parallax"
+KEY = "libertem-parallax"
 #: Bytes from which on TIFF needs longer pointers.
 _BIG = 2**32 - 2**25
 
@@ -68,7 +68,7 @@ class About(NamedTuple):
 
     def texts(self) -> dict[str, str]:
         """Give it the name by which `is_ours` knows a file."""
-        return {_KEY: self.text()}
+        return {KEY: self.text()}
 
 
 def save(path: Path, image: NDArray[Any], about: About) -> None:
@@ -190,12 +190,12 @@ def is_ours(path: Path) -> bool:
             from PIL import Image
 
             with Image.open(path) as picture:
-                return _KEY in picture.info
+                return KEY in picture.info
         if path.suffix.lower() in (".tif", ".tiff"):
             import tifffile
 
             with tifffile.TiffFile(path) as tiff:
-                return _KEY in (tiff.imagej_metadata or {})
+                return KEY in (tiff.imagej_metadata or {})
     return False
 
 

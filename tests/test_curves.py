@@ -85,7 +85,17 @@ def test_on_the_command_line(tmp_path, monkeypatch):
         assert float(parallax) == pytest.approx(curves.parallax[at], abs=0.1)
     assert len(lines) >= 16
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
-    result = CliRunner().invoke(main, ["transfer", "--params", "scan.toml", "-o", "curves.jpg"])
+    asked = ["transfer", "--params", "scan.toml", "-o"]
+    assert CliRunner().invoke(main, [*asked, "curves.png"]).exit_code == 0  # its own
+    for name in ("notes.png", "notes.svg"):
+        (tmp_path / name).write_text("my notes")
+        result = CliRunner().invoke(main, [*asked, name])
+        assert result.exit_code == 2
+        assert "no image of this program" in result.output
+        assert (tmp_path / name).read_text() == "my notes"
+        assert CliRunner().invoke(main, [*asked, name, "--overwrite"]).exit_code == 0
+        assert "my notes" not in (tmp_path / name).read_bytes().decode(errors="replace")
+    result = CliRunner().invoke(main, [*asked, "curves.jpg"])
     assert result.exit_code == 2
     assert "expected a name with .png" in result.output
 

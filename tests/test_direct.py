@@ -225,6 +225,10 @@ def test_refused():
         prlx.direct_phase(stack, {k: v for k, v in parameters.items() if k != "energy"})
     with pytest.raises(ValueError, match="regularization = 0: expected auto"):
         prlx.direct_phase(stack, parameters, regularization=0)
+    with pytest.raises(ValueError, match="regularization = -1: expected auto"):
+        prlx.direct_phase(stack, {**parameters, "regularization": -1})
+    own = prlx.direct_phase(stack, {**parameters, "regularization": 5.0})
+    np.testing.assert_array_equal(own, prlx.direct_phase(stack, parameters, regularization=5.0))
     mask = np.zeros((9, 9), bool)
     mask[4, 4] = True
     with pytest.raises(ValueError, match="does not have"):

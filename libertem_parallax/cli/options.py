@@ -226,7 +226,7 @@ def output_option(default: str) -> Callable[[Callable[..., None]], Callable[...,
         type=click.Path(path_type=Path),
         metavar="IMAGE",
         help="Where to write the image: .tif (float32, with the pixel size for ImageJ), .npy "
-        f"(float32) or .png (8-bit gray, to look at).  [default: {default}]",
+        f"(float32) or .png (with a scale bar, to look at).  [default: {default}]",
     )
 
 

@@ -93,9 +93,8 @@ def make_direct(
     try:
         if not udf.params.keep.complete:
             raise ValueError("memory holds a part of the frames only")
-        regularization = parameters.get("regularization", "auto")
         with messages_only():
-            return direct_phase(_placed(udf.stack, udf), parameters, regularization=regularization)
+            return direct_phase(_placed(udf.stack, udf), parameters)
     # The image that has grown must not be lost by it.
     except (Exception, KeyboardInterrupt) as error:
         problems.append(_not_made(error))
@@ -119,9 +118,7 @@ def make_images(
     suppress = parameters.get("suppress_Nyquist_noise", True)
     sums = Sums(Imaging(geometry, suppress, regularization), A, S, stack.scanned)
     return {
-        name: direct_phase(stack, parameters, regularization=regularization)
-        if name == "direct"
-        else sums.once(IMAGES[name].make)
+        name: direct_phase(stack, parameters) if name == "direct" else sums.once(IMAGES[name].make)
         for name in parameters["image"]
     }
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from .options import acquisition_options
+from .options import acquisition_options, overwrite_option
 from .parameters import check_required, read_parameters
-from .run import messages_only
+from .run import messages_only, replacing_problem
 
 #: Lines of the table.
 _LINES = 16
@@ -23,8 +23,9 @@ _LINES = 16
     metavar="PICTURE",
     help="Where to draw the curves, as .png, .svg or .pdf.  [default: a table only]",
 )
+@overwrite_option
 @acquisition_options
-def transfer(params: Path | None, output: Path | None, **options: Any) -> None:
+def transfer(params: Path | None, output: Path | None, overwrite: bool, **options: Any) -> None:
     """Show how much contrast details of each size will have, before anything is recorded.
 
     That is of a thin specimen. Parameters come from options, from a TOML file, or both. No
@@ -34,6 +35,10 @@ def transfer(params: Path | None, output: Path | None, **options: Any) -> None:
     check_required(parameters)
     if output is not None and output.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise click.UsageError(f"--output {output}: expected a name with .png, .svg or .pdf.")
+    if output is not None and (problem := replacing_problem(output, overwrite)):
+        raise click.UsageError(f"--output {output}: {problem}.")
+    from .. import files
+    from ..curves import SNR
     from ..curves import transfer as compute
     from ..show.curves import transfer_figure
 
@@ -51,9 +56,18 @@ def transfer(params: Path | None, output: Path | None, **options: Any) -> None:
         f"\nThe semiangle corresponds to {0.1 / curves.semiangle:.3g} nm, and the scan tells "
         f"{0.1 / curves.nyquist:.3g} nm apart."
     )
+    snr = parameters.get("regularization", "auto")
+    click.echo(
+        "Dose is not in it: the phase is that of a signal "
+        f"{SNR if snr == 'auto' else snr:g} times as strong as the noise where contrast is best."
+    )
     if output is not None:
         try:
-            transfer_figure(curves).savefig(output, dpi=120)
+            kind = output.suffix.lower()[1:]
+            # By which the program knows its own pictures; others hold no words of that name.
+            metadata = {files.KEY: "contrast transfer"} if kind == "png" else None
+            with files.replacing(output) as file:
+                transfer_figure(curves).savefig(file, dpi=120, format=kind, metadata=metadata)
         except OSError as error:
             raise click.ClickException(f"cannot write {output}: {error}") from error
         click.echo(f"The curves are drawn in {output}.")
