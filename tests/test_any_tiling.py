@@ -78,7 +78,7 @@ def test_sums_do_not_depend_on_regions_tiles_and_partitions(inline, data):
     """Through LiberTEM, which cuts in its own ways."""
     draw = data.draw
     roi = draw(st.none() | st.lists(st.booleans(), min_size=72, max_size=72).filter(any))
-    # Partitions have eight frames or more. LiberTEM refuses tiles of more than a partition, with any
+    # Partitions have eight frames or more. LiberTEM refuses tiles of more than a partition, of any
     # UDF that takes the data as they are.
     tileshape = st.tuples(st.integers(1, 8), st.integers(6, 24), st.integers(7, 25))
     ds = inline.load(
