@@ -56,10 +56,17 @@ class Ratio(NamedTuple):
     wanted: float | None = None
 
 
+def _alone(name: str, wanted: float) -> list[Ratio]:
+    return [
+        Ratio(f"{name}: engine alone, of the floor", "numba, engine alone", "floor", wanted),
+        Ratio(f"{name}: ..., with lines asked for", "numba, engine alone", "floor, asked"),
+    ]
+
+
 def _floats(name: str) -> list[Ratio]:
     at_floor = [_at_floor(name, "SumUDF")] if "float32" in name else []
     return [
-        Ratio(f"{name}: engine alone, of the floor", "numba, engine alone", "floor", 0.5),
+        *_alone(name, 0.5),
         Ratio(f"{name}: from a file, times SumUDF", "numba", "SumUDF", 1.5),
         *at_floor,
         Ratio(f"{name}: ..., of the floor that maps the file", "numba", "floor, file mapped"),
@@ -68,7 +75,7 @@ def _floats(name: str) -> list[Ratio]:
 
 def _large(name: str) -> list[Ratio]:
     return [
-        Ratio(f"{name}: engine alone, of the floor", "numba, engine alone", "floor", 0.6),
+        *_alone(name, 0.6),
         Ratio(
             f"{name}: from a file, of the floor that maps the file",
             "numba",

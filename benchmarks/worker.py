@@ -144,7 +144,8 @@ def take_part(frames: Any, workload: dict[str, Any]) -> Any:
 def make_floor(path: str, plan: Any, workload: dict[str, Any]) -> Callable[[], Any]:
     """Make a pass over the data that reads every bright-field cache line once, and no more.
 
-    The path ``floor, file mapped`` also maps the file into memory, as LiberTEM does in every run.
+    The path ``floor, file mapped`` also maps the file into memory, as LiberTEM does in every run;
+    ``floor, asked`` asks for the next frame's lines meanwhile.
     """
     from benchmarks import floor
 
@@ -152,7 +153,9 @@ def make_floor(path: str, plan: Any, workload: dict[str, Any]) -> Callable[[], A
         frames = load_frames(workload).reshape(-1, np.prod(plan.detector_shape))
         return take_part(frames, workload)
 
-    return floor.make_floor(load, plan, mapped=path == "floor, file mapped")
+    return floor.make_floor(
+        load, plan, mapped=path.endswith("mapped"), asked=path.endswith("asked")
+    )
 
 
 def make_events_floor(path: str, plan: Any, workload: dict[str, Any]) -> Callable[[], Any]:

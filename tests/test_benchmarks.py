@@ -308,7 +308,8 @@ def test_what_fails_on_a_gpu_is_told_and_the_rest_goes_on(gpu_report, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("path", "storage"), [("floor", "npy"), ("floor, file mapped", "npy"), ("floor", "memory")]
+    ("path", "storage"),
+    [("floor", "npy"), ("floor, file mapped", "npy"), ("floor", "memory"), ("floor, asked", "npy")],
 )
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 def test_the_floor_reads_every_cache_line_of_the_bright_field(tmp_path, path, storage, dtype):
@@ -329,7 +330,9 @@ def test_an_engine_at_the_floor_reads_as_many_lines_and_adds_nothing(tmp_path, m
     workload = replace(SMALL, dtype=dtype, storage="memory")
     question = {**asdict(workload), "file": str(write(workload, tmp_path))}
     touched = []
-    monkeypatch.setattr(floor, "touch", lambda frames, pixels: touched.append((frames, pixels)))
+    monkeypatch.setattr(
+        floor, "touch_asked", lambda frames, pixels: touched.append((frames, pixels))
+    )
     udf = worker.make_udf("numba", question)
     run = worker.make_run(udf, question)
     assert not floor.at_the_floor(run)().any()
