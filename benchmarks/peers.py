@@ -63,7 +63,7 @@ def direct(question: dict[str, Any]) -> Callable[[], dict[str, Any]]:
     """Make a run of direct ptychography by this package, from the frames on."""
     import libertem_parallax
     from libertem_parallax import ParallaxUDF, StackUDF
-    from libertem_parallax.direct import with_rim
+    from libertem_parallax.weak_object import with_rim
 
     ctx, dataset = _dataset(question)
     shape, parameters = tuple(dataset.shape), question["parameters"]

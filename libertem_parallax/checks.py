@@ -193,9 +193,25 @@ def nearest(name: str, known: Iterable[str], others: Mapping[str, str]) -> str |
     if plain in small:
         return small[plain]
     near = difflib.get_close_matches(plain, small, n=len(small)) if len(plain) > 2 else []
-    # Rather one that starts alike: C11 is as near to C41 as to C10.
-    near = [other for other in near if other[:2] == plain[:2]] or near
+    # Rather one that starts alike: C11 is as near to C41 as to C10, energie to engine as to energy.
+    for letters in (4, 2):
+        near = [other for other in near if other[:letters] == plain[:letters]] or near
     return small[near[0]] if near else None
+
+
+def mapping(name: str, value: Any) -> None:
+    """Refuse what is no mapping of parameters.
+
+    Raises
+    ------
+    TypeError
+        The message says what is expected.
+    """
+    if not isinstance(value, Mapping):
+        raise TypeError(
+            f"{name}: expected parameters by name, such as load_parameters returns; got "
+            f"{type(value).__name__}."
+        )
 
 
 def regularization(name: str, value: Any) -> float | str:

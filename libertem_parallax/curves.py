@@ -65,7 +65,10 @@ def transfer(
     ------
     ValueError
         For a parameter that is missing or out of its range.
+    TypeError
+        If `parameters` is no mapping.
     """
+    checks.mapping("parameters", parameters)
     known = Parameters(**{name: parameters[name] for name in parameters if name != "shape"})
     snr = known.get("regularization", "auto") if regularization is None else regularization
     snr = SNR if snr == "auto" else float(checks.regularization("regularization", snr))

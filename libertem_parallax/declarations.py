@@ -249,7 +249,7 @@ PARAMETERS: Mapping[str, Parameter] = MappingProxyType(
                 words="what happens at the borders of the image",
                 more="That is periodic, where what leaves it on one side comes back on the other, "
                 "or coverage, where it is lost, and every position is divided by the number of "
-                "pixels that it received.",
+                "pixels that it received. The image direct is always periodic.",
                 default="periodic",
                 choices=("periodic", "coverage"),
             ),

@@ -24,8 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import checks
-from .accumulate import Blocks, Stack
+from .accumulate import Blocks, Stack, check_stack
 from .accumulate.disk import keep_on_disk
+from .contradictions import contradiction_of_stack
 from .geometry import Geometry
 from .images.fourier import irfft2, pixel_spectra, rfft2
 from .images.phase import UNSEEN
@@ -36,12 +37,9 @@ from .likelihood import Engine, Interference, make_engine
 from .memory import check_direct
 from .moving_disk import steady
 from .pixel_noise import SOME, every, shared, warn_of_mean
-from .weak_object import aperture, frequencies, tells, transfer
+from .weak_object import aperture, frequencies, tells, transfer, with_rim
 
-__all__ = ["Direct", "direct_phase", "with_rim"]
-
-#: Of a pixel: how much of it must be lit.
-_LIT = 0.25
+__all__ = ["Direct", "borders_problem", "direct_phase"]
 
 #: Of the specimen's power spectrum, where noise hides it. At low frequencies, where only the rim of
 #: the aperture shows them, little is known.
@@ -88,13 +86,18 @@ def direct_phase(
     ValueError
         If a parameter is missing or out of its range, pixels of the bright field are not in the
         stack, or memory does not hold their transforms.
+    TypeError
+        If `stack` is no stack, or `parameters` no mapping.
 
     Warns
     -----
     UserWarning
-        If the disk moves on the detector during the scan, so that slow changes are taken off; or
-        if the values have no mean.
+        If the frames show another disk than the parameters say, as far as the stack's pixels tell;
+        if the disk moves on the detector during the scan, so that slow changes are taken off; if
+        the values have no mean; or if borders are asked for that this image does not have.
     """
+    check_stack(stack)
+    checks.mapping("parameters", parameters)
     if regularization is None:
         regularization = parameters.get("regularization", "auto")
     checks.regularization("regularization", regularization)
@@ -102,6 +105,9 @@ def direct_phase(
     given = {**{name: parameters[name] for name in names}, "upsampling_factor": 1}
     geometry = Geometry.from_parameters(stack.scan_shape + stack.detector_shape, **given)
     direct = Direct.of(stack, geometry)
+    for problem in (contradiction_of_stack(geometry, stack), borders_problem(parameters)):
+        if problem:
+            warnings.warn(problem, stacklevel=2)
     beam = direct.interference(geometry)
     if not amplitude:
         return direct.phase(beam, regularization)
@@ -122,22 +128,14 @@ def direct_phase(
     return wave
 
 
-def with_rim(geometry: Geometry) -> Geometry:
-    """Add the pixels around the bright field that are lit in part.
-
-    Parameters
-    ----------
-    geometry
-        With the bright field.
-
-    Returns
-    -------
-    Geometry
-        Whose `plan.pixels` and `angles` have them; a larger semiangle says which.
-    """
-    more = (0.5 - _LIT) * geometry.soft_edge * 1e3
-    with warnings.catch_warnings(action="ignore"):  # that has been told
-        return geometry.replace(semiangle_cutoff=geometry.parameters["semiangle_cutoff"] + more)
+def borders_problem(parameters: Mapping[str, Any]) -> str | None:
+    """Say that the image has other borders than are asked for; None if it has not."""
+    if parameters.get("borders", "periodic") == "periodic":
+        return None
+    return (
+        f"borders = {parameters['borders']!r} is without meaning for direct ptychography: its "
+        "image is periodic, and near each border may show what is at the opposite one."
+    )
 
 
 def _turned(beams: Interference, turns: float) -> Interference:
@@ -213,7 +211,7 @@ class Direct:
         check_direct(stack.scan_shape, len(columns))
         scanned, counts = stack.scanned.copy(), np.empty(len(columns))
         some, told = slice(None, None, every((ny, nx))), np.empty((0, 0), np.complex64)
-        moves = False
+        moves, inside = False, 0.0
         weights = (1 / a).astype(np.float32)[:, None, None]
 
         def made(blocks: Blocks) -> Any:
@@ -224,8 +222,9 @@ class Direct:
                 spectra *= np.asarray(weights[part], like=spectra)
                 images[:, part] = spectra.reshape(len(means), -1).T
                 counts[part] = means
-            nonlocal moves, told
-            moves = steady(images, a, seen, scanned, _inside(counts, a))
+            nonlocal moves, inside, told
+            inside = _inside(counts, a)
+            moves = steady(images, a, seen, scanned, inside)
             told = here(images[some])
             return images
 
@@ -243,7 +242,6 @@ class Direct:
             None if on_host else images.device.id,
             again=lambda: host.with_images(columns, made),
         )
-        inside = _inside(counts, a)
         # Where too much of a background was taken off, there would be less than none.
         noise = np.maximum(counts, 0) / a**2 / max(inside, _LEAST)
         G = told[tells((ny, nx))[some] > 0].astype(complex)

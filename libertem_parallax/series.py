@@ -10,8 +10,9 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from .accumulate import Stack
-from .direct import Direct
+from . import checks
+from .accumulate import Stack, check_stack
+from .direct import Direct, borders_problem
 from .geometry import Geometry
 from .images import IMAGES, Imaging, Sums, check_images
 from .parameters import Parameters
@@ -69,7 +70,11 @@ def defocus_series(
     ValueError
         If a parameter is missing or out of its range, pixels of the bright field are not in the
         stack, or the images exceed half of the memory that is free.
+    TypeError
+        If `stack` is no stack, or `parameters` no mapping.
     """
+    check_stack(stack)
+    checks.mapping("parameters", parameters)
     [image] = check_images(image, stacks=True)
     known = Parameters(**{name: parameters[name] for name in parameters if name != "shape"})
     values = np.asarray([float(value) for value in defocus])
@@ -90,6 +95,8 @@ def defocus_series(
         known.get("suppress_Nyquist_noise", True),
         known.get("regularization", "auto"),
     )
+    if image == "direct" and (problem := borders_problem(known)):
+        warnings.warn(problem, stacklevel=2)
     images = np.empty((len(values), rows, cols), np.float32)
     sharpness = np.empty(len(values))
     direct: Direct | None = None

@@ -14,17 +14,22 @@ the axis it is the known 2 sin χ(q). Where a(k - q) = a(k + q) = 1 and χ is of
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import aberrations
+from .geometry import Geometry
 
-__all__ = ["aperture", "blocks", "frequencies", "tells", "transfer"]
+__all__ = ["aperture", "blocks", "frequencies", "tells", "transfer", "with_rim"]
 
 #: Elements of a block: a few arrays of these fit the cache of a core.
 _BLOCK = 1 << 16
+
+#: Of a pixel: how much of it must be lit.
+_LIT = 0.25
 
 
 def aperture(angles: ArrayLike, semiangle: float, edge: float) -> NDArray[np.float64]:
@@ -49,6 +54,24 @@ def aperture(angles: ArrayLike, semiangle: float, edge: float) -> NDArray[np.flo
         (semiangle - np.hypot(first, second)) / edge + 0.5, 0, 1
     )
     return amplitude
+
+
+def with_rim(geometry: Geometry) -> Geometry:
+    """Add the pixels around the bright field that are lit in part.
+
+    Parameters
+    ----------
+    geometry
+        With the bright field.
+
+    Returns
+    -------
+    Geometry
+        Whose `plan.pixels` and `angles` have them; a larger semiangle says which.
+    """
+    more = (0.5 - _LIT) * geometry.soft_edge * 1e3
+    with warnings.catch_warnings(action="ignore"):  # that has been told
+        return geometry.replace(semiangle_cutoff=geometry.parameters["semiangle_cutoff"] + more)
 
 
 def frequencies(

@@ -10,7 +10,8 @@ pytestmark = pytest.mark.usefixtures("folder")
 
 
 def test_warnings_are_shown_without_code(run: Run) -> None:
-    result = succeeded(run(f"reconstruct data/scan.npy {BRIEF} --center 0 0 -o image.npy"))
+    images = "--image direct --image parallax"
+    result = succeeded(run(f"reconstruct data/scan.npy {BRIEF} --center 0 0 {images} -o image.npy"))
     lines = [line for line in result.stderr.splitlines() if "cuts off" in line]
     assert len(lines) == 1
     assert lines[0].startswith("Warning: the detector cuts off the bright field")

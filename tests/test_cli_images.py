@@ -99,6 +99,7 @@ def test_images_that_there_are_not(
 def test_help_names_all_images(run: Run) -> None:
     help_text = succeeded(run("reconstruct --help")).stdout
     assert f"--image [{'|'.join((*IMAGES, *STACK_IMAGES))}]" in help_text
+    assert "Repeat --image for more" in " ".join(help_text.split())
 
 
 def test_tiff_tells_imagej_the_pixel_size(run: Run) -> None:

@@ -24,6 +24,15 @@ def test_frames_that_make_a_blank_image_are_told(run: Run, tmp_path, monkeypatch
     assert "Warning: parallax: zero everywhere" in result.stderr
     assert run(f"reconstruct scan.npy {OPTIONS} --overwrite --strict").exit_code == 1
 
+    # All but rounding errors, of which no picture is made.
+    np.save("scan.npy", frames * 0.1)
+    several = "--upsampling-factor 2 --image parallax --image direct"
+    for images, names in ((several, "parallax and direct"), (several[:-15], "parallax")):
+        result = succeeded(run(f"reconstruct scan.npy {OPTIONS} {images} --overwrite"))
+        assert f"Warning: {names}: zero everywhere" in result.stderr
+        path = "image_parallax.npy" if "and" in names else "image.npy"
+        assert not np.load(path).any()
+
     frames[2, 3, 5, 6] += 1
     np.save("scan.npy", frames)
     assert "zero" not in succeeded(run(f"reconstruct scan.npy {OPTIONS} --overwrite")).stderr

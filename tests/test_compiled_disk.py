@@ -15,6 +15,7 @@ import numba
 import pytest
 
 from libertem_parallax.accumulate import disk
+from libertem_parallax.cli.messages import messages_only
 
 Load = Callable[[], Any]
 
@@ -61,11 +62,17 @@ def check_warns_once(load: Load, folder: Path) -> None:
     assert "NUMBA_CACHE_DIR" in str(warning.message)
 
 
-def test_it_works(load: Load) -> None:
-    assert load()(3) == 6
-    function = load()
-    assert function(3) == 6
+def test_it_works(load: Load, capsys: pytest.CaptureFixture[str]) -> None:
+    """People are told, once, where something is compiled, and only there."""
+    with messages_only(), messages_only():
+        assert load()(3) == 6
+        assert load()(1.5) == 3.0
+    assert capsys.readouterr().err == "Compiling code, which takes some seconds the first time\n"
+    with messages_only():
+        function = load()
+        assert function(3) == 6
     assert hits(function) == 1
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("ending", ["nbi", "nbc"])
@@ -105,7 +112,9 @@ def test_a_folder_that_cannot_be_written(load: Load, tmp_path: Path) -> None:
         assert function(3) == 6
 
 
-def test_no_folder_at_all(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_folder_at_all(
+    load: Load, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """As in containers and on cluster nodes."""
 
     def refuse(function: Any) -> None:
@@ -114,5 +123,6 @@ def test_no_folder_at_all(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disk, "_Cache", refuse)
     with pytest.warns(RuntimeWarning, match="no locator available"):
         assert load()(3) == 6
-    with warnings.catch_warnings(action="error"):
+    with warnings.catch_warnings(action="error"), caplog.at_level("INFO", disk.__name__):
         assert load()(1.5) == 3.0
+    assert len(caplog.records) == 1

@@ -12,7 +12,8 @@ from helpers import draw_disk
 from scipy.sparse import csr_array
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from libertem_parallax import ParallaxUDF
+from libertem_parallax import ParallaxUDF, direct_phase
+from libertem_parallax.accumulate import Stack
 from libertem_parallax.contradictions import (
     add_frames,
     contradiction,
@@ -23,6 +24,7 @@ from libertem_parallax.contradictions import (
 from libertem_parallax.disk import find_disk
 from libertem_parallax.files import write_events
 from libertem_parallax.geometry import Geometry
+from libertem_parallax.weak_object import with_rim
 
 SHAPE = (32, 32, 48, 48)
 RADIUS = 12.0
@@ -280,6 +282,21 @@ def test_large_detectors_are_compared_by_a_coarse_copy(center):
         told = contradiction(geometry, pattern)
         found = re.search(r"at row ([\d.]+), column ([\d.]+) with a radius of ([\d.]+)", told)
         np.testing.assert_allclose([float(n) for n in found.groups()], [*center, radius], atol=0.3)
+
+
+@pytest.mark.parametrize("far", [0, 25])
+@pytest.mark.parametrize(("center", "tells"), [((24.0, 24.0), False), ((28.0, 22.0), True)])
+def test_stacks_are_compared_as_far_as_their_pixels_tell(far, center, tells):
+    """Of the whole detector, or of the bright field and its rim."""
+    rng = np.random.default_rng(0)
+    mean = draw_disk((24.0, 24.0), RADIUS, shape=SHAPE[2:], counts=1000.0) / 1000
+    parameters = {**PARAMETERS, "center": center}
+    lit = with_rim(Geometry.from_parameters(SHAPE, **parameters)).plan.lookup >= 0
+    stack = Stack.from_array(rng.poisson(mean, SHAPE).astype(np.uint8), lit if far else None)
+    with warnings.catch_warnings(record=True, action="always") as told:
+        direct_phase(stack, parameters)
+    assert [w.filename for w in told] == [__file__] * tells
+    assert not tells or "the disk is at row 24.0, column 24.0" in str(told[0].message)
 
 
 @pytest.mark.parametrize("radius", [2.5, 4.0])

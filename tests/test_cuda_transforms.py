@@ -18,12 +18,13 @@ from libertem_parallax.accumulate.cuda import stack as cuda_stack
 from libertem_parallax.calibration import calibrate_stack, find_beam
 from libertem_parallax.calibration.spectra import independent, transform
 from libertem_parallax.cli import main
-from libertem_parallax.direct import direct_phase, with_rim
+from libertem_parallax.direct import direct_phase
 from libertem_parallax.geometry import Geometry
 from libertem_parallax.images import IMAGES
 from libertem_parallax.likelihood import monomials
 from libertem_parallax.parameters import Parameters, load_parameters
 from libertem_parallax.show.maker import reconstruct
+from libertem_parallax.weak_object import with_rim
 
 pytestmark = needs_compiler
 

@@ -17,9 +17,9 @@ import libertem_parallax as prlx
 from libertem_parallax import direct
 from libertem_parallax.accumulate import Stack
 from libertem_parallax.cli import main
-from libertem_parallax.direct import Direct, with_rim
+from libertem_parallax.direct import Direct
 from libertem_parallax.geometry import Geometry
-from libertem_parallax.weak_object import transfer
+from libertem_parallax.weak_object import transfer, with_rim
 
 
 @pytest.mark.parametrize("steps", [(3, 3), (2, 5)], ids=["square", "oblong"])
@@ -87,7 +87,8 @@ def test_a_broken_frame_makes_no_infinite_intensity():
     frames = np.random.default_rng(0).poisson(7, (40, 40, 9, 9)).astype(np.uint32)
     frames[4, 4] *= 100_000
     given = {**parameters, "shape": frames.shape}
-    wave = prlx.direct_phase(Stack.from_array(frames), given, amplitude=True)
+    with pytest.warns(UserWarning, match="the frames show no disk"):
+        wave = prlx.direct_phase(Stack.from_array(frames), given, amplitude=True)
     assert np.isfinite(np.abs(wave) ** 2).all()
 
 
@@ -221,6 +222,14 @@ def test_values_that_are_not_finite_are_refused_with_their_place(value):
 def test_refused():
     counts, _, parameters = weak.scan_of_object("0", (3, 3))
     stack = Stack.from_array(counts)
+    for wrong, kind in ((counts, "ndarray"), ("scan.npy", "str")):
+        for function in (prlx.direct_phase, lambda *of: prlx.defocus_series(*of, [1.0])):
+            with pytest.raises(TypeError, match=f"stack of frames, got {kind}. Give the `stack`"):
+                function(wrong, parameters)
+    with pytest.raises(TypeError, match="as load_parameters returns; got str"):
+        prlx.direct_phase(stack, "scan.toml")
+    with pytest.warns(UserWarning, match="borders = 'coverage' is without meaning for direct"):
+        prlx.direct_phase(stack, {**parameters, "borders": "coverage"})
     with pytest.raises(ValueError, match="energy is missing"):
         prlx.direct_phase(stack, {k: v for k, v in parameters.items() if k != "energy"})
     with pytest.raises(ValueError, match="regularization = 0: expected auto"):
@@ -265,6 +274,7 @@ def test_on_the_command_line(tmp_path, monkeypatch):
     result = CliRunner().invoke(main, ["reconstruct", "scan.npy", *options])
     assert result.exit_code == 0, result.output
     assert "direct ptychography" in result.output
+    assert "frames/s, on the CPU\n" in result.output
     with tifffile.TiffFile("a_direct.tif") as file:
         assert (file.imagej_metadata or {})["vunit"] == "rad"
         image = file.asarray()

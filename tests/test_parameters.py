@@ -224,6 +224,7 @@ def test_what_is_missing() -> None:
     ("given", "message"),
     [
         ({"enery": 1}, "unknown parameter 'enery'; the nearest known one is 'energy' in eV"),
+        ({"energie": 1}, "the nearest known one is 'energy' in eV"),
         ({"energy_keV": 1}, "the nearest known one is 'energy' in eV"),
         ({"voltage": 1}, "the nearest known one is 'energy' in eV"),
         ({"convergence_angle": 1}, "the nearest known one is 'semiangle_cutoff' in mrad"),

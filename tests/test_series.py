@@ -13,6 +13,7 @@ import libertem_parallax as prlx
 from libertem_parallax.accumulate import Stack
 from libertem_parallax.cli import main
 from libertem_parallax.series import Series
+from libertem_parallax.show.curves import sharpness_figure
 
 
 @pytest.mark.parametrize("image", ["parallax", "phase", "direct"])
@@ -48,6 +49,11 @@ def test_sharpest_lies_between_the_images():
     x = np.array([0.0, 1.0, 2.0, 3.0])
     assert Series(x, x, 5 - (x - 1.3) ** 2).sharpest == pytest.approx(1.3)
     assert Series(x, x, x).sharpest == 3
+    [axes] = sharpness_figure(Series(10 * x, x, 5 - (x - 1.3) ** 2)).axes
+    assert [text.get_text() for text in axes.get_legend().texts] == [
+        "images",
+        "sharpest, at 1.3 nm",
+    ]
 
 
 def test_on_the_command_line(tmp_path, monkeypatch):

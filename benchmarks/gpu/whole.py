@@ -12,9 +12,8 @@ import scipy.ndimage
 from libertem_parallax import Parameters, direct_phase
 from libertem_parallax.accumulate import Stack, place_stack
 from libertem_parallax.calibration import CalibrationError, calibrate_stack
-from libertem_parallax.direct import with_rim
 from libertem_parallax.geometry import Geometry
-from libertem_parallax.weak_object import aperture, frequencies, transfer
+from libertem_parallax.weak_object import aperture, frequencies, transfer, with_rim
 
 from ..workloads import Workload
 from .floors import seconds

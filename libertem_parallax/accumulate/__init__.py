@@ -26,7 +26,7 @@ from .kept import add_kept, holds
 from .latest import Latest, Window, can_slide
 from .plain import PlainEngine
 from .plan import Plan
-from .stack import Blocks, Stack, mask_pixels
+from .stack import Blocks, Stack, check_stack, mask_pixels
 
 __all__ = [
     "ENGINES",
@@ -44,6 +44,7 @@ __all__ = [
     "add_kept",
     "all_small",
     "can_slide",
+    "check_stack",
     "fallen_back",
     "holds",
     "make_engine",

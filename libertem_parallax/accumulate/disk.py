@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,9 @@ from numba import njit
 from numba.core.caching import FunctionCache, NullCache
 
 __all__ = ["keep_on_disk"]
+
+#: Gets a record before code is compiled, which takes a second or several.
+_log = logging.getLogger(__name__)
 
 
 def keep_on_disk(function: Callable[..., Any]) -> Any:
@@ -45,14 +49,17 @@ class _Cache(FunctionCache):  # type: ignore[misc]
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Load code, or None if there is none that can be used."""
+        code = None
         try:
-            return super().load_overload(sig, target_context)
+            code = super().load_overload(sig, target_context)
         except Exception as error:  # of the file system, or of anything in the files
             _complain(self.cache_path, error)
             # After a power cut, say, files are empty: forget them.
             with contextlib.suppress(Exception):
                 self.flush()
-            return None
+        if code is None:
+            _log.info("compiling %s", self._name)
+        return code
 
     def save_overload(self, sig: Any, data: Any) -> None:
         """Keep code, if there is a place for it."""
@@ -67,6 +74,10 @@ class _NoCache(NullCache):  # type: ignore[misc]
 
     def __init__(self, problem: Exception) -> None:
         self._problem = problem
+
+    def load_overload(self, sig: Any, target_context: Any) -> None:  # noqa: ARG002
+        """Find nothing."""
+        _log.info("compiling for %s", sig)
 
     def save_overload(self, sig: Any, cres: Any) -> None:  # noqa: ARG002
         """Forget the code."""

@@ -18,7 +18,7 @@ from .kept import columns_of, holds, kept_engine
 from .plan import Plan, check_pixels
 from .threads import cores, share
 
-__all__ = ["Blocks", "Stack", "mask_pixels"]
+__all__ = ["Blocks", "Stack", "check_stack", "mask_pixels"]
 
 _Made = TypeVar("_Made", bound=NDArray[Any])
 _T = TypeVar("_T")
@@ -333,6 +333,22 @@ def _side_by_side(index: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
         return
     for start in range(0, len(index), _SPLIT):
         yield index[start : start + _SPLIT]
+
+
+def check_stack(stack: Any) -> None:
+    """Refuse what is no stack.
+
+    Raises
+    ------
+    TypeError
+        The message says how to make one.
+    """
+    if not isinstance(stack, Stack):
+        raise TypeError(
+            f"stack: expected a stack of frames, got {type(stack).__name__}. Give the `stack` of a "
+            "StackUDF after its run, or make one of an array by "
+            "libertem_parallax.accumulate.Stack.from_array."
+        )
 
 
 def mask_pixels(

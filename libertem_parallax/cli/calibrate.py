@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .messages import messages_only
 from .options import parameter_option
 from .parameters import check_required, read_parameters
 from .reconstruct import open_dataset, region_of
-from .run import by, default_gpu, has_terminal, messages_only, report
+from .run import by, default_gpu, has_terminal, report
 
 if TYPE_CHECKING:
     from ..calibration import Alternative, Calibration

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import click
 
+from .messages import messages_only
 from .options import overwrite_option
-from .run import COMPILES, by, image_pixel_size, make_udf, messages_only, report, run
+from .run import by, image_pixel_size, make_udf, report, run
 from .specimen import (
     check_folder,
     correlation,
@@ -64,7 +65,7 @@ def demo(output: Path, overwrite: bool) -> None:
     with messages_only(), Context.make_with("threads") as ctx:
         dataset = ctx.load("hdf5", path=frames_path, ds_path="/frames")
         udf = make_udf(dataset.shape, parameters.replace(image=("parallax", "phase_flip", "phase")))
-        click.echo(f"Reconstructing{COMPILES}", err=True)
+        click.echo("Reconstructing", err=True)
         run(ctx, dataset, udf)
         # The second run is the one to be timed: there is nothing to compile any more.
         results, speed = run(ctx, dataset, udf)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .run import count_gpus, default_gpu, messages_only
+from .messages import messages_only
+from .run import count_gpus, default_gpu
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -183,7 +183,7 @@ def parameter_option(name: str, need: str | None = None) -> Callable[[Command], 
     names = f"{option}/--no-{option[2:]}" if declared.kind == "flag" else option
     words = [declared.meaning]
     if takes.get("multiple"):
-        words.append("Repeat it for more.")
+        words.append(f"Repeat {option} for more.")
     return click.option(names, name, help=f"{' '.join(words)}  [{need or declared.need}]", **takes)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from .. import checks
+from .messages import messages_only
 from .options import (
     acquisition_options,
     blur_option,
@@ -21,19 +22,7 @@ from .options import (
     parameter_option,
 )
 from .parameters import check_required, read_parameters
-from .run import (
-    COMPILES,
-    about,
-    check_output,
-    crop,
-    described,
-    image_paths,
-    make_udf,
-    messages_only,
-    report,
-    run,
-    save,
-)
+from .run import about, check_output, crop, described, image_paths, make_udf, report, run, save
 from .series import only_named
 from .stacked import check_series, fill_stack, focused, make_images, write_series
 
@@ -114,7 +103,7 @@ def reconstruct(
         dataset = open_dataset(ctx, data, parameters.settings.get("load", {}))
         region = region_of(roi, tuple(dataset.shape.nav))
         udf = make_udf(dataset.shape, focused(parameters, series[1]) if series else parameters)
-        click.echo(f"Reconstructing{COMPILES}", err=True)
+        click.echo("Reconstructing", err=True)
         if series and curve:
             stack, speed = fill_stack(ctx, dataset, udf)
             [path] = outputs.values()

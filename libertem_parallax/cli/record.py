@@ -14,14 +14,13 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
 import click
 
 from .connection import Link, Unbreakable, linked
+from .messages import messages_only
 from .recorded import Added, Recorded, kept_frames, missing_frames, save_found
 from .run import (
-    COMPILES,
     about,
     default_gpu,
     described,
     image_pixel_size,
-    messages_only,
     refuse_zero_images,
     replacing_problem,
     save,
@@ -192,7 +191,7 @@ def _get_ready(link: Link, parameters: Parameters, recording: Recording) -> Any:
 
     Where the shape is not known yet, a small scan on any detector gets everything compiled.
     """
-    click.echo(f"Getting ready{COMPILES}", err=True)
+    click.echo("Getting ready", err=True)
     events = link.address.detector.events
     sure = recording.nav_shape is not None and not events and not recording.calibrate
     with contextlib.nullcontext() if sure else warnings.catch_warnings(action="ignore"):

@@ -1,4 +1,4 @@
-"""What commands share: running a UDF with messages for people, writing and telling results."""
+"""What commands share: running a UDF, writing and telling results."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from .messages import messages_only
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,46 +22,10 @@ if TYPE_CHECKING:
     from ..files import About
     from ..parameters import Parameters
 
-COMPILES = " (the first time, code is compiled, which takes some seconds)"
-
-
-def warn(message: str) -> None:
-    """Tell people of something that does not stop the command."""
-    from tqdm import tqdm
-
-    # On a line of its own, also where a progress bar is under way.
-    with tqdm.external_write_mode():
-        click.echo(f"Warning: {message}", err=True)
-
 
 def has_terminal() -> bool:
     """Whether people see LiberTEM's progress bar: elsewhere, every state of it would stay."""
     return sys.stderr is not None and sys.stderr.isatty()
-
-
-@contextlib.contextmanager
-def messages_only(strict: bool = False) -> Iterator[None]:
-    """Show what the library says of input and GPU without tracebacks and lines of code.
-
-    Parameters
-    ----------
-    strict
-        Make errors of warnings.
-    """
-
-    def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        warn(str(message))
-
-    try:
-        action: Literal["error", "once"] = "error" if strict else "once"
-        with warnings.catch_warnings(action=action, category=UserWarning):
-            warnings.simplefilter(action, RuntimeWarning)
-            warnings.showwarning = show
-            yield
-    except (UserWarning, RuntimeWarning) as warning:
-        raise click.ClickException(f"{warning} This is an error with --strict.") from warning
-    except (OSError, RuntimeError, TypeError, ValueError) as error:
-        raise click.ClickException(str(error)) from error
 
 
 def make_udf(shape: Iterable[int], parameters: Parameters) -> Any:
@@ -113,13 +79,36 @@ def run(
         ) from error
     speed = speed_text(frames, time.perf_counter() - start)
     images = {name: buffer.data for name, buffer in results.items()}
-    if blank := [name for name, image in images.items() if not image.any()]:
+    largest = float(np.abs(udf.results.get_buffer("S").raw_data).max(initial=0))
+    return without_rounding(images, largest), speed + where(udf)
+
+
+def without_rounding(images: dict[str, NDArray[Any]], counts: float) -> dict[str, NDArray[Any]]:
+    """Make images zero that show no more than rounding errors, and warn of them.
+
+    Parameters
+    ----------
+    images
+        By name.
+    counts
+        Largest of the frames' sums.
+    """
+    import numpy as np
+
+    from ..images import words_and_unit
+
+    seen = {}
+    for name, image in images.items():
+        scale = counts if words_and_unit(name)[1] == "counts" else 1.0  # rad
+        shows = np.abs(image).max() > np.finfo(np.float32).eps * scale
+        seen[name] = image if shows else np.zeros_like(image)
+    if blank := [name for name, image in seen.items() if not image.any()]:
         warnings.warn(
             f"{' and '.join(blank)}: zero everywhere, as all frames are alike in the bright field, "
             "or empty. Check the file, how it was loaded (dtype, shapes), and center.",
-            stacklevel=2,
+            stacklevel=3,
         )
-    return images, speed + where(udf)
+    return seen
 
 
 def where(udf: Any) -> str:

@@ -14,17 +14,11 @@ import click
 from ..live import Detector
 from ..parameters import Parameters
 from .calibrate import FOUND, check_file
+from .messages import messages_only
 from .parameters import read_parameters
 from .record import Recording, record
 from .recorded import Recorded
-from .run import (
-    check_output,
-    image_pixel_size,
-    live_paths,
-    messages_only,
-    refuse_zero_images,
-    report,
-)
+from .run import check_output, image_pixel_size, live_paths, refuse_zero_images, report
 from .sequence import record_all
 from .specimen import (
     check_folder,

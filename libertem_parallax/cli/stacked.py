@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .run import about, by, check_output, default_gpu, has_terminal, messages_only, speed_text, warn
+from .messages import messages_only, warn
+from .run import about, by, check_output, default_gpu, has_terminal, speed_text, without_rounding
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,27 +25,30 @@ if TYPE_CHECKING:
 def fill_stack(ctx: Any, dataset: Any, made_for: Any) -> tuple[Stack, str]:
     """Read the bright field of all frames and its rim, with a progress bar.
 
-    It goes on the GPU if there is one. Returns the stack, and how fast it was read.
+    It goes on the GPU if there is one. Returns the stack, how fast it was read, and where it is.
 
     Raises
     ------
     click.ClickException
         If memory does not hold it.
     """
+    from ..accumulate import CudaStack
+
     udf = _stack_udf(dataset, made_for)
     start = time.perf_counter()
     ctx.run_udf(dataset, udf, progress=has_terminal())
     speed = speed_text(math.prod(udf.scan_shape), time.perf_counter() - start)
-    return _placed(udf.stack, made_for), speed
+    stack = _placed(udf.stack, made_for)
+    return stack, f"{speed}, on the {'GPU' if isinstance(stack, CudaStack) else 'CPU'}"
 
 
 def _stack_udf(dataset: Any, made_for: Any) -> StackUDF:
     """Make the UDF that keeps the bright field and its rim, or say that memory does not hold it."""
     import numpy as np
 
-    from ..direct import with_rim
     from ..memory import check_direct
     from ..udf import StackUDF
+    from ..weak_object import with_rim
 
     plan = with_rim(made_for.params.geometry).plan
     mask = np.zeros(plan.detector_shape, bool)
@@ -110,6 +114,8 @@ def make_images(
     stack: Stack, geometry: Geometry, parameters: Parameters
 ) -> dict[str, NDArray[Any]]:
     """Make all images of a stack that the parameters name."""
+    import numpy as np
+
     from ..direct import direct_phase
     from ..images import IMAGES, Imaging, Sums
 
@@ -117,10 +123,11 @@ def make_images(
     A, S = stack.add(geometry.plan)
     suppress = parameters.get("suppress_Nyquist_noise", True)
     sums = Sums(Imaging(geometry, suppress, regularization), A, S, stack.scanned)
-    return {
+    images = {
         name: direct_phase(stack, parameters) if name == "direct" else sums.once(IMAGES[name].make)
         for name in parameters["image"]
     }
+    return without_rounding(images, float(np.abs(S).max(initial=0)))
 
 
 def check_series(

@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
+from .messages import messages_only
 from .options import acquisition_options, overwrite_option
 from .parameters import check_required, read_parameters
-from .run import messages_only, replacing_problem
+from .run import replacing_problem
 
 #: Lines of the table.
 _LINES = 16

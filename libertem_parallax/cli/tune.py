@@ -13,9 +13,10 @@ from urllib.parse import urlsplit
 import click
 from click.core import ParameterSource
 
+from .messages import messages_only, warn
 from .options import acquisition_options, blur_option, parameter_option
 from .parameters import check_required, read_parameters
-from .run import COMPILES, default_gpu, has_terminal, messages_only, warn
+from .run import default_gpu, has_terminal
 
 if TYPE_CHECKING:
     from ..show.page.server import Access
@@ -137,7 +138,7 @@ def tune(
     load = parameters.settings.get("load", {})
     with messages_only(), Context.make_with("threads") as ctx:
         dataset = open_dataset(ctx, data, load)
-        click.echo(f"Reading the bright field{COMPILES}", err=True)
+        click.echo("Reading the bright field", err=True)
         stack = fill_stack(ctx, dataset, parameters, limit, device=gpu, progress=has_terminal())
         tuning = Tuning(stack, parameters.replace(load=None))
     source = {"filetype": load.get("type", "auto"), "path": str(data), **load}

@@ -65,9 +65,9 @@ def sharpness_figure(series: Series) -> Any:
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    axes.plot(series.defocus / 10, series.sharpness, marker="o", ms=3)
+    axes.plot(series.defocus / 10, series.sharpness, marker="o", ms=3, label="images")
     best = series.sharpest / 10
-    axes.axvline(best, color="0.5", ls="--", lw=0.8)
-    axes.text(best, 1.02, f"{best:.4g} nm", ha="center", transform=axes.get_xaxis_transform())
+    axes.axvline(best, color="0.5", ls="--", lw=0.8, label=f"sharpest, at {best:.4g} nm")
+    axes.legend()
     axes.set(xlabel="defocus in nm", ylabel="sharpness (noise of counts is 1)")
     return figure

@@ -164,7 +164,7 @@ class ParallaxUDF(SumsUDF):
         borders
             What happens at the borders of the image. That is periodic, where what leaves it on one
             side comes back on the other, or coverage, where it is lost, and every position is
-            divided by the number of pixels that it received.
+            divided by the number of pixels that it received. The image direct is always periodic.
 
         Returns
         -------
