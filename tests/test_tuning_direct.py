@@ -89,6 +89,9 @@ def test_it_follows_every_knob(tuning):
         regularization = tuning.parameters.get("regularization", "auto")
         expected = direct_phase(tuning.stack, tuning.parameters, regularization=regularization)
         np.testing.assert_array_equal(image, expected)
+    assert shown(tuning).notes == ()
+    tuning.change(borders="coverage")
+    assert "borders = 'coverage' is without meaning" in str(shown(tuning).notes)
     tuning.change(image="parallax")
     assert_shown(tuning)
 

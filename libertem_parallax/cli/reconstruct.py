@@ -76,7 +76,7 @@ def reconstruct(
     strict: bool,
     **options: Any,
 ) -> None:
-    """Reconstruct the parallax image of DATA, any 4D-STEM data set that LiberTEM opens.
+    """Reconstruct an image of DATA, any 4D-STEM data set that LiberTEM opens.
 
     Parameters come from options, from a TOML file, or both.
     """

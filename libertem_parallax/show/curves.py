@@ -34,7 +34,10 @@ def transfer_figure(curves: Transfer) -> Any:
     axes.plot(q, curves.parallax, label="parallax")
     axes.plot(q, curves.phase_flip, label="phase flip")
     axes.plot(q, curves.phase, label="phase")
-    for at, text in ((curves.semiangle * 10, "semiangle"), (curves.nyquist * 10, "scan")):
+    for at, text in (
+        (curves.semiangle * 10, "semiangle"),
+        (curves.nyquist * 10, "limit of the scan"),
+    ):
         if at <= q[-1] * 1.02:
             axes.axvline(at, color="0.5", lw=0.8, ls="--")
             axes.text(

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..accumulate import CudaStack, Latest, Plan, Stack, place_stack
-from ..direct import Direct
+from ..direct import Direct, borders_problem
 from ..geometry import Geometry
 from ..images import IMAGES, STACK_IMAGES, Imaging, Sums, check_images
 from ..memory import check_direct, check_image
@@ -251,11 +251,12 @@ class Maker:
             key = wanted.geometry, wanted.frames
             sums = self._once("sums", coarse, key, lambda: self._sums(wanted, coarse, threads))
             image, scanned = sums.once(IMAGES[name].make), sums.scanned
-        notes = (*notes, *self._notes)
-        if name not in STACK_IMAGES:
+        if name in STACK_IMAGES:
+            problem = borders_problem(wanted.parameters)
+        else:
             self._forget("direct")
-            if problem := IMAGES[name].problem(geometry):
-                notes = (*notes, problem)
+            problem = IMAGES[name].problem(geometry)
+        notes = (*notes, *self._notes, *([problem] if problem else []))
         return Picture(
             wanted.number,
             name,
