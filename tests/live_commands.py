@@ -101,9 +101,16 @@ def expected(
     return image
 
 
+def written_to(result: Result) -> str:
+    """Tell where the image is: an image of that name is not replaced."""
+    found = re.search(r"^Written to +(.+)$", result.stdout, re.MULTILINE)
+    assert found, result.output
+    return found[1]
+
+
 def check_complete(result: Result, frames: NDArray[Any]) -> None:
     assert result.exit_code == 0, result.output
-    np.testing.assert_array_equal(tifffile.imread("image.tif"), expected(frames))
+    np.testing.assert_array_equal(tifffile.imread(written_to(result)), expected(frames))
 
 
 def check_error(result: Result, *messages: str) -> None:

@@ -189,6 +189,7 @@ def test_the_detector_is_not_started_in_vain(
         ("live merlin --timeout inf", "'--timeout': inf is not a finite number"),
         ("live merlin --silence nan", "'--silence': nan is not a finite number"),
         ("live merlin --interval inf", "'--interval': inf is not a finite number"),
+        ("live merlin --page --memory inf", "'--memory': inf is not a finite number"),
         ("live eiger", "'merlin', 'dectris', 'asi_tpx3'"),
         ("live asi_tpx3", "--params"),
         ("live asi_tpx3 --start", "--start: asi_tpx3 cannot be started from here"),

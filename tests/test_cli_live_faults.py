@@ -24,6 +24,7 @@ from live_commands import (
     interrupt,
     simulators,
     when,
+    written_to,
 )
 from numpy.typing import NDArray
 
@@ -92,8 +93,12 @@ def test_the_detector_fails_and_works_again(
 ) -> None:
     gate = Gate(monkeypatch, then)
     check_partial(run(arguments(merlin, "--start --silence 0.5")), frames, message)
+    first = Path("image.tif").read_bytes()
     gate.opened.set()
-    check_complete(run(arguments(merlin, "--start --silence 5")), frames)
+    result = run(arguments(merlin, "--start --silence 5"))
+    check_complete(result, frames)
+    assert written_to(result) == "image_2.tif"
+    assert Path("image.tif").read_bytes() == first  # that scan cannot be repeated
 
 
 def test_the_detector_is_killed(run: Run, hdr: Path, frames: NDArray[Any]) -> None:

@@ -245,6 +245,7 @@ def test_what_a_failed_acquisition_left_is_not_replaced(tmp_path: Path) -> None:
         if len(places) == 2:
             raise click.ClickException("interrupted")
         places[0].write_bytes(b"the image so far")
+        (tmp_path / "image_2.toml").write_text("mine")
         when(lambda: page.stage == "ended", page.next)
         raise click.ClickException("No space left on device")
 
@@ -254,7 +255,7 @@ def test_what_a_failed_acquisition_left_is_not_replaced(tmp_path: Path) -> None:
             record_all(once, print, parameters, outputs, None, page)  # type: ignore[arg-type]
     finally:
         page.close()
-    assert [path.name for path in places] == ["image.tif", "image_2.tif"]
+    assert [path.name for path in places] == ["image.tif", "image_3.tif"]
 
 
 def test_what_is_beside_the_image_cannot_be_written(
@@ -275,8 +276,8 @@ def test_what_is_beside_the_image_cannot_be_written(
 
     record_all = sequence.record_all
 
-    def with_it(once: Any, _: Any, *more: Any) -> None:
-        record_all(once, tell, *more)
+    def with_it(once: Any, _: Any, *more: Any, **options: Any) -> None:
+        record_all(once, tell, *more, **options)
 
     with (
         pytest.MonkeyPatch.context() as patch,

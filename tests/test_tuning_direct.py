@@ -46,7 +46,8 @@ def data(tmp_path, monkeypatch):
 def test_it_is_what_the_command_makes_of_the_parameters_that_are_saved(tuning, data):
     tuning.aberrate(C30=2e6)
     picture = shown(tuning)
-    tif, png, toml = save(data / "saved", "scan", picture)
+    tif, png, toml = save(data / "saved", "scan [1]", picture)
+    assert len({tif, *save(data / "saved", "scan [1]", picture)}) == 4  # nothing is replaced
     command = ["reconstruct", "scan.h5", "--params", str(toml), "-o", "image.tif"]
     result = CliRunner().invoke(main, command, catch_exceptions=False)
     assert result.exit_code == 0, result.output

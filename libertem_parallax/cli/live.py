@@ -258,7 +258,11 @@ def live(
     def once(parameters: Parameters, outputs: Mapping[str, Path], recording: Recording) -> Recorded:
         return record(address, parameters, outputs, snapshot, recording, page=shown, asked=asked)
 
-    record_all(once, lambda done: report(*done.rows), parameters, outputs, recording, shown)
+    # A scan cannot be repeated: an image of an earlier one is not replaced, either.
+    new = not recording.overwrite
+    record_all(
+        once, lambda done: report(*done.rows), parameters, outputs, recording, shown, new=new
+    )
 
 
 def _asked(options: dict[str, Any], *, calibrate: bool) -> dict[str, Any]:

@@ -31,6 +31,8 @@ def record_all(
     outputs: Mapping[str, Path],
     recording: Recording,
     page: LivePage | None,
+    *,
+    new: bool = False,
 ) -> None:
     """Record an acquisition; with a page, others as they are asked for there, until Ctrl-C.
 
@@ -47,17 +49,24 @@ def record_all(
         Of the first one.
     page
         Where it is shown, if so.
+    new
+        Whether the image of the first one goes to a new file, too, if there is one of its name.
 
     Raises
     ------
     click.ClickException, click.exceptions.Exit
         If the last one is not complete, unless it was stopped on the page.
     """
+    places = outputs
+    if new and any(path.exists() for path in outputs.values()):
+        places = free_outputs(outputs)
+        where = " and ".join(map(str, places.values()))
+        click.echo(f"There is an image of this name. This acquisition goes to {where}", err=True)
     if page is None:
-        recorded = once(parameters, outputs, recording)
+        recorded = once(parameters, places, recording)
         _leave(recorded.window, _told(recorded, tell))
         return
-    names, places = parameters["image"], outputs
+    names = parameters["image"]
     problem: str | None
     while True:
         try:
@@ -103,13 +112,14 @@ def _show(page: LivePage, recorded: Recorded, problem: str | None, places: list[
 
 
 def free_outputs(outputs: Mapping[str, Path]) -> dict[str, Path]:
-    """Append a number to names of images, with which there are none yet."""
+    """Append a number to names of images, with which there are none yet, nor parameters beside."""
     for number in itertools.count(2):
         places = {
             name: path.with_name(f"{path.stem}_{number}{path.suffix}")
             for name, path in outputs.items()
         }
-        if not any(path.exists() for path in places.values()):
+        beside = (path.with_suffix(".toml") for path in places.values())
+        if not any(path.exists() for path in (*places.values(), *beside)):
             return places
     raise AssertionError  # numbers do not end
 

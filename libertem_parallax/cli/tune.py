@@ -14,7 +14,7 @@ import click
 from click.core import ParameterSource
 
 from .messages import messages_only, warn
-from .options import acquisition_options, blur_option, parameter_option
+from .options import Finite, acquisition_options, blur_option, parameter_option
 from .parameters import check_required, read_parameters
 from .run import default_gpu, has_terminal
 
@@ -86,7 +86,7 @@ def memory_option(command: Any) -> Any:
     """Add the option that bounds the stack."""
     return click.option(
         "--memory",
-        type=click.FloatRange(min=0, min_open=True),
+        type=Finite(min=0, min_open=True),
         metavar="GiB",
         help="Memory that the stack may take.  [default: a quarter of what is free]",
     )(command)

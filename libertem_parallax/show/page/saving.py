@@ -66,7 +66,8 @@ def save(folder: Path, stem: str, picture: Picture, sigma: float = 0.0) -> list[
     folder.mkdir(parents=True, exist_ok=True)
     stem = f"{Path(stem).name}_{picture.name}"
     number = 1
-    while any(folder.glob(f"{stem}_{number:03d}*")):
+    there = [path.name for path in folder.iterdir()]
+    while any(name.startswith(f"{stem}_{number:03d}") for name in there):
         number += 1
     tif, png, toml = (folder / f"{stem}_{number:03d}{end}" for end in (".tif", ".png", ".toml"))
     picture.parameters.replace(image=picture.name).save(toml)
