@@ -277,6 +277,12 @@ def _block(index: Any, start: int, nx: int, most: int) -> int:
 
 
 @njit(nogil=True)
+def _batch(batches: Any, b: int) -> tuple[int, int, int]:
+    """Tell a batch's first line, chunk and pixel: a row by itself would count references."""
+    return batches[uintp(b), 0], batches[uintp(b), 1], batches[uintp(b), 2]
+
+
+@njit(nogil=True)
 def _copy(frames: Any, start: int, n: int, lines: Any, buffer: Any) -> None:
     """Copy lines of `n` frames."""
     for k in range(n):
@@ -294,11 +300,14 @@ def _copy(frames: Any, start: int, n: int, lines: Any, buffer: Any) -> None:
 
 
 @njit(nogil=True)
-def _gather(rows: Any, first: int, places: Any, values: Any, group: int) -> None:
-    """Transpose a group's rows, from the `first` on: of the buffer, or frames."""
+def _gather(
+    rows: Any, first: int, places: Any, chunk: int, chunk_end: int, values: Any, group: int
+) -> None:
+    """Transpose chunks of a group's rows, from the `first` on: of the buffer, or frames."""
     count = CHUNK // values.itemsize
-    for i in range(len(places)):
-        _transpose(rows, uintp(first), uintp(places[i]), values, uintp(group), uintp(i * count))
+    for i in range(chunk, chunk_end):
+        slot = uintp((i - chunk) * count)
+        _transpose(rows, uintp(first), uintp(places[uintp(i)]), values, uintp(group), slot)
 
 
 @njit(nogil=True)
@@ -366,9 +375,7 @@ def accumulate(
 ) -> None:
     """Add frames."""
     last, lanes, block = len(batches) - 2, values.shape[2], values.shape[0] * values.shape[2]
-    table, memory, furthest = (slots, targets), (frames, lines), 0
-    for m in range(len(targets)):
-        furthest = max(furthest, targets[uintp(m)])
+    table, memory = (slots, targets), (frames, lines)
     seen = values.dtype.type(0)
     start = np.int64(0)  # typed, or the first turn of the loop is compiled apart
     n = _block(index, start, nx, block)
@@ -381,24 +388,28 @@ def accumulate(
         straight = min(n, len(frames) - 1 - start) // lanes * lanes if len(in_frame) else 0
         if len(in_frame) and not len(lines):
             straight = n  # lines that were held already; zeros fill the last group
-        # The last group is added as such, too, if its zeros have a place.
+        # The last group is added as such, too, if its zeros have a place. If S has one, A has,
+        # as positions ascend.
         groups = (n + lanes - 1) // lanes
-        if groups * lanes > min(len(at) - furthest, len(S) - start):
+        if groups * lanes > len(S) - start:
             groups = n // lanes
         if mapped and len(lines):
             seen += _look(frames[after : after + BLOCKS * block], lines)
         for b in range(last + 1):
-            (line, chunk, m), (line_end, chunk_end, end) = batches[b], batches[b + 1]
+            line, chunk, m = _batch(batches, b)
+            line_end, chunk_end, end = _batch(batches, b + 1)
             for k in range(0, straight, lanes):
-                _gather(frames, start + k, in_frame[chunk:chunk_end], values, k // lanes)
+                _gather(frames, start + k, in_frame, chunk, chunk_end, values, k // lanes)
             for k in range(straight, n, lanes):
                 count = min(lanes, n - k)
                 _copy(frames, start + k, count, lines[line:line_end], buffer)
-                buffer[count:lanes] = 0
-                _gather(buffer, 0, places[chunk:chunk_end], values, k // lanes)
+                if count < lanes:
+                    buffer[count:lanes] = 0
+                _gather(buffer, 0, places, chunk, chunk_end, values, k // lanes)
             # Lines of the next batch, or block.
             first, count = (after, n_after) if b == last else (start, n)
-            some = batches[0 if b == last else b + 1, 0], batches[1 if b == last else b + 2, 0]
+            then = 0 if b == last else b + 1
+            some = _batch(batches, then)[0], _batch(batches, then + 1)[0]
             count = min(count, (end - m) * ASKED // max(some[1] - some[0], 1))
             if fours is not None:
                 stop, ahead = m + fours[b], first + count * fours[b] // (end - m)
