@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import datetime
 import json
@@ -9,7 +10,7 @@ import os
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -158,7 +159,6 @@ class Parameters(Mapping[str, Any]):
             If it cannot be written, or TOML has no such values.
         """
         path = Path(path)
-        mode: Literal["wb", "xb"] = "wb" if overwrite else "xb"
         files = {name: str(file.absolute()) for name, file in self._files.items()}
         arrays = {
             name: path.with_name(f"{path.stem}_{name}.npy")
@@ -171,9 +171,9 @@ class Parameters(Mapping[str, Any]):
         names = files | {name: file.name for name, file in arrays.items()}
         text = _to_toml({**self._values, **names}, comments or {}, header).encode()
         for name, file in arrays.items():
-            with file.open(mode) as array:
+            with _written(file, overwrite) as array:
                 np.save(array, self._values[name])
-        with path.open(mode) as out:
+        with _written(path, overwrite) as out:
             out.write(text)
 
 
@@ -216,6 +216,22 @@ def load_parameters(path: str | os.PathLike[str]) -> Parameters:
         return Parameters(**given)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+@contextlib.contextmanager
+def _written(path: Path, overwrite: bool) -> Iterator[Any]:
+    """Write a file whole or not at all, in place of an older one if that is allowed."""
+    from .files import replacing
+
+    if not overwrite:
+        path.open("xb").close()  # nobody else takes the name
+    try:
+        with replacing(path) as file:
+            yield file
+    except BaseException:
+        if not overwrite:
+            path.unlink(missing_ok=True)
+        raise
 
 
 def _with_images(given: Mapping[str, Any], before: Iterable[str] = ()) -> dict[str, Any]:

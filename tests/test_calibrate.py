@@ -19,6 +19,7 @@ from libertem_parallax.cli import main
 from libertem_parallax.files import write_events
 from libertem_parallax.parameters import Parameters
 from libertem_parallax.udf import calibration as glue
+from libertem_parallax.udf import learning as learns
 from libertem_parallax.udf.learning import Learning
 
 SHAPE = (36, 36)
@@ -134,6 +135,27 @@ def test_command(folder: Path) -> None:
         assert result.exit_code == 2
         assert "that exists; choose another name, or --overwrite" in result.stderr
     assert (folder / "params.toml").read_text() == file
+    result = run(f"calibrate scan.npy {OPTIONS} -o same.toml --picture same.toml")
+    assert "--picture same.toml: that is --output" in result.stderr
+
+
+def test_command_tells_what_cannot_be_written(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as into a folder that is gone when all is done."""
+    (folder / "gone").mkdir()
+    calibrate = prlx.calibrate
+
+    def late(*arguments: Any, **more: Any) -> Any:
+        (folder / "gone").rmdir()
+        return calibrate(*arguments, **more)
+
+    monkeypatch.setattr("libertem_parallax.udf.calibrate", late)
+    result = run(f"calibrate scan.npy {OPTIONS} -o gone/params.toml --picture sheet.png")
+    assert result.exit_code == 1
+    assert "Error: cannot write gone/params.toml" in result.stderr
+    for text in ("Center", "Defocus", "Rotation", "Written to     sheet.png"):
+        assert text in result.stdout
 
 
 def test_command_keeps_what_the_file_says(folder: Path) -> None:
@@ -169,6 +191,9 @@ def test_command_without_a_result(folder: Path) -> None:
 
 
 def test_command_says_what_is_missing(folder: Path) -> None:
+    result = run(f"calibrate scan.npy {OPTIONS} --semiangle-cutoff 0.02 -o params.toml")  # rad
+    assert result.exit_code == 1
+    assert "0.02 mrad shows no detail that is smaller than the scan" in result.stderr
     result = run("calibrate scan.npy --energy 300e3 -o params.toml")
     assert result.exit_code == 2
     assert "--scan-sampling" in result.stderr
@@ -227,3 +252,26 @@ def test_while_a_scan_of_nothing_runs(ctx: Any) -> None:
         assert not learning.step(results)
     assert learning.calibration is None
     assert "nothing stands out" in str(learning.problem)
+
+
+@pytest.mark.parametrize("name", ["calibrate_stack", "Geometry"])
+def test_while_calibration_fails(
+    ctx: Any, frames: np.ndarray, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Whatever it is, and also if what was found makes no image: the frames are there."""
+
+    class Fails:
+        def __init__(self, *arguments: Any, **more: Any) -> None:
+            raise MemoryError("no memory")
+
+        from_parameters = __init__
+
+    ds = ctx.load("memory", data=frames, sig_dims=2, num_partitions=4)
+    learning = Learning(ds, **KNOWN)
+    monkeypatch.setattr(learns, name, Fails)
+    results = ctx.run_udf_iter(ds, learning.udfs)
+    for _ in results:
+        assert not learning.step(results)
+    assert learning.calibration is None
+    assert learning.problem == "no memory"
+    assert learning.stack.scanned.all()

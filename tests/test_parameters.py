@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import inspect
 import math
+import os
 import pickle
 import re
 import tomllib
@@ -296,6 +298,24 @@ def test_existing_files_are_kept(tmp_path: Path) -> None:
     for _ in range(2):
         parameters.save(path, overwrite=True)
         np.testing.assert_array_equal(load_parameters(path)["bf_mask"], np.eye(3))
+    assert sorted(tmp_path.iterdir()) == [path, mask]
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_full_disk_leaves_what_there_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool
+) -> None:
+    path = tmp_path / "params.toml"
+    if overwrite:
+        path.write_text("mine")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left.*params\.toml"):
+        Parameters(energy=2e5).save(path, overwrite=overwrite)
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["mine"] * overwrite
 
 
 def test_masks_of_files_stay_in_their_file(tmp_path: Path) -> None:

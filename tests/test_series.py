@@ -81,7 +81,8 @@ def test_on_the_command_line(tmp_path, monkeypatch):
     assert (tmp_path / "series_sharpness.png").read_bytes().startswith(b"\x89PNG")
     for options, words in (
         ("--defocus-series 2 1 3 -o a.tif", "the smaller one first"),
-        ("--defocus-series 1 2 1 -o a.tif", "2 at least"),
+        ("--defocus-series 1 2 1 -o a.tif", "2 to 10,000"),
+        ("--defocus-series 1 2 10001 -o a.tif", "2 to 10,000"),
         ("--defocus-series 1 2 3 -o a.png", "a series is written as .tif"),
         ("--image phase --image parallax --defocus-series 1 2 3 -o a.tif", "a single --image"),
         ("--roi 0 0 2 2 --defocus-series 1 2 3 -o a.tif", "--roi: without meaning"),

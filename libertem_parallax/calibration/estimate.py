@@ -126,9 +126,19 @@ def estimate(
     -------
     Estimate
         Whether it is more than noise, `significance` says.
+
+    Raises
+    ------
+    CalibrationError
+        If the scan is too small for such optics, or nothing is found with what is known.
     """
     highest = _HIGHEST * optics.semiangle / optics.wavelength
     index = independent(stack.scan_shape, scan_sampling, highest)
+    if not len(index):
+        raise CalibrationError(
+            f"a semiangle of {optics.semiangle * 1e3:g} mrad shows no detail that is smaller than "
+            "the scan: check semiangle_cutoff (mrad), scan_sampling (Å) and energy (eV)."
+        )
     index = _thinned(index, max(_FEW, _VALUES // len(stack.pixels)))
     spectra = transform(stack, scan_sampling, index, lambda f: progress(0.2 * f, "transforms"))
     extent = max(n * step for n, step in zip(stack.scan_shape, scan_sampling, strict=True))

@@ -164,6 +164,8 @@ def calibrate(
         given.pop("image")
     output = output or Path(f"{data.stem}.toml")
     inputs = [data, *([params] if params else []), *known.files.values()]
+    if picture is not None and picture.resolve() == output.resolve():
+        raise click.UsageError(f"--picture {picture}: that is --output; choose another name.")
     for name, path in (("--output", output), ("--picture", picture)):
         if path is not None:
             check_file(name, path, inputs, overwrite=overwrite)
@@ -171,6 +173,7 @@ def calibrate(
     import numpy as np
     from libertem.api import Context
 
+    from ..files import replacing
     from ..udf import calibrate as run
 
     with messages_only(), Context.make_with("threads") as ctx:
@@ -192,16 +195,25 @@ def calibrate(
             device=default_gpu(),
             **given,
         )
-    with messages_only():
-        calibration.save(output, overwrite=overwrite)
-        if picture is not None:
-            calibration.plot().savefig(picture, format="png")
-    report(
-        *described(calibration, known, scan),
-        ("Time", f"{time.perf_counter() - start:.1f} s"),
-        ("Written to", str(output)),
-        *([("", str(picture))] if picture else []),
-    )
+
+    def write(path: Path) -> None:
+        if path == output:
+            calibration.save(path, overwrite=overwrite)
+        else:
+            with replacing(path) as file:
+                calibration.plot().savefig(file, format="png")
+
+    report(*described(calibration, known, scan), ("Time", f"{time.perf_counter() - start:.1f} s"))
+    problems = []
+    for path in (output, *([picture] if picture else [])):
+        try:
+            with messages_only():
+                write(path)
+            click.echo(f"{'Written to':<15}{path}")
+        except click.ClickException as error:  # what was found is told nevertheless
+            problems.append(f"cannot write {path}: {error.message.removesuffix('.')}.")
+    if problems:
+        raise click.ClickException(" ".join((*problems, "What was found is above.")))
 
 
 def described(

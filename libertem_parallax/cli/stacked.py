@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from ..udf import ParallaxUDF, StackUDF
 
 
+#: Images of a series.
+_MOST = 10_000
+
+
 def fill_stack(ctx: Any, dataset: Any, made_for: Any) -> tuple[Stack, str]:
     """Read the bright field of all frames and its rim, with a progress bar.
 
@@ -136,10 +140,11 @@ def check_series(
     """Refuse a series that makes no sense or could not be written; where its curve goes."""
     first, last, count = series
     told = f"--defocus-series {first:g} {last:g} {count}"
-    if not (math.isfinite(first) and math.isfinite(last) and first < last and count >= 2):
+    finite = math.isfinite(first) and math.isfinite(last)
+    if not (finite and first < last and 2 <= count <= _MOST):
         raise click.UsageError(
             f"{told}: expected two defoci in Å, the smaller one first, and a number of images, 2 "
-            "at least."
+            f"to {_MOST:,}."
         )
     if len(outputs) > 1:
         raise click.UsageError(f"{told}: expected a single --image, got {', '.join(outputs)}.")

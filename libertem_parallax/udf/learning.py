@@ -12,10 +12,9 @@ import psutil
 from libertem.common.backend import get_use_cuda
 
 from .. import checks
-from ..accumulate import CudaError, Stack
+from ..accumulate import Stack
 from ..calibration import (
     Calibration,
-    CalibrationError,
     Hints,
     calibrate_stack,
     check_search,
@@ -154,8 +153,7 @@ class Learning:
                 self._thread.join()
                 self._thread = None
             if self._found is not None:
-                self._start(self._found, results)
-                return True
+                return self._start(self._found, results)
             if self._thread is not None or self._ended or (rows < self._next and not last):
                 return False
             self._ended, self._next = last, 2 * rows
@@ -174,16 +172,21 @@ class Learning:
                 hints=self._hints,
                 device=self._device,
             )
-        except (CalibrationError, CudaError, ValueError) as error:
-            self.problem = str(error)
+        except Exception as error:  # as memory that runs out: the frames must not be lost by it
+            self.problem = str(error) or repr(error)
 
-    def _start(self, found: Calibration, results: Any) -> None:
-        """Let the image start with the frames so far."""
+    def _start(self, found: Calibration, results: Any) -> bool:
+        """Let the image start with the frames so far; whether it could."""
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                geometry = Geometry.from_parameters(self._shape, **found.parameters)
+            results.update_parameters_experimental([{"geometry": geometry}])
+            self.image.add_stack(self.stack)
+        except Exception as error:  # no image, but the frames are there
+            self._found, self._ended, self.problem = None, True, str(error) or repr(error)
+            return False
         self.calibration, self.problem = found, None
-        with warnings.catch_warnings(action="ignore"):
-            geometry = Geometry.from_parameters(self._shape, **found.parameters)
-        results.update_parameters_experimental([{"geometry": geometry}])
-        self.image.add_stack(self.stack)
+        return True
 
 
 def placeholder(known: Parameters, detector_shape: tuple[int, int]) -> Parameters:
