@@ -37,6 +37,7 @@ from libertem_parallax.cli.recorded import Recorded
 from libertem_parallax.live.merlin import Simulator, simulator
 from libertem_parallax.show.page.live import LivePage
 from libertem_parallax.show.page.server import Access
+from libertem_parallax.show.screen import Screen
 
 pytestmark = simulators
 # ruff: noqa: F811
@@ -92,6 +93,16 @@ def test_ctrl_c_as_soon_as_an_image_is_shown(
     monkeypatch.setattr(LivePage, "keep", keep_and_interrupt)
     result = run(arguments(merlin, f"--start {PAGE}"))
     assert result.exit_code == 0, result.output
+    np.testing.assert_array_equal(tifffile.imread("image.tif"), expected(frames))
+
+    def fail(*arguments: Any, **more: Any) -> None:
+        raise MemoryError("not enough")
+
+    # Nor does a page that cannot show the end take along the image.
+    monkeypatch.setattr(LivePage, "show", fail)
+    monkeypatch.setattr(Screen, "due", lambda _: False)  # none was written before
+    result = run(arguments(merlin, f"--start {PAGE} --overwrite"))
+    check_error(result, "The page could not show all: not enough")
     np.testing.assert_array_equal(tifffile.imread("image.tif"), expected(frames))
 
 

@@ -32,6 +32,7 @@ from libertem_parallax.accumulate import Engine
 from libertem_parallax.live import asi_tpx3
 from libertem_parallax.live.merlin import Simulator
 from libertem_parallax.show import screen
+from libertem_parallax.udf.learning import Learning
 
 pytestmark = simulators
 
@@ -106,6 +107,22 @@ def test_an_engine_that_fails(
         patch.setattr(Engine, "add", fail)
         result = run(arguments(merlin, "--start"))
     assert check_partial(result, frames, f"could not be added: {error}") == 8
+
+
+def test_what_is_done_beside_fails(
+    run: Run, merlin: Simulator, frames: NDArray[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looking for parameters, here, in the frames so far: these are written."""
+
+    def fail(learning: Learning, results: Any) -> bool:
+        if learning.stack.scanned.all():
+            raise MemoryError("not enough")
+        return False
+
+    monkeypatch.setattr(Learning, "step", fail)
+    result = run(arguments(merlin, "--start --calibrate"))
+    check_error(result, "no image was written: it could not go on: not enough", "96 frames were")
+    assert np.load("image_frames.npy").any()
 
 
 def test_closing_fails(

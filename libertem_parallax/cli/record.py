@@ -73,6 +73,7 @@ def record(
     beginning, as they are `asked` for.
     """
     from .. import files
+    from ..live.watch import first_line
     from ..show.screen import Screen, grown
     from ..udf.learning import placeholder
 
@@ -116,7 +117,10 @@ def record(
         screen = Screen({str(output): keep, **shows, **more}, recording.interval)
         added = _add(link, acquisition, udf, learning, screen, recording, page)
         if page is not None:
-            page.end(added.problem)
+            try:
+                page.end(added.problem)
+            except Exception as error:  # as memory that runs out: the image is not written yet
+                problems.append(f"The page could not show all: {first_line(error)}.")
         if added.results is None:
             raise click.ClickException(" ".join(missing_frames(added, 0, total, address.detector)))
         if learning is not None and learning.calibration is None:
@@ -297,6 +301,7 @@ def _add(
     from tqdm import tqdm
 
     from .. import live
+    from ..live.watch import first_line
 
     handle: list[Any] = []
     results = problem = first = None
@@ -334,4 +339,6 @@ def _add(
                     screen.show(results)
         except live.DetectorError as error:
             problem = str(error).removesuffix(".")
+        except Exception as error:  # of what is done beside: what has come is not lost by it
+            problem = f"it could not go on: {first_line(error)}"
     return Added(results, int(bar.n), time.perf_counter() - (first or 0), problem)

@@ -250,9 +250,11 @@ class LivePage:
         words = "Recorded" if problem is None else f"Not complete: {problem}"
         self.progress = Progress(words)
         self.tuning.growing = False
-        if self._udf is not None and self._udf.started:
-            self.show(at_once=True)
-        self.stage = "ended"
+        try:
+            if self._udf is not None and self._udf.started:
+                self.show(at_once=True)
+        finally:
+            self.stage = "ended"  # the next one can be asked for
 
     def fail(self, problem: str) -> None:
         """Tell why an acquisition came to nothing; what was shown before remains."""
