@@ -149,7 +149,8 @@ class Background:
         started = threading.Event()
 
         def run() -> None:
-            asyncio.set_event_loop(asyncio.new_event_loop())
+            loop = asyncio.new_event_loop()
+            asyncio.set_event_loop(loop)
             try:
                 self._server = serve(make, access)
                 self._server.io_loop.add_callback(started.set)
@@ -159,6 +160,7 @@ class Background:
             # Told where it was started.
             except Exception as error:
                 self._problem = error
+                loop.close()
             finally:
                 started.set()
 
