@@ -240,7 +240,9 @@ def test_the_folder_is_gone(
     assert said[0].endswith(f"it is {Path('image.tif').absolute()}")
 
 
-def test_what_a_failed_acquisition_left_is_not_replaced(tmp_path: Path) -> None:
+def test_what_a_failed_acquisition_left_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The image so far was written while it grew; then even that of the end could not be."""
     import click
 
@@ -260,8 +262,16 @@ def test_what_a_failed_acquisition_left_is_not_replaced(tmp_path: Path) -> None:
         when(lambda: page.stage == "ended", page.next)
         raise click.ClickException("No space left on device")
 
+    def ended(*_: Any) -> Any:
+        raise click.ClickException("none of 9 frames is in the image: interrupted by SIGHUP.")
+
     outputs = {"parallax": tmp_path / "image.tif"}
     try:
+        # A terminal that is closed ends the page, too.
+        with monkeypatch.context() as patch:
+            patch.setattr(page, "wait", lambda: pytest.fail("the page stays"))
+            with pytest.raises(click.ClickException, match="SIGHUP"):
+                record_all(ended, print, parameters, outputs, None, page)  # type: ignore[arg-type]
         with pytest.raises(click.ClickException, match="interrupted"):
             record_all(once, print, parameters, outputs, None, page)  # type: ignore[arg-type]
     finally:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["free_outputs", "record_all"]
 
+#: Where the terminal is gone, or the system ends the program, that is not for the page to outlive.
+_ENDED = "interrupted by SIG"
+
 Once = Callable[["Parameters", Mapping[str, Path], Recording], Recorded]
 
 
@@ -73,7 +76,7 @@ def record_all(
             recorded = once(parameters, places, recording)
         except click.ClickException as error:
             text = error.message
-            if not page.served or text.startswith("interrupted"):
+            if not page.served or text.startswith("interrupted") or _ENDED in text:
                 raise
             wanted = page.STOPPED in text
             problem = f"Not recorded: {text.removesuffix('.')}" if wanted else text
@@ -86,6 +89,8 @@ def record_all(
             places = {}
         if problem is not None:
             click.echo(f"\n{'' if wanted else 'Error: '}{problem}", err=True)
+            if _ENDED in problem:
+                break
         again = False
         with contextlib.suppress(KeyboardInterrupt):  # from the moment that the page shows it
             show()
