@@ -112,7 +112,7 @@ def test_an_engine_that_fails(
 def test_what_is_done_beside_fails(
     run: Run, merlin: Simulator, frames: NDArray[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Looking for parameters, here, in the frames so far: these are written."""
+    """Looking for parameters, here, in the frames so far: these are written, and replace none."""
 
     def fail(learning: Learning, results: Any) -> bool:
         if learning.stack.scanned.all():
@@ -120,9 +120,12 @@ def test_what_is_done_beside_fails(
         return False
 
     monkeypatch.setattr(Learning, "step", fail)
+    Path("image.toml").write_text("energy = 200e3\n", encoding="utf-8")
     result = run(arguments(merlin, "--start --calibrate"))
     check_error(result, "no image was written: it could not go on: not enough", "96 frames were")
-    assert np.load("image_frames.npy").any()
+    assert "There is image.toml already" in result.stderr
+    assert np.load("image_2_frames.npy").any()
+    assert Path("image.toml").read_text(encoding="utf-8") == "energy = 200e3\n"
 
 
 def test_closing_fails(

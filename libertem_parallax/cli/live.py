@@ -244,7 +244,8 @@ def live(
     output = next(iter(outputs.values()))
     inputs = [*([params] if params else []), *parameters.files.values()]
     if recording.calibrate:
-        check_file("--output", output.with_suffix(".toml"), inputs, overwrite=recording.overwrite)
+        # If there is one, the acquisition gets another name.
+        check_file("--output", output.with_suffix(".toml"), inputs, overwrite=True)
     for path in outputs.values():
         check_output(path, inputs, recording.overwrite)
 

@@ -53,7 +53,8 @@ def record_all(
     page
         Where it is shown, if so.
     new
-        Whether the image of the first one goes to a new file, too, if there is one of its name.
+        Whether the image of the first one goes to a new file, too, if there is one of its name, or
+        parameters that are found would replace others.
 
     Raises
     ------
@@ -61,10 +62,10 @@ def record_all(
         If the last one is not complete, unless it was stopped on the page.
     """
     places = outputs
-    if new and any(path.exists() for path in outputs.values()):
+    if new and (there := _there(outputs, recording)):
         places = free_outputs(outputs)
         where = " and ".join(map(str, places.values()))
-        click.echo(f"There is an image of this name. This acquisition goes to {where}", err=True)
+        click.echo(f"There is {there[0]} already. This acquisition goes to {where}", err=True)
     if page is None:
         recorded = once(parameters, places, recording)
         _leave(recorded.window, _told(recorded, tell))
@@ -114,6 +115,13 @@ def _show(page: LivePage, recorded: Recorded, problem: str | None, places: list[
         page.add("Beside the image, not all could be written: see the terminal")
     path = recorded.written_to[0]
     page.keep(path, recorded.grown, elsewhere=path not in places)
+
+
+def _there(outputs: Mapping[str, Path], recording: Recording) -> list[Path]:
+    """Tell which files there are already, of those that a recording writes."""
+    images = [*outputs.values()]
+    found = [images[0].with_suffix(".toml")] if recording.calibrate else []
+    return [path for path in images + found if path.exists()]
 
 
 def free_outputs(outputs: Mapping[str, Path]) -> dict[str, Path]:
