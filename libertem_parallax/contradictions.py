@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from .accumulate import Stack
-from .disk import find_disk
+from .disk import find_disk, hot_pixel
 from .geometry import Geometry
 from .rings import ENOUGH, INSIDE, OUTSIDE, zones
 
@@ -271,7 +271,7 @@ def contradiction(geometry: Geometry, pattern: NDArray[np.float64]) -> str | Non
     off = np.abs(np.subtract(found, center))
     far = np.maximum(_OFF * disk.radius / np.asarray(sampling), _OFF_PIXELS)
     if (off < far).all() and 1 / _RATIO < disk.radius / cutoff < _RATIO:
-        return None
+        return hot_pixel(values, usable & layout.inside, axes)
     return (
         f"the disk is at row {found[0]:.1f}, column {found[1]:.1f} with a radius of "
         f"{_pixels(disk.radius, sampling)} pixels; the parameters say {center[0]:.4g}, "
@@ -305,7 +305,11 @@ def contradiction_of_stack(geometry: Geometry, stack: Stack) -> str | None:
         compared = compared[there.scanned.ravel()[compared]]
         shown[0, *there.pixels.T] = there.frames[compared].sum(axis=0, dtype=np.float64)
     add_frames(geometry, pattern, shown, [0], (0, 0))
-    return contradiction(geometry, pattern) if seems_to_differ(geometry, pattern) else None
+    if seems_to_differ(geometry, pattern):
+        return contradiction(geometry, pattern)
+    layout = _layout(geometry)
+    values, usable = _mean(layout, pattern)
+    return hot_pixel(values, usable & layout.inside, layout.axes)
 
 
 class _Rings(NamedTuple):

@@ -10,6 +10,7 @@ Pixels that do not fit, such as hot ones, lose their weight.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ import scipy.optimize
 import scipy.special
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Disk", "find_disk"]
+__all__ = ["Disk", "find_disk", "hot_pixel"]
 
 #: Pixels of the coarse copy along its longer side; steps between the radii that are tried there.
 _COARSE, _RADIUS_STEP = 64, 1.12
@@ -38,6 +39,9 @@ _LARGEST = 1e100
 
 #: A step of the edge that chance would not make, in standard errors. Many circles were tried.
 _SIGNIFICANT = 8.0
+
+#: A hot pixel is so many times as bright as others of the bright field.
+_HOT = 10
 
 
 class Disk(NamedTuple):
@@ -369,3 +373,38 @@ class _Edge:
             return None
         inside, outside = float(coefficients[0]), float(coefficients[4])
         return _Fit(parameters, errors, noise_errors, inside, outside)
+
+
+def hot_pixel(
+    pattern: NDArray[np.float64], inside: NDArray[np.bool_], axes: Sequence[NDArray[Any]]
+) -> str | None:
+    """Tell of a pixel that outshines all others of the bright field: contrast is relative.
+
+    Parameters
+    ----------
+    pattern : (rows, columns) float
+        Sum or mean of frames.
+    inside : (rows, columns) bool
+        Usable pixels of the bright field.
+    axes
+        Rows and columns of the detector at which the pattern's are.
+
+    Returns
+    -------
+    str or None
+        Where it is, and what to do.
+    """
+    values = np.sort(pattern[inside])
+    most = values[: len(values) * 99 // 100]  # others may be hot, too
+    few = 10 * np.count_nonzero(most) <= len(most)  # electrons tell nothing
+    if few or not values[-1] > _HOT * max(most.mean(), 2 * most.std()):
+        return None
+    place = np.argwhere(inside & (pattern == values[-1]))[0]
+    row, column = (axis[at] for axis, at in zip(axes, place, strict=True))
+    coarse = any(len(axis) > 1 and axis[1] - axis[0] > 1 for axis in axes)
+    near = "a pixel near" if coarse else "the pixel at"
+    return (
+        f"{near} row {row:.0f}, column {column:.0f} is {values[-1] / most.mean():,.0f} times as "
+        "bright as others of the bright field, and takes the contrast of images. If it is hot, "
+        "exclude it with bf_mask (--bf-mask): a .npy file of the detector's shape, False there."
+    )

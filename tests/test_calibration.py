@@ -178,7 +178,7 @@ def test_a_sampling_that_does_not_fit_is_told() -> None:
     assert not calibrated(frames(), angular_sampling=(3.0, 3.0)).notes
 
 
-def test_a_center_that_does_not_fit_is_told() -> None:
+def test_a_center_that_does_not_fit_and_a_hot_pixel_are_told() -> None:
     pattern = frames().mean(axis=(0, 1))
     beam = find_beam(pattern, Parameters(**KNOWN, center=(9.3, 7.4)))
     [note] = beam.notes
@@ -186,6 +186,9 @@ def test_a_center_that_does_not_fit_is_told() -> None:
         r"the disk's center is row 8\.[34], column 7\.[345]; 9\.3, 7\.4 was given", note
     )
     assert not find_beam(pattern, Parameters(**KNOWN, center=(8.4, 7.3))).notes
+    pattern[10, 6] = 1e5
+    [note] = find_beam(pattern, Parameters(**KNOWN, center=(8.4, 7.3))).notes
+    assert note.startswith("the pixel at row 10, column 6 is")
 
 
 def test_oblong_pixels_are_seen() -> None:

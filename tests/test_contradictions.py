@@ -17,6 +17,7 @@ from libertem_parallax.accumulate import Stack
 from libertem_parallax.contradictions import (
     add_frames,
     contradiction,
+    contradiction_of_stack,
     pattern_shape,
     positions_to_compare,
     seems_to_differ,
@@ -83,6 +84,25 @@ def test_hot_pixels_masks_and_scattering_are_not_told():
     usable[20:28, :30] = False
     pattern[~usable] = 0
     assert said({"bf_mask": usable}, pattern) is None
+
+
+@pytest.mark.parametrize("counts", [0.02, 1.0, 100.0])
+def test_a_hot_pixel_of_a_stack_is_told(counts):
+    """It alone would be what images show; what is a few times as bright is a specimen's."""
+    geometry = Geometry.from_parameters(SHAPE, **PARAMETERS)
+    frames = np.random.default_rng(2).poisson(counts, (32 * 32, len(geometry.plan.pixels)))
+    pixels, scanned = geometry.plan.pixels, np.ones(SHAPE[:2], bool)
+    stack = Stack(frames, pixels, SHAPE[:2], SHAPE[2:], scanned)
+    at = np.flatnonzero((pixels == [20, 30]).all(axis=1))
+    frames[:, at] *= 3
+    assert contradiction_of_stack(geometry, stack) is None
+    frames[:, at] = 100 * max(counts, 1)
+    told = contradiction_of_stack(geometry, stack)
+    assert told is not None
+    assert told.startswith("the pixel at row 20, column 30 is ")
+    without = np.ones(SHAPE[2:], bool)
+    without[20, 30] = False
+    assert contradiction_of_stack(geometry.replace(bf_mask=without), stack) is None
 
 
 @pytest.mark.filterwarnings("ignore:the detector cuts off", "ignore:shifts")

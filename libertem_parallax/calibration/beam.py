@@ -11,7 +11,7 @@ import scipy.ndimage
 from numpy.typing import NDArray
 
 from .. import aberrations
-from ..disk import Disk, find_disk
+from ..disk import Disk, find_disk, hot_pixel
 from ..parameters import Parameters
 from .failure import CalibrationError
 from .model import Optics
@@ -146,6 +146,8 @@ def find_beam(pattern: NDArray[Any], parameters: Parameters) -> Beam:
             f"{semiangle * 1e3:g} mrad of the center {center}. Check center, the sampling and "
             "bf_mask."
         )
+    if hot := hot_pixel(pattern, mask, [np.arange(n) for n in pattern.shape]):
+        notes.append(hot)
     return Beam(optics, mask, pattern, disk, errors, tuple(notes))
 
 

@@ -232,7 +232,8 @@ def described(
     if "center" in u:
         rows.append(("Center", plus_minus(p["center"], u["center"], "pixels")))
     if "angular_sampling" in u:
-        rows.append(("Sampling", plus_minus(p["angular_sampling"], u["angular_sampling"], "mrad")))
+        value = plus_minus(p["angular_sampling"], u["angular_sampling"], "mrad")
+        rows.append(("Sampling", f"{value} by noise; half a percent by the shape of the edge"))
     if "C10" in u:
         side = "underfocus" if coefs["C10"] < 0 else "overfocus"
         value = plus_minus((-coefs["C10"] / 10,), (u["C10"] / 10,), "nm")

@@ -104,8 +104,10 @@ def without_rounding(images: dict[str, NDArray[Any]], counts: float) -> dict[str
         seen[name] = image if shows else np.zeros_like(image)
     if blank := [name for name, image in seen.items() if not image.any()]:
         warnings.warn(
-            f"{' and '.join(blank)}: zero everywhere, as all frames are alike in the bright field, "
-            "or empty. Check the file, how it was loaded (dtype, shapes), and center.",
+            f"{' and '.join(blank)}: zero everywhere. Either all frames are alike in the bright "
+            "field, or empty: check the file, how it was loaded (dtype, shapes), and center. Or "
+            "with these parameters they show no more than noise: check the signs of defocus and "
+            "rotation.",
             stacklevel=3,
         )
     return seen

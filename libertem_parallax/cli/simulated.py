@@ -68,6 +68,7 @@ def live_simulated(
     # What LiberTEM is to be told of other data does not belong to these.
     parameters = parameters.replace(load=None)
     parameters, outputs = live_paths(output or folder / "image.tif", parameters)
+    replaces = recording.overwrite or output is None  # in a folder of its own, what is its own
     output = next(iter(outputs.values()))
     if recording.calibrate:
         parameters = parameters.replace(**dict.fromkeys(FOUND))
@@ -78,7 +79,7 @@ def live_simulated(
         for path in outputs.values():
             check_output(path, parameters.files.values(), recording.overwrite)
         if recording.calibrate:
-            check_file("--output", output.with_suffix(".toml"), [], overwrite=recording.overwrite)
+            check_file("--output", output.with_suffix(".toml"), [], overwrite=replaces)
         simulation = simulate(
             dose=dose, seed=1, progress=partial(tqdm, desc="Simulating", unit=" rows")
         )
