@@ -271,7 +271,7 @@ def contradiction(geometry: Geometry, pattern: NDArray[np.float64]) -> str | Non
     off = np.abs(np.subtract(found, center))
     far = np.maximum(_OFF * disk.radius / np.asarray(sampling), _OFF_PIXELS)
     if (off < far).all() and 1 / _RATIO < disk.radius / cutoff < _RATIO:
-        return hot_pixel(values, usable & layout.inside, axes)
+        return None
     return (
         f"the disk is at row {found[0]:.1f}, column {found[1]:.1f} with a radius of "
         f"{_pixels(disk.radius, sampling)} pixels; the parameters say {center[0]:.4g}, "
@@ -303,13 +303,20 @@ def contradiction_of_stack(geometry: Geometry, stack: Stack) -> str | None:
     with stack.reading() as there, np.errstate(all="ignore"):
         compared = positions_to_compare(there.scan_shape, len(geometry.plan.pixels))
         compared = compared[there.scanned.ravel()[compared]]
-        shown[0, *there.pixels.T] = there.frames[compared].sum(axis=0, dtype=np.float64)
+        halves = [
+            there.frames[some].sum(axis=0, dtype=np.float64)
+            for some in (compared[::2], compared[1::2])
+        ]
+        shown[0, *there.pixels.T] = halves[0] + halves[1]
     add_frames(geometry, pattern, shown, [0], (0, 0))
-    if seems_to_differ(geometry, pattern):
-        return contradiction(geometry, pattern)
-    layout = _layout(geometry)
-    values, usable = _mean(layout, pattern)
-    return hot_pixel(values, usable & layout.inside, layout.axes)
+    problem = contradiction(geometry, pattern) if seems_to_differ(geometry, pattern) else None
+    if problem is not None:
+        return problem
+    steady = np.zeros(stack.detector_shape)  # a cosmic ray is in one of the halves
+    steady[tuple(stack.pixels.T)] = np.minimum(*halves)
+    inside = np.zeros(stack.detector_shape, bool)
+    inside[tuple(geometry.plan.pixels.T)] = True
+    return hot_pixel(steady, inside)
 
 
 class _Rings(NamedTuple):

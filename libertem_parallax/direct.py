@@ -130,7 +130,7 @@ def direct_phase(
 
 def borders_problem(parameters: Mapping[str, Any]) -> str | None:
     """Say that the image has other borders than are asked for; None if it has not."""
-    if parameters.get("borders", "periodic") == "periodic":
+    if (parameters.get("borders") or "periodic") == "periodic":
         return None
     return (
         f"borders = {parameters['borders']!r} is without meaning for direct ptychography: its "

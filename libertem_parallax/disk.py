@@ -10,7 +10,6 @@ Pixels that do not fit, such as hot ones, lose their weight.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -375,9 +374,7 @@ class _Edge:
         return _Fit(parameters, errors, noise_errors, inside, outside)
 
 
-def hot_pixel(
-    pattern: NDArray[np.float64], inside: NDArray[np.bool_], axes: Sequence[NDArray[Any]]
-) -> str | None:
+def hot_pixel(pattern: NDArray[np.float64], inside: NDArray[np.bool_]) -> str | None:
     """Tell of a pixel that outshines all others of the bright field: contrast is relative.
 
     Parameters
@@ -386,8 +383,6 @@ def hot_pixel(
         Sum or mean of frames.
     inside : (rows, columns) bool
         Usable pixels of the bright field.
-    axes
-        Rows and columns of the detector at which the pattern's are.
 
     Returns
     -------
@@ -395,16 +390,15 @@ def hot_pixel(
         Where it is, and what to do.
     """
     values = np.sort(pattern[inside])
-    most = values[: len(values) * 99 // 100]  # others may be hot, too
-    few = 10 * np.count_nonzero(most) <= len(most)  # electrons tell nothing
-    if few or not values[-1] > _HOT * max(most.mean(), 2 * most.std()):
+    most = values[: len(values) - max(3, len(values) // 100)]  # others may be hot, too
+    if 10 * np.count_nonzero(most > 0) <= len(most):  # few electrons tell nothing
         return None
-    place = np.argwhere(inside & (pattern == values[-1]))[0]
-    row, column = (axis[at] for axis, at in zip(axes, place, strict=True))
-    coarse = any(len(axis) > 1 and axis[1] - axis[0] > 1 for axis in axes)
-    near = "a pixel near" if coarse else "the pixel at"
+    mean = most.mean()
+    if mean <= 0 or not values[-1] > _HOT * max(mean, 2 * most.std()):
+        return None
+    row, column = np.argwhere(inside & (pattern == values[-1]))[0]
     return (
-        f"{near} row {row:.0f}, column {column:.0f} is {values[-1] / most.mean():,.0f} times as "
-        "bright as others of the bright field, and takes the contrast of images. If it is hot, "
-        "exclude it with bf_mask (--bf-mask): a .npy file of the detector's shape, False there."
+        f"the pixel at row {row}, column {column} is {values[-1] / mean:,.0f} times as bright as "
+        "others of the bright field, and takes the contrast of images. If it is hot, exclude it "
+        "with bf_mask (--bf-mask): a .npy file of the detector's shape, False there."
     )

@@ -371,7 +371,7 @@ def accumulate(
     buffer: Any,  # (lanes or more, values) the lines of a group
     values: Any,  # (groups, slots, lanes) the same transposed
     A: Any,  # flat
-    S: Any,  # (T or more,)
+    S: Any,  # (T or more,); what follows is of later positions, for which A has room, too
 ) -> None:
     """Add frames."""
     last, lanes, block = len(batches) - 2, values.shape[2], values.shape[0] * values.shape[2]

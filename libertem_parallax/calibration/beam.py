@@ -146,7 +146,7 @@ def find_beam(pattern: NDArray[Any], parameters: Parameters) -> Beam:
             f"{semiangle * 1e3:g} mrad of the center {center}. Check center, the sampling and "
             "bf_mask."
         )
-    if hot := hot_pixel(pattern, mask, [np.arange(n) for n in pattern.shape]):
+    if hot := hot_pixel(pattern, mask):
         notes.append(hot)
     return Beam(optics, mask, pattern, disk, errors, tuple(notes))
 

@@ -120,14 +120,15 @@ def record(
             try:
                 page.end(added.problem)
             except Exception as error:  # as memory that runs out: the image is not written yet
-                problems.append(f"The page could not show all: {first_line(error)}.")
+                why = first_line(error).removesuffix(".")
+                problems.append(f"The page could not show all: {why}.")
         if added.results is None:
             raise click.ClickException(" ".join(missing_frames(added, 0, total, address.detector)))
         if learning is not None and learning.calibration is None:
-            reason = learning.problem or added.problem or "there were too few rows of the scan"
+            reasons = [text.removesuffix(".") for text in (learning.problem, added.problem) if text]
+            reason = ". ".join(reasons) or "there were too few rows of the scan"
             raise click.ClickException(
-                f"no image was written: {reason.removesuffix('.')}. "
-                + kept_frames(learning.image, output)
+                f"no image was written: {reason}. " + kept_frames(learning.image, output)
             )
         # Before anything is shown or closed, which may fail as well.
         image, count = (made := grown(added.results)).image, made.frames
@@ -340,5 +341,5 @@ def _add(
         except live.DetectorError as error:
             problem = str(error).removesuffix(".")
         except Exception as error:  # of what is done beside: what has come is not lost by it
-            problem = f"it could not go on: {first_line(error)}"
+            problem = f"it could not go on: {first_line(error).removesuffix('.')}"
     return Added(results, int(bar.n), time.perf_counter() - (first or 0), problem)

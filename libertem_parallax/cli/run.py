@@ -100,8 +100,8 @@ def without_rounding(images: dict[str, NDArray[Any]], counts: float) -> dict[str
     seen = {}
     for name, image in images.items():
         scale = counts if words_and_unit(name)[1] == "counts" else 1.0  # rad
-        shows = np.abs(image).max() > np.finfo(np.float32).eps * scale
-        seen[name] = image if shows else np.zeros_like(image)
+        rounding = np.abs(image).max() <= np.finfo(np.float32).eps * scale
+        seen[name] = np.zeros_like(image) if rounding else image
     if blank := [name for name, image in seen.items() if not image.any()]:
         warnings.warn(
             f"{' and '.join(blank)}: zero everywhere. Either all frames are alike in the bright "
