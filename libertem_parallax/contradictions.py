@@ -314,9 +314,7 @@ def contradiction_of_stack(geometry: Geometry, stack: Stack) -> str | None:
         return problem
     steady = np.zeros(stack.detector_shape)  # a cosmic ray is in one of the halves
     steady[tuple(stack.pixels.T)] = np.minimum(*halves)
-    inside = np.zeros(stack.detector_shape, bool)
-    inside[tuple(geometry.plan.pixels.T)] = True
-    return hot_pixel(steady, inside)
+    return hot_pixel(steady, geometry.plan.lookup >= 0)
 
 
 class _Rings(NamedTuple):

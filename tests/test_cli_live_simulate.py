@@ -195,11 +195,11 @@ def test_frames_are_kept_where_no_parameters_are_found(run: Run) -> None:
 @pytest.mark.usefixtures("brighter")
 def test_simulate_and_calibrate(run: Run) -> None:
     """Parameters come from the first rows; the image has all frames nevertheless."""
+    folder = Path("libertem-parallax-live")
     result = run("live --simulate merlin --calibrate --underfocus")
     assert result.exit_code == 0, result.output
     assert "calibrated" in result.stderr
     assert "decided by the hint" in result.stdout
-    folder = Path("libertem-parallax-live")
     found = load_parameters(folder / "image.toml")
     assert found["aberration_coefs"]["C10"] == pytest.approx(simulate.C10, rel=0.05)
     assert found["rotation_angle"] == pytest.approx(simulate.ROTATION, abs=np.deg2rad(3))
@@ -208,5 +208,10 @@ def test_simulate_and_calibrate(run: Run) -> None:
     np.testing.assert_array_equal(
         tifffile.imread("image.tif"), tifffile.imread(folder / "image.tif")
     )
+    (folder / "image.toml").write_text("energy = 200e3  # edited", encoding="utf-8")
+    result = run("live --simulate merlin --calibrate --underfocus")
+    assert result.exit_code == 0, result.output
+    assert (folder / "image.toml").read_text(encoding="utf-8") == "energy = 200e3  # edited"
+    assert load_parameters(folder / "image_2.toml")["energy"] == 300e3
     result = run("live merlin --underfocus")
     assert "--underfocus: without meaning without --calibrate" in result.stderr

@@ -68,7 +68,6 @@ def live_simulated(
     # What LiberTEM is to be told of other data does not belong to these.
     parameters = parameters.replace(load=None)
     parameters, outputs = live_paths(output or folder / "image.tif", parameters)
-    replaces = recording.overwrite or output is None  # in a folder of its own, what is its own
     output = next(iter(outputs.values()))
     if recording.calibrate:
         parameters = parameters.replace(**dict.fromkeys(FOUND))
@@ -79,7 +78,8 @@ def live_simulated(
         for path in outputs.values():
             check_output(path, parameters.files.values(), recording.overwrite)
         if recording.calibrate:
-            check_file("--output", output.with_suffix(".toml"), [], overwrite=replaces)
+            # If there is one, which may have been edited, the acquisition gets another name.
+            check_file("--output", output.with_suffix(".toml"), [], overwrite=True)
         simulation = simulate(
             dose=dose, seed=1, progress=partial(tqdm, desc="Simulating", unit=" rows")
         )
@@ -126,7 +126,8 @@ def live_simulated(
             click.echo("\nThe same from the files:")
             click.echo(f"  libertem-parallax {shlex.join(command)} -o image.tif")
 
-    record_all(once, tell, parameters, outputs, recording, page)
+    new = recording.calibrate and not recording.overwrite
+    record_all(once, tell, parameters, outputs, recording, page, new=new)
 
 
 def _write_growth(path: Path, grown: dict[int, Growing], recorded: Recorded, blur: float) -> None:
