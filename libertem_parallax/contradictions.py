@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -13,15 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from .accumulate import Stack
-from .disk import find_disk, hot_pixel
+from .disk import find_disk
 from .geometry import Geometry
 from .rings import ENOUGH, INSIDE, OUTSIDE, zones
 
 __all__ = [
     "add_frames",
     "contradiction",
-    "contradiction_of_stack",
     "pattern_shape",
     "positions_to_compare",
     "seems_to_differ",
@@ -277,44 +274,6 @@ def contradiction(geometry: Geometry, pattern: NDArray[np.float64]) -> str | Non
         f"{_pixels(disk.radius, sampling)} pixels; the parameters say {center[0]:.4g}, "
         f"{center[1]:.4g} and {_pixels(cutoff, sampling)}. {_advice(found, disk.radius, geometry)}"
     )
-
-
-def contradiction_of_stack(geometry: Geometry, stack: Stack) -> str | None:
-    """Say how a stack's frames differ from the parameters, as far as its pixels tell.
-
-    Parameters
-    ----------
-    geometry
-        Of the acquisition, with pixels that the stack has.
-    stack
-        Of which a few frames are looked at.
-
-    Returns
-    -------
-    str or None
-        See `contradiction`.
-    """
-    mask = np.zeros(stack.detector_shape, bool)
-    mask[tuple(stack.pixels.T)] = True
-    mask &= geometry.parameters.get("bf_mask", True)
-    with warnings.catch_warnings(action="ignore"):  # that has been told
-        geometry = geometry.replace(bf_mask=mask)
-    shown, pattern = np.zeros((1, *stack.detector_shape)), np.zeros(pattern_shape(geometry))
-    with stack.reading() as there, np.errstate(all="ignore"):
-        compared = positions_to_compare(there.scan_shape, len(geometry.plan.pixels))
-        compared = compared[there.scanned.ravel()[compared]]
-        halves = [
-            there.frames[some].sum(axis=0, dtype=np.float64)
-            for some in (compared[::2], compared[1::2])
-        ]
-        shown[0, *there.pixels.T] = halves[0] + halves[1]
-    add_frames(geometry, pattern, shown, [0], (0, 0))
-    problem = contradiction(geometry, pattern) if seems_to_differ(geometry, pattern) else None
-    if problem is not None:
-        return problem
-    steady = np.zeros(stack.detector_shape)  # a cosmic ray is in one of the halves
-    steady[tuple(stack.pixels.T)] = np.minimum(*halves)
-    return hot_pixel(steady, geometry.plan.lookup >= 0)
 
 
 class _Rings(NamedTuple):

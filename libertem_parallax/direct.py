@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 from . import checks
 from .accumulate import Blocks, Stack, check_stack
 from .accumulate.disk import keep_on_disk
-from .contradictions import contradiction_of_stack
 from .geometry import Geometry
 from .images.fourier import irfft2, pixel_spectra, rfft2
 from .images.phase import UNSEEN
@@ -37,6 +36,7 @@ from .likelihood import Engine, Interference, make_engine
 from .memory import check_direct
 from .moving_disk import steady
 from .pixel_noise import SOME, every, shared, warn_of_mean
+from .stack_problems import stack_problem
 from .weak_object import aperture, frequencies, tells, transfer, with_rim
 
 __all__ = ["Direct", "borders_problem", "direct_phase"]
@@ -92,9 +92,10 @@ def direct_phase(
     Warns
     -----
     UserWarning
-        If the frames show another disk than the parameters say, as far as the stack's pixels tell;
-        if the disk moves on the detector during the scan, so that slow changes are taken off; if
-        the values have no mean; or if borders are asked for that this image does not have.
+        If the frames show another disk than the parameters say, as far as the stack's pixels tell,
+        or a hot pixel; if the disk moves on the detector during the scan, so that slow changes are
+        taken off; if the values have no mean; or if borders are asked for that this image does not
+        have.
     """
     check_stack(stack)
     checks.mapping("parameters", parameters)
@@ -105,7 +106,7 @@ def direct_phase(
     given = {**{name: parameters[name] for name in names}, "upsampling_factor": 1}
     geometry = Geometry.from_parameters(stack.scan_shape + stack.detector_shape, **given)
     direct = Direct.of(stack, geometry)
-    for problem in (contradiction_of_stack(geometry, stack), borders_problem(parameters)):
+    for problem in (stack_problem(geometry, stack), borders_problem(parameters)):
         if problem:
             warnings.warn(problem, stacklevel=2)
     beam = direct.interference(geometry)

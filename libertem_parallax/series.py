@@ -16,6 +16,7 @@ from .direct import Direct, borders_problem
 from .geometry import Geometry
 from .images import IMAGES, Imaging, Sums, check_images
 from .parameters import Parameters
+from .stack_problems import stack_problem
 
 __all__ = ["Series", "defocus_series"]
 
@@ -72,6 +73,12 @@ def defocus_series(
         stack, or the images exceed half of the memory that is free.
     TypeError
         If `stack` is no stack, or `parameters` no mapping.
+
+    Warns
+    -----
+    UserWarning
+        If the frames show another disk than the parameters say, as far as the stack's pixels tell,
+        or a hot pixel; and see `direct_phase`.
     """
     check_stack(stack)
     checks.mapping("parameters", parameters)
@@ -108,6 +115,8 @@ def defocus_series(
             geometry = Geometry.from_parameters(shape, **at)
             coarse = geometry if u == 1 else geometry.replace(upsampling_factor=1)
         if direct is None:
+            if problem := stack_problem(coarse, stack):
+                warnings.warn(problem, stacklevel=2)
             direct = Direct.of(stack, coarse)
         sharpness[i] = direct.agreement(coarse)
         if image == "direct":

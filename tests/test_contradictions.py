@@ -12,12 +12,10 @@ from helpers import draw_disk
 from scipy.sparse import csr_array
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from libertem_parallax import ParallaxUDF, direct_phase
-from libertem_parallax.accumulate import Stack
+from libertem_parallax import ParallaxUDF
 from libertem_parallax.contradictions import (
     add_frames,
     contradiction,
-    contradiction_of_stack,
     pattern_shape,
     positions_to_compare,
     seems_to_differ,
@@ -25,7 +23,6 @@ from libertem_parallax.contradictions import (
 from libertem_parallax.disk import find_disk
 from libertem_parallax.files import write_events
 from libertem_parallax.geometry import Geometry
-from libertem_parallax.weak_object import with_rim
 
 SHAPE = (32, 32, 48, 48)
 RADIUS = 12.0
@@ -84,27 +81,6 @@ def test_hot_pixels_masks_and_scattering_are_not_told():
     usable[20:28, :30] = False
     pattern[~usable] = 0
     assert said({"bf_mask": usable}, pattern) is None
-
-
-@pytest.mark.parametrize("counts", [0.1, 1.0, 100.0])
-def test_a_hot_pixel_of_a_stack_is_told(counts):
-    """It alone would be what images show; what is a few times as bright is a specimen's."""
-    geometry = Geometry.from_parameters(SHAPE, **PARAMETERS)
-    frames = np.random.default_rng(2).poisson(counts, (32 * 32, len(geometry.plan.pixels)))
-    pixels, scanned = geometry.plan.pixels, np.ones(SHAPE[:2], bool)
-    stack = Stack(frames, pixels, SHAPE[:2], SHAPE[2:], scanned)
-    at = np.flatnonzero((pixels == [20, 30]).all(axis=1))
-    frames[:, at] *= 3
-    frames[526, :5] = 10000  # a cosmic ray, in a frame that is looked at
-    assert 526 in positions_to_compare(SHAPE[:2], len(pixels))
-    assert contradiction_of_stack(geometry, stack) is None
-    frames[:, at] = 100 * max(counts, 1)
-    told = contradiction_of_stack(geometry, stack)
-    assert told is not None
-    assert told.startswith("the pixel at row 20, column 30 is ")
-    without = np.ones(SHAPE[2:], bool)
-    without[20, 30] = False
-    assert contradiction_of_stack(geometry.replace(bf_mask=without), stack) is None
 
 
 @pytest.mark.filterwarnings("ignore:the detector cuts off", "ignore:shifts")
@@ -304,21 +280,6 @@ def test_large_detectors_are_compared_by_a_coarse_copy(center):
         told = contradiction(geometry, pattern)
         found = re.search(r"at row ([\d.]+), column ([\d.]+) with a radius of ([\d.]+)", told)
         np.testing.assert_allclose([float(n) for n in found.groups()], [*center, radius], atol=0.3)
-
-
-@pytest.mark.parametrize("far", [0, 25])
-@pytest.mark.parametrize(("center", "tells"), [((24.0, 24.0), False), ((28.0, 22.0), True)])
-def test_stacks_are_compared_as_far_as_their_pixels_tell(far, center, tells):
-    """Of the whole detector, or of the bright field and its rim."""
-    rng = np.random.default_rng(0)
-    mean = draw_disk((24.0, 24.0), RADIUS, shape=SHAPE[2:], counts=1000.0) / 1000
-    parameters = {**PARAMETERS, "center": center}
-    lit = with_rim(Geometry.from_parameters(SHAPE, **parameters)).plan.lookup >= 0
-    stack = Stack.from_array(rng.poisson(mean, SHAPE).astype(np.uint8), lit if far else None)
-    with warnings.catch_warnings(record=True, action="always") as told:
-        direct_phase(stack, parameters)
-    assert [w.filename for w in told] == [__file__] * tells
-    assert not tells or "the disk is at row 24.0, column 24.0" in str(told[0].message)
 
 
 @pytest.mark.parametrize("radius", [2.5, 4.0])

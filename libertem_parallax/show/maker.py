@@ -19,6 +19,7 @@ from ..geometry import Geometry
 from ..images import IMAGES, STACK_IMAGES, Imaging, Sums, check_images
 from ..memory import check_direct, check_image
 from ..parameters import DEFAULTS, Parameters
+from ..stack_problems import hot_pixel_of_stack
 
 __all__ = [
     "Maker",
@@ -256,7 +257,9 @@ class Maker:
         else:
             self._forget("direct")
             problem = IMAGES[name].problem(geometry)
-        notes = (*notes, *self._notes, *([problem] if problem else []))
+        plan, seen = geometry.plan, (wanted.frames, geometry.plan.pixels.tobytes())
+        hot = self._once("hot", 1, seen, lambda: hot_pixel_of_stack(plan, wanted.stack))
+        notes = tuple(filter(None, (hot, *notes, *self._notes, problem)))
         return Picture(
             wanted.number,
             name,

@@ -338,9 +338,9 @@ class Page:
         else:
             text = html.escape(self._state(picture))
             own = self._note if self._recording is None else self._recording.note
-            if notes := [*filter(None, (own, *picture.notes))]:
-                note = html.escape(notes[0])
-                text += f'<br><span class="problem">{note}</span>'
+            # There is room for one that comes with the picture.
+            for note in filter(None, (own, *picture.notes[:1])):
+                text += f'<br><span class="problem">{html.escape(note)}</span>'
         set_new(self._told, "text", text)
 
     def _state(self, picture: Picture) -> str:

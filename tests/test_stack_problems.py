@@ -1,0 +1,87 @@
+"""Frames of a stack that images would suffer from are told with all that are made of it."""
+
+import warnings
+
+import numpy as np
+import pytest
+from helpers import draw_disk
+
+from libertem_parallax import Parameters, defocus_series, direct_phase
+from libertem_parallax.accumulate import Stack
+from libertem_parallax.contradictions import positions_to_compare
+from libertem_parallax.geometry import Geometry
+from libertem_parallax.show.tuning import Tuning
+from libertem_parallax.stack_problems import hot_pixel_of_stack, stack_problem
+from libertem_parallax.weak_object import with_rim
+
+SHAPE = (32, 32, 48, 48)
+RADIUS = 12.0
+PARAMETERS = {
+    "scan_sampling": (4.0, 4.0),
+    "energy": 300e3,
+    "semiangle_cutoff": 6.0,
+    "angular_sampling": (0.5, 0.5),
+    "aberration_coefs": {"C10": -2000.0},
+}
+
+
+@pytest.mark.parametrize("counts", [0.1, 1.0, 100.0])
+def test_a_hot_pixel_of_a_stack_is_told(counts):
+    """It alone would be what images show; what is a few times as bright is a specimen's."""
+    geometry = Geometry.from_parameters(SHAPE, **PARAMETERS)
+    frames = np.random.default_rng(2).poisson(counts, (32 * 32, len(geometry.plan.pixels)))
+    pixels, scanned = geometry.plan.pixels, np.ones(SHAPE[:2], bool)
+    stack = Stack(frames, pixels, SHAPE[:2], SHAPE[2:], scanned)
+    at = np.flatnonzero((pixels == [20, 30]).all(axis=1))
+    frames[:, at] *= 3
+    frames[526, :5] = 10000  # a cosmic ray, in a frame that is looked at
+    assert 526 in positions_to_compare(SHAPE[:2], len(pixels))
+    assert stack_problem(geometry, stack) is None
+    frames[:, at] = 100 * max(counts, 1)
+    told = stack_problem(geometry, stack)
+    assert told is not None
+    assert told.startswith("the pixel at row 20, column 30 is ")
+    assert hot_pixel_of_stack(geometry.plan, stack) == told
+    without = np.ones(SHAPE[2:], bool)
+    without[20, 30] = False
+    assert stack_problem(geometry.replace(bf_mask=without), stack) is None
+
+
+@pytest.mark.parametrize("far", [0, 25])
+@pytest.mark.parametrize(("center", "tells"), [((24.0, 24.0), False), ((28.0, 22.0), True)])
+def test_stacks_are_compared_as_far_as_their_pixels_tell(far, center, tells):
+    """Of the whole detector, or of the bright field and its rim."""
+    rng = np.random.default_rng(0)
+    mean = draw_disk((24.0, 24.0), RADIUS, shape=SHAPE[2:], counts=1000.0) / 1000
+    parameters = {**PARAMETERS, "center": center}
+    lit = with_rim(Geometry.from_parameters(SHAPE, **parameters)).plan.lookup >= 0
+    stack = Stack.from_array(rng.poisson(mean, SHAPE).astype(np.uint8), lit if far else None)
+    with warnings.catch_warnings(record=True, action="always") as told:
+        direct_phase(stack, parameters)
+    assert [w.filename for w in told] == [__file__] * tells
+    assert not tells or "the disk is at row 24.0, column 24.0" in str(told[0].message)
+
+
+def test_a_hot_pixel_is_told_with_all_that_a_stack_is_for():
+    mean = draw_disk((24.0, 24.0), RADIUS, shape=SHAPE[2:], counts=300.0) / 1000
+    frames = np.random.default_rng(2).poisson(mean, SHAPE).astype(np.uint16)
+    frames[..., 20, 30] = 50
+    stack = Stack.from_array(frames)
+    expected = stack_problem(Geometry.from_parameters(SHAPE, **PARAMETERS), stack)
+    assert "row 20, column 30" in str(expected)
+    for make in (
+        lambda: direct_phase(stack, PARAMETERS),
+        lambda: defocus_series(stack, PARAMETERS, [1900.0, 2000.0, 2100.0], "phase"),
+    ):
+        with warnings.catch_warnings(record=True, action="always") as told:
+            make()
+        assert [(str(w.message), w.filename) for w in told] == [(expected, __file__)]
+    tuning = Tuning(stack, Parameters(**PARAMETERS, image="phase"))
+    assert tuning.wait(120)
+    assert tuning.picture.notes == (expected,)
+    mask = np.ones(SHAPE[2:], bool)
+    mask[20, 30] = False
+    tuning.change(bf_mask=mask)
+    assert tuning.wait(120)
+    assert tuning.picture.notes == ()
+    tuning.close()
