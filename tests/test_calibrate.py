@@ -122,6 +122,9 @@ def test_command(folder: Path) -> None:
     assert result.exit_code == 0, result.output
     for text in ("Center", "Defocus", "underfocus", "Rotation", "decided by skewness", "the twin"):
         assert text in result.stdout
+    # Nobody is to take that for how good the fit is.
+    signal = r"Signal {9}\d+ times the noise, where 10 are needed\. .* not how exact"
+    assert re.search(signal, result.stdout)
     file = (folder / "params.toml").read_text()
     assert "# Or: C10 = 4" in file
     assert "±" in file

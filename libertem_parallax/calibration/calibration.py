@@ -25,7 +25,7 @@ from .twins import GIVEN, Hints
 
 __all__ = ["Alternative", "Calibration", "calibrate_stack", "check_search"]
 
-#: Standard deviations above other rotations that noise does not reach.
+#: Significance that noise does not reach.
 _STANDS_OUT = 10.0
 
 #: Of the excess of explained power: solutions that explain as much are told.
@@ -58,7 +58,9 @@ class Calibration:
         What else it could be, the most likely first. If nothing but a hint can tell, the first is
         the twin: (-C10, rotation + 180°), with contrast inverted.
     significance
-        How far the likelihood lies above that of other rotations, in standard deviations of noise.
+        How far the likelihood lies above that of other rotations, in standard deviations of noise:
+        whether there is a signal. It grows with dose and specimen. How exact the parameters are,
+        `uncertainties` says.
     decided
         What decided between the twins, in words; empty if nothing did.
     notes
@@ -97,13 +99,18 @@ class Calibration:
             path, comments=comments, header="\n".join(self.summary()), overwrite=overwrite
         )
 
+    @property
+    def signal(self) -> str:
+        """Say in words what `significance` is."""
+        return (
+            f"{self.significance:.0f} times the noise, where {_STANDS_OUT:g} are needed. It tells "
+            "that there is something to see, not how exact the parameters are"
+        )
+
     def summary(self) -> list[str]:
         """Tell in words how sure it is, and what else it could be; a line each."""
         rows, cols = self.stack.scan_shape
-        lines = [
-            f"Calibrated from {rows} x {cols} frames; the likelihood lies {self.significance:.0f} "
-            "standard deviations above that of other rotations."
-        ]
+        lines = [f"Calibrated from {rows} x {cols} frames. Signal: {self.signal}."]
         for other in self.alternatives:
             coefs = other.parameters["aberration_coefs"]
             values = ", ".join(
@@ -249,10 +256,10 @@ def calibrate_stack(
     )
     if not estimated.significance > _STANDS_OUT:
         raise CalibrationError(
-            "nothing stands out of the noise: the likelihood of the best parameters lies "
-            f"{estimated.significance:.1f} standard deviations above that of other rotations, "
-            f"where {_STANDS_OUT:g} are needed. There may be no specimen or too few electrons, or "
-            "semiangle_cutoff, scan_sampling, energy or the order of the frames are wrong."
+            "nothing stands out of the noise: with the best parameters, the signal is "
+            f"{estimated.significance:.1f} times the noise, where {_STANDS_OUT:g} are needed. "
+            "There may be no specimen or too few electrons, or semiangle_cutoff, scan_sampling, "
+            "energy or the order of the frames are wrong."
         )
     best = estimated.best
     notes = doubts(best.model, best.x, list(estimated.free))

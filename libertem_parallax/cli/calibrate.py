@@ -255,9 +255,7 @@ def described(
     if "detector_flip_cols" not in known:
         flips = p["detector_flip_cols"]
         rows.append(("Columns", "reversed: detector_flip_cols" if flips else "as stored"))
-    rows.append(
-        ("Likelihood", f"{calibration.significance:.0f} standard deviations above other rotations")
-    )
+    rows.append(("Signal", calibration.signal))
     if calibration.decided:
         if calibration.decided != "given parameters":
             rows.append(("Sign", f"decided by {calibration.decided}"))
