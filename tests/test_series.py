@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tifffile
@@ -12,6 +14,7 @@ from helpers import PARAMETERS, make_scan, run_udf
 import libertem_parallax as prlx
 from libertem_parallax.accumulate import Stack
 from libertem_parallax.cli import main
+from libertem_parallax.cli.stacked import MOST
 from libertem_parallax.series import Series
 from libertem_parallax.show.curves import sharpness_figure
 
@@ -90,6 +93,10 @@ def test_on_the_command_line(tmp_path, monkeypatch):
         result = run(options)
         assert result.exit_code == 2
         assert words in " ".join(result.output.split())
+    # What is refused is said before.
+    docs = (Path(__file__).parents[1] / "docs" / "phase.md").read_text(encoding="utf-8")
+    for told in (CliRunner().invoke(main, ["reconstruct", "--help"]).output, docs):
+        assert f"2 to {MOST:,}" in " ".join(told.split())
 
 
 def test_refused():

@@ -24,7 +24,7 @@ from .options import (
 from .parameters import check_required, read_parameters
 from .run import about, check_output, crop, described, image_paths, make_udf, report, run, save
 from .series import only_named
-from .stacked import check_series, fill_stack, focused, make_images, write_series
+from .stacked import MOST, check_series, fill_stack, focused, make_images, write_series
 
 _EXAMPLES = """\b
 Examples:
@@ -55,8 +55,9 @@ Examples:
     "series",
     type=(float, float, int),
     metavar="FROM TO N",
-    help="Make N images, from one pass over the data, at defoci (= -C10) between these two in Å. "
-    "They go to a .tif with its third axis in nm, and a curve of their sharpness to a .png.",
+    help=f"Make N images, 2 to {MOST:,}, from one pass over the data, at defoci (= -C10) between "
+    "these two in Å. They go to a .tif with its third axis in nm, and a curve of their sharpness "
+    "to a .png.",
 )
 @overwrite_option
 @click.option(

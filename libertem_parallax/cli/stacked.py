@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from ..udf import ParallaxUDF, StackUDF
 
 
-#: Images of a series.
-_MOST = 10_000
+#: Images of a series, at most.
+MOST = 10_000
 
 
 def fill_stack(ctx: Any, dataset: Any, made_for: Any) -> tuple[Stack, str]:
@@ -141,10 +141,10 @@ def check_series(
     first, last, count = series
     told = f"--defocus-series {first:g} {last:g} {count}"
     finite = math.isfinite(first) and math.isfinite(last)
-    if not (finite and first < last and 2 <= count <= _MOST):
+    if not (finite and first < last and 2 <= count <= MOST):
         raise click.UsageError(
             f"{told}: expected two defoci in Å, the smaller one first, and a number of images, 2 "
-            f"to {_MOST:,}."
+            f"to {MOST:,}."
         )
     if len(outputs) > 1:
         raise click.UsageError(f"{told}: expected a single --image, got {', '.join(outputs)}.")
