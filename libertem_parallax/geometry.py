@@ -110,15 +110,16 @@ class Geometry:
                 "scan_sampling (Å) and the sampling."
             )
         if (np.abs(shifts) >= u * np.asarray(scan_shape)).any():
-            largest = np.abs(displacement).max(axis=0)
+            largest = np.abs(displacement).max(axis=0) / 10
+            field = np.multiply(scan_shape, scan_sampling) / 10
             periodic = values["borders"] == "periodic"
             outcome = (
                 "the image wraps around" if periodic else "these pixels land outside the image"
             )
             warnings.warn(
-                f"shifts of up to {largest[0]:.4g} x {largest[1]:.4g} Å exceed the scan of "
-                f"{scan_shape[0] * scan_sampling[0]:.4g} x {scan_shape[1] * scan_sampling[1]:.4g} "
-                f"Å: {outcome}. Check aberration_coefs (Å) and scan_sampling (Å).",
+                f"shifts of up to {largest[0]:.4g} x {largest[1]:.4g} nm exceed the scan of "
+                f"{field[0]:.4g} x {field[1]:.4g} nm: {outcome}. Check aberration_coefs and "
+                "scan_sampling, which are in Å.",
                 stacklevel=3,
             )
         pixels, wraps = np.argwhere(usable), values["borders"] == "periodic"

@@ -155,6 +155,8 @@ def test_demo_and_what_it_proposes_next(run: Run, folder: Path) -> None:
     with h5py.File(folder / "my demo/frames.h5") as file:
         assert file["frames"].shape == (72, 72, 64, 64)
     assert "my demo/demo.png" in result.stdout
+    assert "Å " not in result.stdout  # of lengths; a dose is per Å²
+    assert "blurred by 0.6 nm" in result.stdout
     [correlation] = [line for line in result.stdout.splitlines() if "Correlation" in line]
     assert float(correlation.split()[1]) > 0.5
     assert "Simulating" in result.stderr

@@ -59,7 +59,7 @@ def test_simulate(
     result = run(f"live --simulate {detector} {options}")
     assert result.exit_code == 0, result.output
     assert f"20 x 24 scan, {size} x {size} detector" in result.stdout
-    assert "300 keV, 4 mrad, defocus 1.5 µm" in result.stdout
+    assert "300 keV, 4 mrad, defocus 1500 nm" in result.stdout
     folder = Path("libertem-parallax-live")
     for name in ("live.png", "growth.png"):
         with Image.open(folder / name) as picture:

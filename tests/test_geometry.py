@@ -278,7 +278,7 @@ def test_degrees_for_radians_warn():
 
 
 def test_shifts_beyond_the_scan_warn():
-    with pytest.warns(UserWarning, match="exceed the scan of 32.8 x 35.1 Å: the image wraps"):
+    with pytest.warns(UserWarning, match="exceed the scan of 3.28 x 3.51 nm: the image wraps"):
         make(aberration_coefs={"C10": -1e5})
 
 

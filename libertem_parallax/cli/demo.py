@@ -79,7 +79,7 @@ def demo(output: Path, overwrite: bool) -> None:
     truth = blur(resample(simulation.truth, flipped.shape), pixel_size, sigma)
     parallax, flipped = (blur(image, pixel_size, sigma) for image in (parallax, flipped))
     bright_field = blur(bright_field, scan_sampling, sigma)
-    blurred = f"blurred by {sigma:g} Å"
+    blurred = f"blurred by {sigma / 10:g} nm"
     write_overview(
         picture_path,
         [
@@ -101,7 +101,7 @@ def demo(output: Path, overwrite: bool) -> None:
         (
             "Correlation",
             f"{correlation(phase, truth):.2f} of the phase image with the truth, blurred by "
-            f"{sigma:g} Å",
+            f"{sigma / 10:g} nm",
         ),
         ("", f"{correlation(flipped, truth):.2f} of the phase-flipped image, blurred as well"),
         ("", f"{correlation(parallax, truth):.2f} without phase flip: the contrast is inverted"),

@@ -122,7 +122,7 @@ def reconstruct(
         said = about(udf, name, parameters, data=str(data), roi=roi, blur=blur)
         if blur:
             image = pictures.blur(image, said.pixel_size, blur)
-            said = said._replace(words=f"{said.words}, blurred by {blur:g} Å")
+            said = said._replace(words=f"{said.words}, blurred by {blur / 10:g} nm")
         outputs[name] = save(path, crop(image, udf, region), said, problems)
     report(
         *described(udf, dataset.dtype, region, tuple(outputs)),

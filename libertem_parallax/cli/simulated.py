@@ -143,7 +143,7 @@ def _write_growth(path: Path, grown: dict[int, Growing], recorded: Recorded, blu
         [
             (
                 f"{frames / total:.0%} scanned",
-                f"blurred by {blur:g} Å",
+                f"blurred by {blur / 10:g} nm",
                 to_gray(made, pixel_size, blur)[0],
                 pixel_size,
             )
@@ -162,7 +162,8 @@ def _agreement(recorded: Recorded, truth: NDArray[Any], blur: float) -> list[tup
         step = tuple(size / u for size in recorded.udf.params.geometry.scan_sampling)
         blurred = pictures.blur(image, (step[0], step[1]), blur)
         expected = pictures.blur(resample(truth, image.shape), (step[0], step[1]), blur)
-        text = f"{correlation(blurred, expected):.2f} with the truth, both blurred by {blur:g} Å"
+        agree = correlation(blurred, expected)
+        text = f"{agree:.2f} with the truth, both blurred by {blur / 10:g} nm"
         several = f"{name}: " if len(recorded.images) > 1 else ""
         rows.append(("" if rows else "Correlation", several + text))
     return rows

@@ -124,7 +124,7 @@ def describe_simulation(
         (
             "",
             f"{parameters['energy'] / 1e3:g} keV, {parameters['semiangle_cutoff']:g} mrad, "
-            f"defocus {-parameters['aberration_coefs']['C10'] / 1e4:g} µm",
+            f"defocus {-parameters['aberration_coefs']['C10'] / 10:g} nm",
         ),
     ]
 
