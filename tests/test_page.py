@@ -149,6 +149,9 @@ def test_pointing(window, tuning):
     assert tuning.parameters["center"] == (row, col)
     mouse.click(*place("astigmatism", 0.5, 0.5))
     window.wait("m => Math.abs(m.value - 0.5) < 0.05", "c12a")
+    coefs = tuning.parameters["aberration_coefs"]
+    words = f"{coefs['C12'] / 10:.1f} nm at {np.degrees(coefs['phi12']):.1f}°"
+    window.wait("(m, words) => m.text == words", "astigmatism_words", words)
     mouse.click(*place("curve", 1000, 0.5))
     window.wait("m => Math.abs(m.value - 1000) < 30", "defocus")
     assert_follows(window, tuning)

@@ -84,7 +84,7 @@ class Knobs:
             self._show_focus(-coefs.get("C10", 0.0) / 10)
             c12, phi12 = coefs.get("C12", 0.0) / 10, coefs.get("phi12", 0.0)
             a, b = c12 * math.cos(2 * phi12), c12 * math.sin(2 * phi12)
-            self.pad.show(a, b)
+            self.pad.show(a, b, _polar(a, b))
             _set(self.c12a, a)
             _set(self.c12b, b)
             degrees = math.degrees(parameters.get("rotation_angle", 0.0))
@@ -344,6 +344,11 @@ def _set(widget: Any, value: float | None) -> None:
             widget.value = value
     elif not math.isclose(old, value, rel_tol=1e-9, abs_tol=1e-9):
         widget.value = round(value, 6)
+
+
+def _polar(a: float, b: float) -> str:
+    """Write astigmatism as magnitude and azimuth, between -90° and 90°; half a turn is the same."""
+    return f"{math.hypot(a, b):.1f} nm at {math.degrees(math.atan2(b, a) / 2):.1f}°"
 
 
 def _nice(value: float) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from bokeh.events import MouseWheel, Pan, PanEnd, PanStart, Tap
-from bokeh.models import ColumnDataSource, CustomJS, Range1d, Span
+from bokeh.models import ColumnDataSource, CustomJS, Label, Range1d, Span
 from numpy.typing import NDArray
 
 from ...geometry import Geometry
@@ -217,12 +217,18 @@ class Pad:
         )
         self.plot.segment(0, 0, "x", "y", source=self.source, line_color=MARK, line_alpha=0.5)
         self.plot.scatter("x", "y", source=self.source, size=13, color=MARK)
+        self.words = Label(
+            x=5, y=4, x_units="screen", y_units="screen", text="", text_color=WARM,
+            text_font_size="12px", background_fill_color=BACK, name=f"{name}_words",
+        )  # fmt: skip
+        self.plot.add_layout(self.words)
         self.reach(self._reach)
         for event in (Tap, PanStart, Pan):
             self.plot.on_event(event, lambda e: None if e.x is None else moved(e.x, e.y))
 
-    def show(self, x: float, y: float) -> None:
-        """Draw the point; the field grows with it."""
+    def show(self, x: float, y: float, words: str) -> None:
+        """Draw the point, and write what it means; the field grows with it."""
+        self.words.text = words
         if (self.source.data["x"][0], self.source.data["y"][0]) != (x, y):
             self.source.data = {"x": [x], "y": [y]}
         reach = math.hypot(x, y)
