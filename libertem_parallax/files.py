@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import itertools
 import json
 import os
 import secrets
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .names import claim
 from .show.pictures import picture
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class About(NamedTuple):
         return {KEY: self.text()}
 
 
-def save(path: Path, image: NDArray[Any], about: About) -> None:
+def save(path: Path, image: NDArray[Any], about: About, *, new: bool = False) -> None:
     """Write an image in the format that the name's extension tells.
 
     Parameters
@@ -82,17 +82,21 @@ def save(path: Path, image: NDArray[Any], about: About) -> None:
         Rows and columns of real numbers.
     about
         What to say of it. The .npy format has no place for that.
+    new
+        See `replacing`.
     """
-    with replacing(path) as file:
+    with replacing(path, new=new) as file:
         WRITERS[path.suffix.lower()](file, image, about)
 
 
-def save_somewhere(path: Path, image: NDArray[Any], about: About) -> tuple[Path, str | None]:
+def save_somewhere(
+    path: Path, image: NDArray[Any], about: About, *, new: bool = False
+) -> tuple[Path, str | None]:
     """Write an image: where it should go, else to the current folder, else to the temporary one.
 
     Parameters
     ----------
-    path, image, about
+    path, image, about, new
         See `save`.
 
     Returns
@@ -104,14 +108,18 @@ def save_somewhere(path: Path, image: NDArray[Any], about: About) -> tuple[Path,
 
     Raises
     ------
+    FileExistsError
+        If it was to be `new`, and there is a file of this name.
     OSError
         If it cannot be written anywhere; of the first place.
     ValueError
         If the format does not hold it.
     """
     try:
-        save(path, image, about)
+        save(path, image, about, new=new)
         return path, None
+    except FileExistsError:
+        raise
     except OSError as error:
         problem = error
     for folder in (Path.cwd, lambda: Path(tempfile.gettempdir())):
@@ -154,19 +162,8 @@ def keep_frames(path: Path, frames: NDArray[Any]) -> Path:
 
 def _save_new(path: Path, image: NDArray[Any], about: About) -> Path:
     """Write an image under a name that no file has yet."""
-    for number in itertools.count(1):
-        new = path if number == 1 else path.with_stem(f"{path.stem}_{number}")
-        try:
-            new.open("xb").close()
-        except FileExistsError:
-            continue
-        try:
-            save(new, image, about)
-        except BaseException:
-            new.unlink()
-            raise
-        return new
-    raise AssertionError
+    [new], _ = claim(lambda name: save(name, image, about, new=True), path)
+    return new
 
 
 def is_ours(path: Path) -> bool:
@@ -236,10 +233,17 @@ def _part(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Any]:
+def replacing(path: Path, *, new: bool = False) -> Iterator[Any]:
     """Write a file whole or not at all: what fails leaves an older one as it was.
 
     Symbolic links stay, and so do the permissions of an older file.
+
+    Parameters
+    ----------
+    path
+        Of the file.
+    new
+        Whether it may replace none, however late that came: ``FileExistsError`` then.
     """
     part, target = _part(path), Path(os.path.realpath(path))
     try:
@@ -249,11 +253,29 @@ def replacing(path: Path) -> Iterator[Any]:
                 # A power cut leaves either the older file or the new one.
                 file.flush()
                 os.fsync(file.fileno())
+            if new:
+                _place(part, target)
+                return
             with contextlib.suppress(OSError):  # there is none, or no permissions on this disk
                 shutil.copymode(target, part)
             part.replace(target)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _place(part: Path, target: Path) -> None:
+    """Give a file a name that no other one has: at once, so that no two of them get it."""
+    try:
+        os.link(part, target)
+    except FileExistsError:
+        raise
+    except OSError:  # a disk without links, such as a memory card
+        target.open("xb").close()
+        try:
+            part.replace(target)
+        except OSError:
+            target.unlink()
+            raise
 
 
 def _save_tiff(file: Any, image: NDArray[Any], about: About) -> None:

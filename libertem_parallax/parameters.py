@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import datetime
 import json
@@ -168,12 +167,14 @@ class Parameters(Mapping[str, Any]):
         for file in (path, *arrays.values()):
             if file.exists() and not overwrite:
                 raise FileExistsError(f"{file} exists: give another name, or overwrite=True.")
+        from .files import replacing
+
         names = files | {name: file.name for name, file in arrays.items()}
         text = _to_toml({**self._values, **names}, comments or {}, header).encode()
         for name, file in arrays.items():
-            with _written(file, overwrite) as array:
+            with replacing(file, new=not overwrite) as array:
                 np.save(array, self._values[name])
-        with _written(path, overwrite) as out:
+        with replacing(path, new=not overwrite) as out:
             out.write(text)
 
 
@@ -216,22 +217,6 @@ def load_parameters(path: str | os.PathLike[str]) -> Parameters:
         return Parameters(**given)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-@contextlib.contextmanager
-def _written(path: Path, overwrite: bool) -> Iterator[Any]:
-    """Write a file whole or not at all, in place of an older one if that is allowed."""
-    from .files import replacing
-
-    if not overwrite:
-        path.open("xb").close()  # nobody else takes the name
-    try:
-        with replacing(path) as file:
-            yield file
-    except BaseException:
-        if not overwrite:
-            path.unlink(missing_ok=True)
-        raise
 
 
 def _with_images(given: Mapping[str, Any], before: Iterable[str] = ()) -> dict[str, Any]:

@@ -196,7 +196,6 @@ def test_the_demo_replaces_its_own_files_only(run: Run, folder: Path) -> None:
     ("name", "message"),
     [
         ("params.toml", "that was changed"),
-        ("image.tif", "no image of this program"),
         ("live.png", "no image of this program"),
         ("growth.png", "no image of this program"),
         ("frames.hdr", "not what this version simulates"),

@@ -63,7 +63,7 @@ def test_the_next_acquisition_has_what_was_tuned(
     np.testing.assert_array_equal(other, expected(frames, aberration_coefs={"C10": -2500.0}))
     np.testing.assert_array_equal(seen[0], other)
     assert [each.name for each in pages[0].thumbnails] == ["image.tif", "image_3.tif"]
-    assert "The next acquisition goes to image_3.tif" in result.stderr
+    assert "This acquisition goes to image_3.tif" in result.stderr
     assert result.stdout.count("Written to") == 2
 
 

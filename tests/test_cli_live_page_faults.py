@@ -131,7 +131,7 @@ def test_the_detector_is_gone(
     check_error(result, "Error: no answer from merlin")
     assert result.stderr.count("no answer from merlin") == 2  # for two acquisitions
     assert "no answer from merlin" in said[0]
-    assert result.stderr.count("The next acquisition goes to image_2.tif") == 2, result.stderr
+    assert result.stderr.count("This acquisition goes to image_2.tif") == 2, result.stderr
     np.testing.assert_array_equal(tifffile.imread("image.tif"), expected(frames))
     assert not Path("image_2.tif").exists()
 
@@ -246,6 +246,7 @@ def test_what_a_failed_acquisition_left_is_not_replaced(
     """The image so far was written while it grew; then even that of the end could not be."""
     import click
 
+    from libertem_parallax.cli.record import Recording
     from libertem_parallax.cli.sequence import record_all
 
     parameters = PARAMETERS.replace(image=("parallax",))
@@ -254,11 +255,11 @@ def test_what_a_failed_acquisition_left_is_not_replaced(
     places: list[Path] = []
 
     def once(parameters: Any, outputs: Any, recording: Any) -> Any:
-        places.append(outputs["parallax"])
+        places.extend(recording.places(outputs).paths)
         if len(places) == 2:
             raise click.ClickException("interrupted")
         places[0].write_bytes(b"the image so far")
-        (tmp_path / "image_2.toml").write_text("mine")
+        (tmp_path / "image_2.tif").write_text("mine")
         when(lambda: page.stage == "ended", page.next)
         raise click.ClickException("No space left on device")
 
@@ -266,14 +267,18 @@ def test_what_a_failed_acquisition_left_is_not_replaced(
         raise click.ClickException("none of 9 frames is in the image: interrupted by SIGHUP.")
 
     outputs = {"parallax": tmp_path / "image.tif"}
+    recording = Recording(
+        nav_shape=None, start=True, timeout=1.0, silence=1.0, frames_per_partition=None,
+        interval=0.0, blur=None, overwrite=True, calibrate=False, workers=1,
+    )  # fmt: skip
     try:
         # A terminal that is closed ends the page, too.
         with monkeypatch.context() as patch:
             patch.setattr(page, "wait", lambda: pytest.fail("the page stays"))
             with pytest.raises(click.ClickException, match="SIGHUP"):
-                record_all(ended, print, parameters, outputs, None, page)  # type: ignore[arg-type]
+                record_all(ended, print, parameters, outputs, recording, page)
         with pytest.raises(click.ClickException, match="interrupted"):
-            record_all(once, print, parameters, outputs, None, page)  # type: ignore[arg-type]
+            record_all(once, print, parameters, outputs, recording, page)
     finally:
         page.close()
     assert [path.name for path in places] == ["image.tif", "image_3.tif"]

@@ -193,10 +193,10 @@ def test_nothing_can_be_written_but_to_the_temporary_folder(
     monkeypatch.chdir(tmp_path)
     replacing = files.replacing
 
-    def fail(path: Path) -> Any:
+    def fail(path: Path, **how: bool) -> Any:
         if path.parent.name != "temporary":
             raise OSError(code, os.strerror(code), str(path))
-        return replacing(path)
+        return replacing(path, **how)
 
     monkeypatch.setattr(files, "replacing", fail)
     image = np.arange(12.0).reshape(3, 4)

@@ -135,7 +135,7 @@ def test_ctrl_c_again_ends_at_once(
     """It takes too long to write the image after the first one: it is told where the last is."""
     saving, ended = threading.Event(), threading.Event()
 
-    def slowly(*_: Any) -> None:
+    def slowly(*_: Any, **__: Any) -> None:
         saving.set()
         try:
             time.sleep(SECONDS)

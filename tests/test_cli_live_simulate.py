@@ -160,9 +160,9 @@ def test_calibrated_in_a_folder_that_is_gone(run: Run, monkeypatch: pytest.Monke
     Path("gone").mkdir()
     save = files.save_somewhere
 
-    def late(*arguments: Any) -> Any:
+    def late(*arguments: Any, **how: Any) -> Any:
         Path("gone").rename("elsewhere")  # when all frames have come, however long that took
-        return save(*arguments)
+        return save(*arguments, **how)
 
     monkeypatch.setattr(files, "save_somewhere", late)
     result = run("live --simulate merlin --calibrate --underfocus -o gone/image.tif")

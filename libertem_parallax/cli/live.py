@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..live import DETECTORS, Address
-from .calibrate import NEEDED, check_file, hint_options
+from .calibrate import NEEDED, hint_options
 from .messages import messages_only
 from .options import Finite, acquisition_options, blur_option, output_option, overwrite_option
 from .parameters import check_required, read_parameters
 from .record import Recording, record
 from .recorded import Recorded
-from .run import check_output, live_paths, report
+from .run import live_paths, report
 from .sequence import record_all
 from .simulated import FOLDER, live_simulated
 from .tune import memory_option, open_browser, page_options, read_page_options, warn_of_access
@@ -243,11 +243,7 @@ def live(
     parameters, outputs = live_paths(output, parameters)
     output = next(iter(outputs.values()))
     inputs = [*([params] if params else []), *parameters.files.values()]
-    if recording.calibrate:
-        # If there is one, the acquisition gets another name.
-        check_file("--output", output.with_suffix(".toml"), inputs, overwrite=True)
-    for path in outputs.values():
-        check_output(path, inputs, recording.overwrite)
+    recording.places(outputs).check(inputs)
 
     port = port or kind.port
     data_port = data_port or kind.data_port or port
@@ -259,11 +255,7 @@ def live(
     def once(parameters: Parameters, outputs: Mapping[str, Path], recording: Recording) -> Recorded:
         return record(address, parameters, outputs, snapshot, recording, page=shown, asked=asked)
 
-    # A scan cannot be repeated: an image of an earlier one is not replaced, either.
-    new = not recording.overwrite
-    record_all(
-        once, lambda done: report(*done.rows), parameters, outputs, recording, shown, new=new
-    )
+    record_all(once, lambda done: report(*done.rows), parameters, outputs, recording, shown)
 
 
 def _asked(options: dict[str, Any], *, calibrate: bool) -> dict[str, Any]:

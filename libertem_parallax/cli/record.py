@@ -6,15 +6,17 @@ import contextlib
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
 
 import click
 
+from ..names import claim
 from .connection import Link, Unbreakable, linked
 from .messages import messages_only
+from .places import Places
 from .recorded import Added, Recorded, kept_frames, missing_frames, save_found
 from .run import (
     about,
@@ -55,6 +57,10 @@ class Recording(NamedTuple):
     calibrate: bool
     workers: int | None
 
+    def places(self, outputs: Mapping[str, Path]) -> Places:
+        """Choose names for images, which are asked for by these."""
+        return Places(outputs, calibrate=self.calibrate, overwrite=self.overwrite)
+
 
 def record(
     address: Any,
@@ -78,7 +84,8 @@ def record(
     from ..udf.learning import placeholder
 
     problems: list[str] = []  # of what is recorded already, which they must not take along
-    output, direct = next(iter(outputs.values())), outputs.get("direct")
+    places = recording.places(outputs)
+    places.tell()
     last: list[tuple[Path, int]] = []  # where the image was written last, and of how many frames
     with contextlib.ExitStack() as stack:
         stack.enter_context(_told_where(last))
@@ -96,13 +103,15 @@ def record(
             if first:
                 click.echo(f"The page is at {page.url}", err=True)
             more = {**more, "the page": lambda _: page.show()}
-        shows, window = _shows(output, snapshot, recording, image_pixel_size(udf))
+        shows, window = _shows(
+            places.paths[0], outputs.values(), snapshot, recording, image_pixel_size(udf)
+        )
         if window is not None:
             stack.push(lambda kind, *_: window.close() if kind is not None else None)
         acquisition = _await(link, recording)
         total = acquisition.shape.nav.size
         udf, learning = _adding(link, acquisition, udf, parameters, recording, asked, page,
-                                problems, keep=direct is not None)  # fmt: skip
+                                problems, keep="direct" in outputs)  # fmt: skip
 
         def said(frames: int, name: str = parameters["image"][0]) -> About:
             found = learning.calibration if learning is not None else None
@@ -110,11 +119,12 @@ def record(
             return about(udf, name, now, data=str(address), frames=frames)
 
         def keep(made: Growing) -> None:
-            files.save(output, made.image, said(made.frames))
-            last[:] = [(output, made.frames)]
+            image, what = made.image, said(made.frames)
+            places.write(lambda path, old: files.save(path, image, what, new=not old))
+            last[:] = [(places.paths[0], made.frames)]
 
         # Nothing that comes later can take along the image that is written now and then.
-        screen = Screen({str(output): keep, **shows, **more}, recording.interval)
+        screen = Screen({str(places.paths[0]): keep, **shows, **more}, recording.interval)
         added = _add(link, acquisition, udf, learning, screen, recording, page)
         if page is not None:
             try:
@@ -128,11 +138,15 @@ def record(
             reasons = [text.removesuffix(".") for text in (learning.problem, added.problem) if text]
             reason = ". ".join(reasons) or "there were too few rows of the scan"
             raise click.ClickException(
-                f"no image was written: {reason}. " + kept_frames(learning.image, output)
+                f"no image was written: {reason}. " + kept_frames(learning.image, places.paths[0])
             )
         # Before anything is shown or closed, which may fail as well.
         image, count = (made := grown(added.results)).image, made.frames
-        written_to = [save(output, image, said(count), problems)]
+        what = said(count)
+        written_to = [
+            places.write(lambda path, old: save(path, image, what, problems, new=not old))
+        ]
+        elsewhere = written_to[0] != places.paths[0]
         last[:] = [(written_to[0], count)]
         Screen({**shows, **more}, 0).show(added.results)
     missing = missing_frames(added, count, total, address.detector)
@@ -140,16 +154,21 @@ def record(
     found: list[tuple[str, str]] = []
     if learning is not None and learning.calibration is not None:
         scan = tuple(acquisition.shape)[:2]
-        found = save_found(learning, output, parameters, scan, problems)
+        found = save_found(learning, places, parameters, scan, problems)
         parameters = learning.calibration.parameters
     on = f", by {link.workers} workers" if link.workers > 1 else where(udf)
     images = {parameters["image"][0]: image}
-    if direct is not None and udf.params.keep is not None:
+    if "direct" in outputs and udf.params.keep is not None:
         click.echo("Making the direct image", err=True)
         phase = make_direct(udf, parameters, problems)
         if phase is not None:
-            images["direct"] = phase
-            written_to.append(save(direct, phase, said(count, "direct"), problems))
+            images["direct"], what = phase, said(count, "direct")
+            at = places.of("direct")
+            if places.overwrite:
+                at = save(at, phase, what, problems)
+            else:
+                _, at = claim(lambda path: save(path, phase, what, problems, new=True), at)
+            written_to.append(at)
     rows = [
         *described(udf, link.dtype, None, tuple(images)),
         *found,
@@ -157,10 +176,12 @@ def record(
         *zip(("Written to", ""), map(str, written_to), strict=False),
         *(("Snapshot", name) for name in shows if window is None and Path(name).exists()),
     ]
-    places = " and ".join(map(str, written_to))
-    problem = " ".join((*problems, f"It was written to {places}.")) if problems else None
+    where_to = " and ".join(map(str, written_to))
+    problem = " ".join((*problems, f"It was written to {where_to}.")) if problems else None
     wanted = page is not None and added.problem == page.STOPPED and problems == missing
-    return Recorded(images, udf, parameters, rows, problem, wanted, written_to, made, window)
+    return Recorded(
+        images, udf, parameters, rows, problem, wanted, written_to, elsewhere, made, window
+    )
 
 
 @contextlib.contextmanager
@@ -208,7 +229,11 @@ def _get_ready(link: Link, parameters: Parameters, recording: Recording) -> Any:
 
 
 def _shows(
-    output: Path, snapshot: Path | None, recording: Recording, pixel_size: tuple[float, float]
+    output: Path,
+    asked: Iterable[Path],
+    snapshot: Path | None,
+    recording: Recording,
+    pixel_size: tuple[float, float],
 ) -> tuple[dict[str, Show], Window | None]:
     """Open a window for the growing image, or choose a file; what shows it, by name."""
     from ..show.screen import snapshots, to_gray
@@ -221,7 +246,8 @@ def _shows(
     folder = snapshot or output.parent
     folder.mkdir(parents=True, exist_ok=True)
     picture = folder / "live.png"
-    if picture.resolve() == output.resolve():
+    # Nor is that replaced which made the image take another name.
+    if picture.resolve() in {path.resolve() for path in (output, *asked)}:
         picture = folder / "growing.png"
     if problem := replacing_problem(picture, recording.overwrite):
         raise ValueError(f"the growing image would go to {picture}: {problem}, or --snapshot DIR.")

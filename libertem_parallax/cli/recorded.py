@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..names import claim
 from .calibrate import described as found_rows
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from ..show.window import Window
     from ..udf import ParallaxUDF
     from ..udf.learning import Learning
+    from .places import Places
 
 __all__ = ["Added", "Recorded", "kept_frames", "missing_frames", "save_found"]
 
@@ -38,6 +40,7 @@ class Recorded(NamedTuple):
     problem: str | None  #: why it is not complete, or not where it should be
     wanted: bool  #: whether that is just what was asked for on the page
     written_to: list[Path]  #: where they are, in that order
+    elsewhere: bool  #: whether the first one could not be written where it should go
     grown: Growing  #: the first one, and which frames it is of
     window: Window | None  #: that shows the image
 
@@ -74,14 +77,17 @@ def missing_frames(added: Added, count: int, total: int, detector: Any) -> list[
 
 
 def save_found(
-    learning: Learning, output: Path, given: Parameters, scan: Any, problems: list[str]
+    learning: Learning, places: Places, given: Parameters, scan: Any, problems: list[str]
 ) -> list[tuple[str, str]]:
     """Write parameters that were found next to the image; rows for `report`."""
-    assert learning.calibration is not None
-    rows = found_rows(learning.calibration, given, scan)
-    sheet = output.with_suffix(".toml")
+    calibration, sheet = learning.calibration, places.sheet
+    assert calibration is not None
+    rows = found_rows(calibration, given, scan)
     try:
-        learning.calibration.save(sheet, overwrite=True)
+        if places.overwrite:
+            calibration.save(sheet, overwrite=True)
+        else:
+            [sheet], _ = claim(calibration.save, sheet)
         rows.append(("Parameters", str(sheet)))
     except OSError as error:  # the image is written, and where that is has to be told
         problems.insert(0, f"The parameters could not be written to {sheet}: {error}.")

@@ -295,7 +295,9 @@ def about(udf: Any, name: str, parameters: Parameters, **made: Any) -> About:
     return About(size, unit, words, made)
 
 
-def save(output: Path, image: NDArray[Any], about: About, problems: list[str]) -> Path:
+def save(
+    output: Path, image: NDArray[Any], about: About, problems: list[str], *, new: bool = False
+) -> Path:
     """Write the image, somewhere else if need be: it may have taken long, or be of a live scan.
 
     Parameters
@@ -308,6 +310,8 @@ def save(output: Path, image: NDArray[Any], about: About, problems: list[str]) -
         What to say of it.
     problems
         Gets a sentence if it went elsewhere.
+    new
+        Whether it may replace no file.
 
     Returns
     -------
@@ -316,13 +320,17 @@ def save(output: Path, image: NDArray[Any], about: About, problems: list[str]) -
 
     Raises
     ------
+    FileExistsError
+        If it may not, and there is one.
     click.ClickException
         If it can be written nowhere.
     """
     from .. import files
 
     try:
-        written, problem = files.save_somewhere(output, image, about)
+        written, problem = files.save_somewhere(output, image, about, new=new)
+    except FileExistsError:
+        raise
     except (OSError, ValueError) as error:
         raise click.ClickException(f"cannot write {output}: {error}") from error
     if problem is not None:

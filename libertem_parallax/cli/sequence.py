@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from ..show.page.live import LivePage
     from ..show.window import Window
 
-__all__ = ["free_outputs", "record_all"]
+__all__ = ["record_all"]
 
 #: Where the terminal is gone, or the system ends the program, that is not for the page to outlive.
 _ENDED = "interrupted by SIG"
@@ -34,8 +33,6 @@ def record_all(
     outputs: Mapping[str, Path],
     recording: Recording,
     page: LivePage | None,
-    *,
-    new: bool = False,
 ) -> None:
     """Record an acquisition; with a page, others as they are asked for there, until Ctrl-C.
 
@@ -52,29 +49,21 @@ def record_all(
         Of the first one.
     page
         Where it is shown, if so.
-    new
-        Whether the image of the first one goes to a new file, too, if there is one of its name, or
-        parameters that are found would replace others.
 
     Raises
     ------
     click.ClickException, click.exceptions.Exit
         If the last one is not complete, unless it was stopped on the page.
     """
-    places = outputs
-    if new and (there := _there(outputs, recording)):
-        places = free_outputs(outputs)
-        where = " and ".join(map(str, places.values()))
-        click.echo(f"There is {there[0]} already. This acquisition goes to {where}", err=True)
     if page is None:
-        recorded = once(parameters, places, recording)
+        recorded = once(parameters, outputs, recording)
         _leave(recorded.window, _told(recorded, tell))
         return
     names = parameters["image"]
     problem: str | None
     while True:
         try:
-            recorded = once(parameters, places, recording)
+            recorded = once(parameters, outputs, recording)
         except click.ClickException as error:
             text = error.message
             if not page.served or text.startswith("interrupted") or _ENDED in text:
@@ -85,9 +74,8 @@ def record_all(
         else:
             problem = _told(recorded, tell)
             wanted = recorded.wanted and problem == recorded.problem
-            show = partial(_show, page, recorded, problem, list(places.values()))
+            show = partial(_show, page, recorded, problem)
             recording = recording._replace(calibrate=False)  # the page has what was found
-            places = {}
         if problem is not None:
             click.echo(f"\n{'' if wanted else 'Error: '}{problem}", err=True)
             if _ENDED in problem:
@@ -101,40 +89,17 @@ def record_all(
             break
         parameters = page.parameters.replace(image=names)
         # Of an acquisition that failed in the end, something may have been written on the way.
-        if not places or any(path.exists() for path in places.values()):
-            places = free_outputs(outputs)
-        where = " and ".join(map(str, places.values()))
-        click.echo(f"\nThe next acquisition goes to {where}", err=True)
+        recording = recording._replace(overwrite=False)
+        click.echo(err=True)
     if problem is not None and not wanted:
         raise click.exceptions.Exit(1)  # it was told
 
 
-def _show(page: LivePage, recorded: Recorded, problem: str | None, places: list[Path]) -> None:
+def _show(page: LivePage, recorded: Recorded, problem: str | None) -> None:
     """Show on the page what came of a recording, and what is wrong beside."""
     if problem != recorded.problem:
         page.add("Beside the image, not all could be written: see the terminal")
-    path = recorded.written_to[0]
-    page.keep(path, recorded.grown, elsewhere=path not in places)
-
-
-def _there(outputs: Mapping[str, Path], recording: Recording) -> list[Path]:
-    """Tell which files there are already, of those that a recording writes."""
-    images = [*outputs.values()]
-    found = [images[0].with_suffix(".toml")] if recording.calibrate else []
-    return [path for path in images + found if path.exists()]
-
-
-def free_outputs(outputs: Mapping[str, Path]) -> dict[str, Path]:
-    """Append a number to names of images, with which there are none yet, nor parameters beside."""
-    for number in itertools.count(2):
-        places = {
-            name: path.with_name(f"{path.stem}_{number}{path.suffix}")
-            for name, path in outputs.items()
-        }
-        beside = (path.with_suffix(".toml") for path in places.values())
-        if not any(path.exists() for path in (*places.values(), *beside)):
-            return places
-    raise AssertionError  # numbers do not end
+    page.keep(recorded.written_to[0], recorded.grown, elsewhere=recorded.elsewhere)
 
 
 def _told(recorded: Recorded, tell: Callable[[Recorded], None]) -> str | None:

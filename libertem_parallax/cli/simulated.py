@@ -13,12 +13,12 @@ import click
 
 from ..live import Detector
 from ..parameters import Parameters
-from .calibrate import FOUND, check_file
+from .calibrate import FOUND
 from .messages import messages_only
 from .parameters import read_parameters
 from .record import Recording, record
 from .recorded import Recorded
-from .run import check_output, image_pixel_size, live_paths, refuse_zero_images, report
+from .run import image_pixel_size, live_paths, refuse_zero_images, report
 from .sequence import record_all
 from .specimen import (
     check_folder,
@@ -75,11 +75,7 @@ def live_simulated(
         _check_parameters(parameters, kind.shape or shape[2:])
     try:
         check_folder(folder, ["growth.png"], recording.overwrite)
-        for path in outputs.values():
-            check_output(path, parameters.files.values(), recording.overwrite)
-        if recording.calibrate:
-            # If there is one, which may have been edited, the acquisition gets another name.
-            check_file("--output", output.with_suffix(".toml"), [], overwrite=True)
+        recording.places(outputs).check([*parameters.files.values()])
         simulation = simulate(
             dose=dose, seed=1, progress=partial(tqdm, desc="Simulating", unit=" rows")
         )
@@ -91,6 +87,7 @@ def live_simulated(
     recording = recording._replace(
         start=kind.starts, interval=min(recording.interval, 0.5), blur=blur
     )
+    first = True
     grown: dict[int, Growing] = {}  # by the number of frames
     page = open_page(output, blur)
     if page is not None:
@@ -108,8 +105,8 @@ def live_simulated(
             )
 
     def tell(recorded: Recorded) -> None:
+        nonlocal first
         plan = recorded.udf.params.geometry.plan
-        first = recorded.written_to[0] == output
         rows = [
             *(describe_simulation(simulation.parameters, plan, dose) if first else ()),
             *recorded.rows,
@@ -118,6 +115,7 @@ def live_simulated(
         if not first:  # the other files are of the first
             report(*rows)
             return
+        first = False
         params = save_parameters(recorded.parameters.replace(image=[*outputs]), folder)
         _write_growth(growth, grown, recorded, blur)
         report(*rows, ("As it grew", str(growth)), ("Data", f"{data}, {params}"))
@@ -126,8 +124,7 @@ def live_simulated(
             click.echo("\nThe same from the files:")
             click.echo(f"  libertem-parallax {shlex.join(command)} -o image.tif")
 
-    new = recording.calibrate and not recording.overwrite
-    record_all(once, tell, parameters, outputs, recording, page, new=new)
+    record_all(once, tell, parameters, outputs, recording, page)
 
 
 def _write_growth(path: Path, grown: dict[int, Growing], recorded: Recorded, blur: float) -> None:

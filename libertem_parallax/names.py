@@ -1,0 +1,66 @@
+"""Names of files that nobody has taken yet, also where several look for one at the same time."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+__all__ = ["claim", "free"]
+
+T = TypeVar("T")
+
+
+def free(*paths: Path) -> tuple[Path, ...]:
+    """Choose names that no file has: as they are, or else with the first number that will do.
+
+    Parameters
+    ----------
+    *paths
+        Files that belong together: they get the same number, as ``image_2.tif`` and
+        ``image_2.toml``.
+
+    Returns
+    -------
+    tuple of pathlib.Path
+        In that order. Somebody else may take one of them meanwhile: see `claim`.
+    """
+    return next(_free(paths))
+
+
+def claim(
+    write: Callable[[Path], T], *paths: Path, first: tuple[Path, ...] = ()
+) -> tuple[tuple[Path, ...], T]:
+    """Write a new file; where somebody else was quicker, under the next name that is free.
+
+    Parameters
+    ----------
+    write
+        Writes the first of the files, and raises ``FileExistsError`` rather than replace one.
+    *paths
+        See `free`.
+    first
+        Names to be tried before.
+
+    Returns
+    -------
+    paths : tuple of pathlib.Path
+        The names.
+    result
+        Whatever `write` returned.
+    """
+    for names in itertools.chain([first] if first else [], _free(paths)):
+        try:
+            return names, write(names[0])
+        except FileExistsError:
+            continue
+    raise AssertionError  # numbers do not end
+
+
+def _free(paths: tuple[Path, ...]) -> Iterator[tuple[Path, ...]]:
+    for number in itertools.count(1):
+        end = "" if number == 1 else f"_{number}"
+        names = tuple(path.with_name(f"{path.stem}{end}{path.suffix}") for path in paths)
+        if not any(path.exists() for path in names):
+            yield names
