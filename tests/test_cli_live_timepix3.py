@@ -99,7 +99,7 @@ def test_timepix3(run: Run, timepix3: str, events: NDArray[Any], nav_shape: str)
     assert "96/96" in result.stderr
     assert "8 x 12 scan, 512 x 512 detector, float32" in result.stdout
     with Image.open("live.png") as picture:
-        assert picture.size == (24, 16)
+        assert picture.size == (600, 364)
 
 
 def test_timepix3_with_few_updates(run: Run, timepix3: str, events: NDArray[Any]) -> None:

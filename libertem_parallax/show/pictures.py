@@ -22,9 +22,13 @@ _SEEN, _LARGEST = 600, 4096
 
 
 def write_gray(
-    file: Any, image: NDArray[Any], limits: tuple[float, float], texts: Mapping[str, str]
+    file: Any,
+    image: NDArray[Any],
+    limits: tuple[float, float],
+    pixel_size: tuple[float, float],
+    texts: Mapping[str, str],
 ) -> None:
-    """Write an image as PNG, pixel for pixel in 8-bit gray.
+    """Write an image as PNG in 8-bit gray, with a scale bar: like `picture`, in less time.
 
     Parameters
     ----------
@@ -34,17 +38,34 @@ def write_gray(
         Rows and columns of real numbers.
     limits
         Values to be black and white.
+    pixel_size
+        Height and width of a pixel in Å.
     texts
         To be written into the file, by their names.
     """
-    from PIL import Image, PngImagePlugin
+    from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
     info = PngImagePlugin.PngInfo()
     for name, text in texts.items():
         info.add_text(name, text)
     low, high = limits
     gray = np.rint(np.clip((image - low) / (high - low), 0, 1) * 255).astype(np.uint8)
-    Image.fromarray(gray).save(file, format="PNG", pnginfo=info)
+    width, height = _dots(gray.shape, pixel_size)
+    scale = max(1.0, max(width, height) / 900)  # of letters
+    footer, across = round(44 * scale), max(width, round(180 * scale))  # the words have to fit
+    page = Image.new("L", (across, height + footer), 255)
+    left = (across - width) // 2
+    page.paste(Image.fromarray(gray).resize((width, height), Image.Resampling.NEAREST), (left, 0))
+    cols = gray.shape[1] * pixel_size[1] / 10  # nm
+    length = _round_length(cols / 4)
+    middle, thick = height + footer // 2, round(6 * scale)
+    end = left + round(width * length / cols)
+    draw = ImageDraw.Draw(page)
+    top = middle - thick // 2
+    draw.rectangle((left, top, max(left, end - 1), top + thick - 1), fill=0)  # both ends count
+    font = ImageFont.load_default(20 * scale)
+    draw.text((end + 8 * scale, middle), f"{length:g} nm", fill=0, font=font, anchor="lm")
+    page.save(file, format="PNG", pnginfo=info)
 
 
 def picture(

@@ -89,7 +89,8 @@ def snapshots(path: Path, pixel_size: tuple[float, float], sigma: float = 0) -> 
     def show(growing: Growing) -> None:
         about = About(pixel_size, made={"blur": sigma, "frames": growing.frames})
         with replacing(path) as file:
-            write_gray(file, *to_gray(growing, pixel_size, sigma), about.texts())
+            gray, limits = to_gray(growing, pixel_size, sigma)
+            write_gray(file, gray, limits, pixel_size, about.texts())
 
     return show
 
