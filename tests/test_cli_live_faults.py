@@ -50,7 +50,7 @@ def test_interrupted_while_frames_are_added(
 ) -> None:
     def interrupted(udf: ParallaxUDF, dest: Any, src: Any) -> None:
         digest, row, _ = src.told["part"][0].tolist()
-        udf.params.geometry.plan.add_part(src.A, row, dest.A)
+        udf.params.geometry.plan.add(src.A, row, dest.A)
         if Path("live.png").exists():
             interrupt()
         dest.S[:] += src.S

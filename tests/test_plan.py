@@ -75,23 +75,19 @@ def test_parts_of_a_scan_add_up_to_the_whole(scan, reach, u, wraps):
     frames = make_frames(plan, "uint8")
     whole, _ = run_engine(ENGINES["numpy"], plan, frames)
     total = np.zeros(plan.folded_shape, np.int64)
+    span = plan.accumulator_shape[2] - scan[0]
     rng = np.random.default_rng(0)
     cuts = [0, *np.sort(rng.integers(0, len(frames) + 1, 5)), len(frames)]
     for start, stop in itertools.pairwise(cuts):
         index = np.arange(start, stop)
         A, _ = run_engine(ENGINES["numpy"], plan, frames[index], index)
-        first, count = plan.part(index)
-        part = plan.fold(A, frames=index)
-        assert part.shape == (u, u, count, scan[1])
-        other = np.full_like(A, -12345)  # rows that are not reached may hold anything
-        other[:, :, plan.reach(index)] = A[:, :, plan.reach(index)]
-        # and so may memory where the result is written.
-        out = plan.fold(other, np.full_like(part, 777), index)
-        np.testing.assert_array_equal(out, part)
-        plan.add_part(part, first, total)
-        rows = -(-(stop - start) // scan[1]) + 1 + plan.accumulator_shape[2] - scan[0]
-        assert count <= min(scan[0], rows)
-        assert 0 <= first < scan[0]
+        rows = plan.reach(index)
+        assert 0 <= rows.start < rows.stop <= plan.accumulator_shape[2]
+        assert rows.stop - rows.start <= -(-(stop - start) // scan[1]) + 1 + span
+        others = A.copy()
+        others[:, :, rows] = 0
+        assert not others.any()
+        plan.add(A[:, :, rows], rows.start, total)
     np.testing.assert_array_equal(total, plan.fold(whole))
 
 

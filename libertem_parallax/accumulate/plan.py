@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -168,58 +168,32 @@ class Plan:
         # Zero is left for what was added under no plan.
         return int.from_bytes(digest.digest(), "little") >> 1 or 1
 
-    def fold(
-        self,
-        A: NDArray[Any],
-        out: NDArray[Any] | None = None,
-        frames: NDArray[np.int64] | None = None,
-    ) -> NDArray[Any]:
+    def fold(self, A: NDArray[Any]) -> NDArray[Any]:
         """Wrap the halo of an accumulator, or cut it off.
 
         Parameters
         ----------
         A : accumulator_shape
             The accumulator.
-        out : folded_shape, or (u, u, count, Nx) with the `count` of `part`
-            Where to write it. Default: a new array.
-        frames
-            If only some were added: their scan positions, for `part`. Default: all of them.
 
         Returns
         -------
-        like `out`
+        folded_shape
             Of the same dtype as `A`; ``(a, b, y, x)`` is pixel ``(u y + a, u x + b)`` of the image.
         """
-        ny, nx = self.scan_shape
-        first, count = (0, ny) if frames is None else self.part(frames)
-        u, (lowest_y, lowest_x) = self.upsampling_factor, self._lowest
-        if self.wraps:
-            along_x = _wrap(A.shape[3], lowest_x, nx)
-            if count < ny:
-                along_y = [(self._reach(first, count), slice(0, count))]
-            else:
-                along_y = _wrap(A.shape[2], lowest_y, ny)
-        else:
-            along_y = [_overlap(A.shape[2], lowest_y - first, count)]
-            along_x = [_overlap(A.shape[3], lowest_x, nx)]
+        folded = np.empty(self.folded_shape, A.dtype)
         # Nearly always, the first piece covers all: to copy it is quicker than to add it to zeros.
-        (_, to_rows), (_, to_cols) = along_y[0], along_x[0]
-        whole = to_rows.stop - to_rows.start == count and to_cols.stop - to_cols.start == nx
-        if out is None:
-            out = np.empty((u, u, count, nx), A.dtype)
-        if not whole:
-            out[:] = 0
-        for rows, to_rows in along_y:
-            for cols, to_cols in along_x:
-                to, piece = out[:, :, to_rows, to_cols], A[:, :, rows, cols]
-                if whole:
-                    to[:], whole = piece, False
-                else:
-                    to += piece
-        return out
+        (rows, columns), *others = self._pieces(A, 0)
+        if folded[:, :, rows.to, columns.to].shape == folded.shape:
+            folded[:] = A[:, :, rows.of, columns.of]
+        else:
+            folded[:], others = 0, [(rows, columns), *others]
+        for rows, columns in others:
+            folded[:, :, rows.to, columns.to] += A[:, :, rows.of, columns.of]
+        return folded
 
-    def part(self, frames: NDArray[np.int64]) -> tuple[int, int]:
-        """Tell to which rows of the folded accumulator some frames are added.
+    def reach(self, frames: NDArray[np.int64]) -> slice:
+        """Tell to which rows of the accumulator some frames are added.
 
         Parameters
         ----------
@@ -228,45 +202,38 @@ class Plan:
 
         Returns
         -------
-        first, count
-            Rows from `first` on, modulo ``Ny``; ``0, Ny`` if these are all.
+        slice
+            One row, at least.
         """
         ny, nx = self.scan_shape
         lowest, highest = (int(frames[0]) // nx, int(frames[-1]) // nx) if len(frames) else (0, 0)
-        count = highest - lowest + self.accumulator_shape[2] - ny + 1
-        if not self.wraps:
-            first = min(max(lowest + self._lowest[0], 0), ny - 1)
-            return first, min(max(lowest + self._lowest[0] + count, first + 1), ny) - first
-        return ((lowest + self._lowest[0]) % ny, count) if count < ny else (0, ny)
+        return slice(lowest, highest + 1 + self.accumulator_shape[2] - ny)
 
-    def reach(self, frames: NDArray[np.int64]) -> slice:
-        """Tell which rows of the accumulator `fold` reads for some frames.
+    def add(self, rows: NDArray[Any], first: int, folded: NDArray[Any]) -> None:
+        """Add some rows of an accumulator, from the `first` on, to a folded one.
 
         Parameters
         ----------
-        frames : (F,) int64
-            Their scan positions, as for `part`.
-
-        Returns
-        -------
-        slice
-            Other rows may hold anything.
+        rows : (u, u, count, columns of the accumulator)
+            Such as `reach` tells.
+        first
+            Which row of the accumulator is the first of these.
+        folded : folded_shape
+            To be added to, as by `fold`.
         """
-        return self._reach(*self.part(frames))
+        for own, columns in self._pieces(rows, first):
+            folded[:, :, own.to, columns.to] += rows[:, :, own.of, columns.of]
 
-    def _reach(self, first: int, count: int) -> slice:
-        length, ny = self.accumulator_shape[2], self.scan_shape[0]
-        if not self.wraps:
-            return _overlap(length, self._lowest[0] - first, count)[0]
-        if count == ny:
-            return slice(0, length)
-        start = (first - self._lowest[0]) % ny
-        return slice(start, start + count)
-
-    def add_part(self, part: NDArray[Any], first: int, folded: NDArray[Any]) -> None:
-        """Add rows of a folded accumulator, from `first` on, to the whole of it."""
-        for rows, wrapped_rows in _wrap(part.shape[2], first, self.scan_shape[0]):
-            folded[:, :, wrapped_rows] += part[:, :, rows]
+    def _pieces(self, A: NDArray[Any], first: int) -> list[tuple[_Piece, _Piece]]:
+        """Cut rows of an accumulator, from the `first` on, where they wrap; the largest first."""
+        cut = _wrap if self.wraps else _overlap
+        along_y, along_x = (
+            cut(length, lowest + begin, n)
+            for length, lowest, begin, n in zip(
+                A.shape[2:], self._lowest, (first, 0), self.scan_shape, strict=True
+            )
+        )
+        return [(rows, columns) for rows in along_y for columns in along_x]
 
 
 def check_pixels(pixels: NDArray[np.int64], detector_shape: tuple[int, int]) -> None:
@@ -293,18 +260,25 @@ def check_pixels(pixels: NDArray[np.int64], detector_shape: tuple[int, int]) -> 
         raise ValueError("pixels: expected row-major order without duplicates.")
 
 
-def _wrap(length: int, lowest: int, n: int) -> list[tuple[slice, slice]]:
-    """Cut positions ``lowest ... lowest + length`` where they wrap modulo `n`; longest first."""
-    start, pieces = 0, []
-    while start < length:
-        wrapped = (start + lowest) % n
-        stop = min(length, start + n - wrapped)
-        pieces.append((slice(start, stop), slice(wrapped, wrapped + stop - start)))
-        start = stop
-    return sorted(pieces, key=lambda piece: piece[0].start - piece[0].stop)
+class _Piece(NamedTuple):
+    """Successive rows or columns of an accumulator, and which they are when it is folded."""
+
+    of: slice
+    to: slice
 
 
-def _overlap(length: int, start: int, count: int) -> tuple[slice, slice]:
-    """Where positions ``start ... start + length`` and ``0 ... count`` overlap, in both."""
-    low, high = max(start, 0), max(min(start + length, count), max(start, 0))
-    return slice(low - start, high - start), slice(low, high)
+def _wrap(length: int, start: int, n: int) -> list[_Piece]:
+    """Cut positions ``start ... start + length`` where they wrap modulo `n`; longest first."""
+    pieces, done = [], 0
+    while done < length:
+        wrapped = (done + start) % n
+        stop = min(length, done + n - wrapped)
+        pieces.append(_Piece(slice(done, stop), slice(wrapped, wrapped + stop - done)))
+        done = stop
+    return sorted(pieces, key=lambda piece: piece.of.start - piece.of.stop)
+
+
+def _overlap(length: int, start: int, n: int) -> list[_Piece]:
+    """Cut off of positions ``start ... start + length`` what is not among ``0 ... n``."""
+    low, high = max(start, 0), max(min(start + length, n), max(start, 0))
+    return [_Piece(slice(low - start, high - start), slice(low, high))]

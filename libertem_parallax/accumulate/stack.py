@@ -206,11 +206,9 @@ class Stack:
             for start, stop in pairwise(cuts if len(there) else ())
         ]
 
-        def add(engine: Engine) -> NDArray[Any]:
+        def add(engine: Engine) -> None:
             index, first = engine.index, 0
-            # A part would leave out rows to which nothing is added.
-            frames = None if len(engines) == 1 and whole else index
-            engine.A[:, :, slice(None) if frames is None else plan.reach(index)] = 0
+            engine.A[:, :, plan.reach(index)] = 0
             for some in _side_by_side(index):
                 own: Any = slice(int(some[0]), int(some[-1]) + 1)
                 if own.stop - own.start > len(some):
@@ -218,14 +216,14 @@ class Stack:
                 engine.add(self.frames[own][:, None], first=first)
                 first += len(some)
             engine.finish()
-            return plan.fold(engine.A, frames=frames)
 
-        parts = share(add, engines, count)
+        share(add, engines, count)
         if count == 1 and whole:
-            return parts[0], S.reshape(self.scan_shape)
+            return plan.fold(engines[0].A), S.reshape(self.scan_shape)
         A = np.zeros(plan.folded_shape, dtype)
-        for engine, part in zip(engines, parts, strict=True):
-            plan.add_part(part, plan.part(engine.index)[0], A)
+        for engine in engines:
+            rows = plan.reach(engine.index)
+            plan.add(engine.A[:, :, rows], rows.start, A)
         if not whole:
             given, S = S, np.zeros(self.scanned.size, dtype)
             S[there] = given

@@ -53,7 +53,7 @@ def parallax(sums: Sums) -> NDArray[np.float32]:
         background = irfft2(spectrum * weights[a, b], nx, 1 if threads > 1 else None)
         # A and the background are large and nearly equal: their difference is taken in double
         # precision.
-        image[a::u, b::u] = np.subtract(sums.A[a, b], background, out=background)
+        np.subtract(sums.A[a, b], background, out=image[a::u, b::u])
 
     share(subtract, [(a, b) for a in range(u) for b in range(u)], threads)
     if imaging.suppress_Nyquist_noise and u > 1:

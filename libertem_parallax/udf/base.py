@@ -117,13 +117,14 @@ class SumsUDF(FramesUDF):
         dtype = accumulator_dtype(
             self.meta.input_dtype, len(plan.pixels), self._on_main or self._events
         )
-        rows, self._chosen = plan.scan_shape[0], []
+        shape, self._chosen = plan.folded_shape, []
         if self._on_main:
             count = math.prod(plan.scan_shape) if self._roi is None else np.count_nonzero(self._roi)
         else:
             self._index = self._frames
-            count, rows, self._chosen = len(self._index), plan.part(self._index)[1], self._choose()
-        shape = (*plan.folded_shape[:2], rows, plan.folded_shape[3])
+            count, self._chosen = len(self._index), self._choose()
+            rows = plan.reach(self._index)
+            shape = *shape[:2], rows.stop - rows.start, plan.accumulator_shape[3]
         # Most partitions have no frames that are compared.
         compares = self._on_main or self._chosen
         pattern = pattern_shape(self.params.geometry) if compares else (1, 1)
@@ -172,7 +173,7 @@ class SumsUDF(FramesUDF):
         plan, S = self._plan, self.results.get_buffer("S").raw_data
         self._first = self.meta.slice.origin[0]
         told = self._get_told()
-        told["part"] = plan.digest, plan.part(self._index)[0], self._first
+        told["part"] = plan.digest, plan.reach(self._index).start, self._first
         self._scanned = told["scanned"]
         by_tile = np.ones(len(self._index), bool)
         if self._filling is not None and self._can_add_kept:
@@ -268,7 +269,7 @@ class SumsUDF(FramesUDF):
             add_frames(geometry, pattern, tile, frames, where.origin[1:])
 
     def postprocess(self) -> None:
-        """Complete the partition's sums; without halo there is less to send."""
+        """Complete the partition's sums, and send the rows to which something was added."""
         self._engine.finish()
         plan, frames, A = self._plan, self._index, self._engine.A
         by_tile = self._added_by_tile.which
@@ -279,7 +280,7 @@ class SumsUDF(FramesUDF):
             kept = np.zeros(len(self._filling.frames), S.dtype)
             add_kept(self._filling.frames, self.params.keep.pixels, plan, frames[~by_tile], A, kept)
             S[~by_tile] = kept
-        plan.fold(A, self.results.get_buffer("A").raw_data, frames)
+        self.results.get_buffer("A").replace_array(A[:, :, plan.reach(frames)])
 
     def merge(self, dest: Any, src: Any) -> None:
         """Add a partition's sums to those of the scan, which start anew with another geometry.
@@ -320,7 +321,7 @@ class SumsUDF(FramesUDF):
                     "run this one by itself."
                 )
             A = A.astype(dest.A.dtype)
-        plan.add_part(A, row, dest.A)
+        plan.add(A, row, dest.A)
         dest.S[:] = src.S
         scanned = new["scanned"]
         told["scanned"][first : first + len(scanned)] = scanned

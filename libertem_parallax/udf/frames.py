@@ -30,11 +30,10 @@ class Buffer(BufferWrapper):
 
 
 class Unset(BufferWrapper):
-    """Buffer in ordinary memory that may hold anything: for what `postprocess` writes in full."""
+    """Buffer that has no memory until `postprocess` puts an array in its place."""
 
-    def allocate(self, lib: Any = None) -> None:  # noqa: ARG002
-        """Make it, on the host."""
-        self.replace_array(np.empty(self.shape, self.dtype))
+    def allocate(self, lib: Any = None) -> None:
+        """Make nothing."""
 
 
 class FramesUDF(UDF):
