@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-__all__ = ["claim", "free"]
+__all__ = ["claim", "free", "numbered"]
 
 T = TypeVar("T")
 
@@ -58,9 +58,12 @@ def claim(
     raise AssertionError  # numbers do not end
 
 
+def numbered(*paths: Path) -> Iterator[tuple[Path, ...]]:
+    """Names as they are, then with the number 2, and so on without an end."""
+    yield paths
+    for number in itertools.count(2):
+        yield tuple(path.with_name(f"{path.stem}_{number}{path.suffix}") for path in paths)
+
+
 def _free(paths: tuple[Path, ...]) -> Iterator[tuple[Path, ...]]:
-    for number in itertools.count(1):
-        end = "" if number == 1 else f"_{number}"
-        names = tuple(path.with_name(f"{path.stem}{end}{path.suffix}") for path in paths)
-        if not any(path.exists() for path in names):
-            yield names
+    return (names for names in numbered(*paths) if not any(path.exists() for path in names))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import threading
 from functools import partial
 from pathlib import Path
@@ -171,13 +172,15 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("small")
 def test_the_demo_replaces_its_own_files_only(run: Run, folder: Path) -> None:
-    succeeded(run("demo --output here"))
-    assert {path.name for path in Path("here").iterdir()} == {
-        "demo.png",
-        "frames.h5",
-        "params.toml",
-    }
-    succeeded(run("demo --output here"))
+    for image in ("image.png", "image_2.png"):
+        result = succeeded(run("demo --output here"))
+        assert {path.name for path in Path("here").iterdir()} == {
+            "demo.png",
+            "frames.h5",
+            "params.toml",
+        }
+        proposed = shlex.split(result.stdout.splitlines()[-1])[1:]
+        assert f"{'Written to':<15}{image}" in succeeded(run(shlex.join(proposed))).stdout
     params = Path("here/params.toml")
     params.write_text(params.read_text(encoding="utf-8") + "\n# mine\n", encoding="utf-8")
     check_error(run("demo --output here"), ["here/params.toml: that was changed", "--overwrite"])

@@ -259,7 +259,7 @@ def test_whole_rows_are_kept_of_what_could_not_be_calibrated(tmp_path: Path) -> 
             frames.shape, **PARAMETERS, aberration_coefs={"C10": -2000.0}
         ).keeping(selection)
         ctx.run_udf(dataset, udf)
-    told = kept_frames(udf, tmp_path / "image.tif")
+    told = kept_frames(udf, tmp_path / "image.tif", PARAMETERS)
     assert told.startswith("16 frames, as many as memory holds, were written to")
     np.testing.assert_array_equal(np.load(tmp_path / "image_frames.npy"), frames[:2])
 

@@ -18,7 +18,7 @@ import pytest
 import tifffile
 from libertem.api import Context
 from libertem.udf.raw import PickUDF
-from live_commands import SECONDS, Run, simulators, when
+from live_commands import SECONDS, Run, simulators, when, written_to
 from PIL import Image
 
 from libertem_parallax import files, load_parameters, simulate
@@ -39,7 +39,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         ("merlin", 64, ""),
         ("asi_tpx3", 512, ""),
         ("merlin", 64, "--params mine/scan.toml --no-phase-flip --energy 200e3"),
-        ("asi_tpx3", 512, "--aberration C10=-1.2e4 --center 255.5 256.5"),
+        ("asi_tpx3", 512, "--aberration C10=-1.2e4 --center 255.5 256.5 -o image.tif"),
     ],
 )
 def test_simulate(
@@ -61,15 +61,18 @@ def test_simulate(
     assert f"20 x 24 scan, {size} x {size} detector" in result.stdout
     assert "300 keV, 4 mrad, defocus 1500 nm" in result.stdout
     folder = Path("libertem-parallax-live")
-    for name in ("live.png", "growth.png"):
-        with Image.open(folder / name) as picture:
+    there = written_to(result)
+    for path in (Path(there).with_name("live.png"), folder / "growth.png"):
+        with Image.open(path) as picture:
             assert picture.width > 0
     program, *proposed = shlex.split(result.stdout.splitlines()[-1])
     assert program == "libertem-parallax"
-    assert run(shlex.join(proposed)).exit_code == 0
-    np.testing.assert_array_equal(
-        tifffile.imread("image.tif"), tifffile.imread(folder / "image.tif")
-    )
+    before = Path(there).read_bytes()
+    again = run(shlex.join(proposed))
+    assert again.exit_code == 0, again.output
+    assert written_to(again) == ("image_2.tif" if there == "image.tif" else "image.tif")
+    np.testing.assert_array_equal(tifffile.imread(written_to(again)), tifffile.imread(there))
+    assert Path(there).read_bytes() == before
 
 
 def test_simulate_leaves_a_file_of_parameters_alone(run: Run) -> None:
@@ -189,6 +192,10 @@ def test_frames_are_kept_where_no_parameters_are_found(run: Run) -> None:
         everywhere = np.ones(tuple(sent.shape.nav), bool)
         pick = ctx.run_udf(sent, PickUDF(), roi=everywhere)["intensity"].data
     assert f"{len(pick):,} frames were written to {kept}." in result.stderr
+    proposed = shlex.split(result.stderr.splitlines()[-1])[1:]
+    result = run(shlex.join(proposed))
+    assert result.exit_code == 0, result.output
+    assert load_parameters("image_frames_2.toml")["energy"] == 300e3
     np.testing.assert_array_equal(np.load(kept).reshape(pick.shape), pick)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import click
 
 from .messages import messages_only
 from .options import overwrite_option
-from .run import by, image_pixel_size, make_udf, report, run
+from .run import by, image_pixel_size, make_udf, propose, report, run
 from .specimen import (
     check_folder,
     correlation,
@@ -108,6 +107,4 @@ def demo(output: Path, overwrite: bool) -> None:
         ("Pictures", str(picture_path)),
         ("Data", f"{frames_path}, {params_path}"),
     )
-    command = ["reconstruct", str(frames_path), "--params", str(params_path)]
-    click.echo("\nTry next:")
-    click.echo(f"  libertem-parallax {shlex.join(command)} -o image.png --image phase")
+    propose("Try next", frames_path, params_path, "image.png", ["phase"], "--image", "phase")

@@ -138,7 +138,8 @@ def record(
             reasons = [text.removesuffix(".") for text in (learning.problem, added.problem) if text]
             reason = ". ".join(reasons) or "there were too few rows of the scan"
             raise click.ClickException(
-                f"no image was written: {reason}. " + kept_frames(learning.image, places.paths[0])
+                f"no image was written: {reason}. "
+                + kept_frames(learning.image, places.paths[0], parameters)
             )
         # Before anything is shown or closed, which may fail as well.
         image, count = (made := grown(added.results)).image, made.frames

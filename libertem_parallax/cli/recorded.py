@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..names import claim
+from .calibrate import NEEDED
 from .calibrate import described as found_rows
+from .parameters import option_name
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -94,7 +97,7 @@ def save_found(
     return rows
 
 
-def kept_frames(udf: ParallaxUDF, output: Path) -> str:
+def kept_frames(udf: ParallaxUDF, output: Path, given: Parameters) -> str:
     """Write the frames of a scan of which no parameters were found; say where they are."""
     import numpy as np
 
@@ -113,7 +116,11 @@ def kept_frames(udf: ParallaxUDF, output: Path) -> str:
     except (OSError, ValueError) as error:
         return f"Its frames could not be written, either: {error}."
     fitting = "" if udf.params.keep.complete else ", as many as memory holds,"
+    command = ["libertem-parallax", "calibrate", str(path)]
+    for name in NEEDED:
+        values = given[name] if isinstance(given[name], tuple) else (given[name],)
+        command += [option_name(name), *map(str, values)]
     return (
-        f"{count:,} frames{fitting} were written to {path}. Calibrate these with other options of "
-        f"libertem-parallax calibrate {path}."
+        f"{count:,} frames{fitting} were written to {path}. Calibrate these with other options:\n"
+        f"  {shlex.join(command)}"
     )

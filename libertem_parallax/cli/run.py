@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import shlex
 import sys
 import time
 import warnings
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..names import numbered
 from .messages import messages_only
 
 if TYPE_CHECKING:
@@ -186,6 +188,31 @@ def image_paths(output: Path | None, stem: str, names: Sequence[str]) -> dict[st
         return {names[0]: output}
     output = output or Path(f"{stem}.tif")
     return {name: output.with_name(f"{output.stem}_{name}{output.suffix}") for name in names}
+
+
+def propose(
+    words: str, data: Path, params: Path, output: str, images: Sequence[str], *options: str
+) -> None:
+    """Print a command to be copied, which makes images of data, and replaces none.
+
+    Parameters
+    ----------
+    words
+        What to say before.
+    data, params
+        What it takes.
+    output
+        Name that its images get in the current folder; with a number if that is not free.
+    images
+        Names of these.
+    *options
+        What else to give it.
+    """
+    for (name,) in numbered(Path(output)):
+        if not any(path.exists() for path in image_paths(name, "", images).values()):
+            break
+    command = ["reconstruct", str(data), "--params", str(params), "-o", str(name), *options]
+    click.echo(f"\n{words}:\n  libertem-parallax {shlex.join(command)}")
 
 
 def live_paths(output: Path | None, parameters: Parameters) -> tuple[Parameters, dict[str, Path]]:

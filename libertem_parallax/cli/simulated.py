@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -18,7 +17,7 @@ from .messages import messages_only
 from .parameters import read_parameters
 from .record import Recording, record
 from .recorded import Recorded
-from .run import image_pixel_size, live_paths, refuse_zero_images, report
+from .run import image_pixel_size, live_paths, propose, refuse_zero_images, report
 from .sequence import record_all
 from .specimen import (
     check_folder,
@@ -67,7 +66,9 @@ def live_simulated(
     parameters = read_parameters(given, options, Parameters(**simulated, image="phase_flip"))
     # What LiberTEM is to be told of other data does not belong to these.
     parameters = parameters.replace(load=None)
-    parameters, outputs = live_paths(output or folder / "image.tif", parameters)
+    output = output or folder / "image.tif"
+    asked_for = output.name
+    parameters, outputs = live_paths(output, parameters)
     output = next(iter(outputs.values()))
     if recording.calibrate:
         parameters = parameters.replace(**dict.fromkeys(FOUND))
@@ -120,9 +121,7 @@ def live_simulated(
         _write_growth(growth, grown, recorded, blur)
         report(*rows, ("As it grew", str(growth)), ("Data", f"{data}, {params}"))
         if recorded.problem is None:
-            command = ["reconstruct", str(data), "--params", str(params)]
-            click.echo("\nThe same from the files:")
-            click.echo(f"  libertem-parallax {shlex.join(command)} -o image.tif")
+            propose("The same from the files", data, params, asked_for, [*outputs])
 
     record_all(once, tell, parameters, outputs, recording, page)
 
