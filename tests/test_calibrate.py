@@ -145,20 +145,22 @@ def test_command(folder: Path) -> None:
 def test_command_tells_what_cannot_be_written(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Such as into a folder that is gone when all is done."""
+    """Such as into a folder that is gone when all is done, or over a file that came meanwhile."""
     (folder / "gone").mkdir()
     calibrate = prlx.calibrate
 
     def late(*arguments: Any, **more: Any) -> Any:
         (folder / "gone").rmdir()
+        (folder / "sheet.png").write_text("mine")
         return calibrate(*arguments, **more)
 
     monkeypatch.setattr("libertem_parallax.udf.calibrate", late)
     result = run(f"calibrate scan.npy {OPTIONS} -o gone/params.toml --picture sheet.png")
     assert result.exit_code == 1
     assert "Error: cannot write gone/params.toml" in result.stderr
-    for text in ("Center", "Defocus", "Rotation", "Written to     sheet.png"):
+    for text in ("Center", "Defocus", "Rotation", "Written to     sheet_2.png"):
         assert text in result.stdout
+    assert (folder / "sheet.png").read_text() == "mine"
 
 
 def test_command_keeps_what_the_file_says(folder: Path) -> None:

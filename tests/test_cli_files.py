@@ -15,6 +15,7 @@ import pytest
 import scipy.sparse
 import tifffile
 from file_commands import check_error, expected, frames, succeeded
+from libertem.api import Context
 from live_commands import Run
 from PIL import Image
 
@@ -58,6 +59,26 @@ def test_what_is_no_image_of_ours_is_not_replaced(run: Run, folder: Path, suffix
         check_error(run(f"{COMMAND} -o {mine.name}"), ["no image of this program"])
     mine.write_bytes(b"")  # as of mktemp
     succeeded(run(f"{COMMAND} -o {mine.name}"))
+
+
+def test_nor_is_what_came_meanwhile(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As from the same command, started at the same time."""
+    run_udf = Context.run_udf
+
+    def late(*arguments: Any, **how: Any) -> Any:
+        for name in ("image.npy", "image.tif"):
+            Path(name).write_text("mine", encoding="utf-8")
+        return run_udf(*arguments, **how)
+
+    monkeypatch.setattr(Context, "run_udf", late)
+    for suffix, read in ((".npy", np.load), (".tif", tifffile.imread)):
+        Path(f"image{suffix}").unlink(missing_ok=True)
+        result = succeeded(run(f"{COMMAND} -o image{suffix}"))
+        assert f"Written to     image_2{suffix}" in result.stdout
+        np.testing.assert_array_equal(read(f"image_2{suffix}"), expected())
+        assert Path(f"image{suffix}").read_text(encoding="utf-8") == "mine"
 
 
 def test_files_that_an_input_names_are_not_overwritten(run: Run, folder: Path) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..names import claim
 from .messages import messages_only
 from .options import parameter_option
 from .parameters import check_required, read_parameters
@@ -196,19 +198,21 @@ def calibrate(
             **given,
         )
 
-    def write(path: Path) -> None:
-        if path == output:
-            calibration.save(path, overwrite=overwrite)
-        else:
-            with replacing(path) as file:
-                calibration.plot().savefig(file, format="png")
+    def draw(path: Path) -> None:
+        with replacing(path, new=not overwrite) as file:
+            calibration.plot().savefig(file, format="png")
 
     report(*described(calibration, known, scan), ("Time", f"{time.perf_counter() - start:.1f} s"))
     problems = []
-    for path in (output, *([picture] if picture else [])):
+    writers: list[tuple[Path, Callable[[Path], None]]] = [
+        (output, partial(calibration.save, overwrite=overwrite))
+    ]
+    if picture is not None:
+        writers.append((picture, draw))
+    for path, write in writers:
         try:
-            with messages_only():
-                write(path)
+            with messages_only():  # names may have been taken since they were looked at
+                [path], _ = claim(write, path, first=(path,))
             click.echo(f"{'Written to':<15}{path}")
         except click.ClickException as error:  # what was found is told nevertheless
             problems.append(f"cannot write {path}: {error.message.removesuffix('.')}.")

@@ -22,7 +22,7 @@ from .options import (
     parameter_option,
 )
 from .parameters import check_required, read_parameters
-from .run import about, check_output, crop, described, image_paths, make_udf, report, run, save
+from .run import about, check_output, crop, described, image_paths, make_udf, report, run, save_last
 from .series import only_named
 from .stacked import MOST, check_series, fill_stack, focused, make_images, write_series
 
@@ -123,7 +123,8 @@ def reconstruct(
         if blur:
             image = pictures.blur(image, said.pixel_size, blur)
             said = said._replace(words=f"{said.words}, blurred by {blur / 10:g} nm")
-        outputs[name] = save(path, crop(image, udf, region), said, problems)
+        image = crop(image, udf, region)
+        outputs[name] = save_last(path, image, said, problems, overwrite=overwrite)
     report(
         *described(udf, dataset.dtype, region, tuple(outputs)),
         ("Time", speed),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..names import numbered
+from ..names import claim, numbered
 from .messages import messages_only
 
 if TYPE_CHECKING:
@@ -362,6 +362,27 @@ def save(
         raise click.ClickException(f"cannot write {output}: {error}") from error
     if problem is not None:
         problems.append(f"The image could not be written to {output}: {problem}.")
+    return written
+
+
+def save_last(
+    output: Path, image: NDArray[Any], about: About, problems: list[str], *, overwrite: bool
+) -> Path:
+    """Write an image, under another name if a file came meanwhile that it must not replace.
+
+    Parameters
+    ----------
+    output, image, about, problems
+        See `save`.
+    overwrite
+        See `check_output`, which has found that the image may go there.
+    """
+
+    def write(path: Path) -> Path:
+        replaced = overwrite or (path.exists() and replacing_problem(path, overwrite) is None)
+        return save(path, image, about, problems, new=not replaced)
+
+    _, written = claim(write, output, first=(output,))
     return written
 
 
