@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from .disk import find_disk
 from .geometry import Geometry
-from .rings import ENOUGH, INSIDE, OUTSIDE, zones
+from .rings import ENOUGH, INSIDE, OUTSIDE, SWAY, zones
 
 __all__ = [
     "add_frames",
@@ -27,8 +27,9 @@ __all__ = [
 #: A disk may be as many times larger or smaller than the bright field: its inner part may be used.
 _RATIO = 1.25
 
-#: Its center may be off by this part of its radius, or by as many pixels.
-_OFF, _OFF_PIXELS = 0.15, 1.5
+#: Its center may be off by this part of its radius, or by as many pixels; and by as many standard
+#: errors more.
+_OFF, _OFF_PIXELS, _SURE = 0.08, 1.5, 4.0
 
 #: Larger values are no counts.
 _LARGEST = 1e100
@@ -229,6 +230,13 @@ def seems_to_differ(geometry: Geometry, pattern: NDArray[np.float64]) -> bool:
         return False
     if not pattern[usable].any():
         return False
+    return rings.sways or _no_disk(layout, pattern, usable, rings)
+
+
+def _no_disk(
+    layout: _Layout, pattern: NDArray[np.float64], usable: NDArray[np.bool_], rings: _Rings
+) -> bool:
+    """Tell whether what is there is clearly not the disk of the parameters, off or not."""
     if rings.differ or _as_dark(pattern, usable, layout.inside):
         return True
     # A few pixels tell nothing, whatever all others do.
@@ -260,14 +268,19 @@ def contradiction(geometry: Geometry, pattern: NDArray[np.float64]) -> str | Non
     with threadpool_limits(1):
         disk = find_disk(values, usable, (sampling[0] * factor, sampling[1] * factor), rough=True)
     if disk is None:
+        # Bright pixels on the edge may make it uneven.
+        if not _no_disk(layout, values, usable, _rings(layout, values, usable)):
+            return None
         return (
             f"the frames show no disk at row {center[0]:.4g}, column {center[1]:.4g} with a radius "
             f"of {_pixels(cutoff, sampling)} pixels, where the parameters say that it is. {_CHECK}"
         )
     found = [axis[0] + place * factor for axis, place in zip(axes, disk.center, strict=True)]
-    off = np.abs(np.subtract(found, center))
+    # What noise may move it by is no reason to tell it.
     far = np.maximum(_OFF * disk.radius / np.asarray(sampling), _OFF_PIXELS)
-    if (off < far).all() and 1 / _RATIO < disk.radius / cutoff < _RATIO:
+    far += _SURE * factor * np.asarray(disk.center_error)
+    off = math.hypot(*(np.subtract(found, center) / far))
+    if off < 1 and 1 / _RATIO < disk.radius / cutoff < _RATIO:
         return None
     return (
         f"the disk is at row {found[0]:.1f}, column {found[1]:.1f} with a radius of "
@@ -281,15 +294,17 @@ class _Rings(NamedTuple):
 
     agree: bool  # everywhere as it should be
     differ: bool  # somewhere clearly not; told where they do not agree only
+    sways: bool  # clearly more at one side of the edge than at the other; likewise
 
 
 def _rings(layout: _Layout, pattern: NDArray[np.float64], usable: NDArray[np.bool_]) -> _Rings:
     zone, values = layout.zone.astype(np.intp), pattern.reshape(-1)
+    inside = layout.inside.reshape(-1)
     if usable.all():  # nearly always; picking takes longer than adding
         counts = layout.sizes.reshape(4, 7)
     else:
         chosen = usable.reshape(-1)
-        zone, values = zone[chosen], values[chosen]
+        zone, values, inside = zone[chosen], values[chosen], inside[chosen]
         counts = np.bincount(zone, minlength=28).reshape(4, 7).astype(np.float64)
     counts = np.maximum(counts, 1e-9)
     sums = np.bincount(zone, values, minlength=28).reshape(4, 7)
@@ -298,21 +313,31 @@ def _rings(layout: _Layout, pattern: NDArray[np.float64], usable: NDArray[np.boo
     # How much too dark, or too bright.
     excess = np.stack([INSIDE * middle - means[:, 2], means[:, 4] - OUTSIDE * middle], axis=1)
     enough = counts[:, 2:5:2] >= ENOUGH
+    # On the edge, opposite quadrants are as bright.
+    lit = np.bincount(zone, inside, minlength=28).reshape(4, 7)
+    edge = (means - lit / counts * middle)[:, 3]
+    sways = np.abs(edge[1::2] - edge[::2]) - SWAY * middle
+    known = counts[:, 3].reshape(2, 2).min(axis=1) >= ENOUGH
     if enough[:, 0].any():
-        agree = not (enough & ~(excess < 0)).any()
+        agree = not (enough & ~(excess < 0)).any() and not (known & ~(sways < 0)).any()
     else:  # a disk of a few pixels
-        inside, outside = counts[:, :3].sum(), counts[:, 4:6].sum()
-        agree = inside >= 1 and outside >= 1
-        agree &= sums[:, :3].sum() / inside > 2 * sums[:, 4:6].sum() / max(outside, 1)
+        near, far = counts[:, :3].sum(), counts[:, 4:6].sum()
+        agree = near >= 1 and far >= 1
+        agree &= sums[:, :3].sum() / near > 2 * sums[:, 4:6].sum() / max(far, 1)
     if agree:
-        return _Rings(agree=True, differ=False)
+        return _Rings(agree=True, differ=False, sways=False)
     squares = np.bincount(zone, values**2, minlength=28).reshape(4, 7)
     square = squares[:, 0].sum() / counts[:, 0].sum()
     # A few pixels without any electron do not tell the noise, nor does the pattern's outside.
     variances = np.maximum(squares / counts - means**2, square - middle**2)
     errors = np.sqrt(np.maximum(variances, 0) / counts)
-    differ = enough & (excess > _NOISE * errors[:, 2:5:2])
-    return _Rings(agree=False, differ=bool(differ.any()))
+    differ = (enough & (excess > _NOISE * errors[:, 2:5:2])).any()
+    # Pixels on the edge scatter by more than noise, which those in the middle tell.
+    noise = max(square - middle**2, 0)
+    known &= middle > _NOISE * math.sqrt(noise / counts[:, 0].sum())
+    errors = np.sqrt(noise * (1 / counts[:, 3]).reshape(2, 2).sum(axis=1))
+    sway = (known & (sways > _NOISE * errors)).any()
+    return _Rings(agree=False, differ=bool(differ), sways=bool(sway))
 
 
 def _as_dark(

@@ -1,7 +1,8 @@
 """Whether the bright field is where the parameters say, by a few sums of each frame.
 
 Frames agree where the middle of the disk is hardly brighter than what is just inside of its edge,
-and clearly brighter than what is just outside, in all quadrants. If that holds for some frames, it
+and clearly brighter than what is just outside, in all quadrants, and where opposite quadrants are
+as bright at the edge, so that the disk is in the middle. If that holds for some frames, it
 holds for their sum, too. So these need no closer look, which is in `contradictions.py`.
 """
 
@@ -17,13 +18,17 @@ from numpy.typing import NDArray
 
 from .geometry import Geometry
 
-__all__ = ["COUNT", "ENOUGH", "INSIDE", "OUTSIDE", "add_rings", "rings_agree", "zones"]
+__all__ = ["COUNT", "ENOUGH", "INSIDE", "OUTSIDE", "SWAY", "add_rings", "rings_agree", "zones"]
 
-#: Sums of `add_rings`: the middle, four quadrants inside of the edge, and four outside.
-COUNT = 9
+#: Sums of `add_rings`: the middle, four quadrants inside of the edge, four outside, and four on it.
+COUNT = 13
 
 #: What is seen inside of the edge at least, and outside at most, where it is 1 in the middle.
 INSIDE, OUTSIDE = 0.7, 0.5
+
+#: By how much opposite quadrants on the edge differ at most, in the same unit. A disk that is off
+#: by a part of its radius makes five times that.
+SWAY = 0.3
 
 #: A quadrant of a ring with fewer pixels tells nothing.
 ENOUGH = 5
@@ -91,13 +96,14 @@ def _near(geometry: Geometry) -> _Near:
 
 def _make_near(geometry: Geometry) -> _Near:
     rows, columns = _box(geometry, _EDGES[4])
-    _, quadrant, ring = zones(geometry, [np.asarray(axis) for axis in (rows, columns)])
+    distance, quadrant, ring = zones(geometry, [np.asarray(axis) for axis in (rows, columns)])
     sums = np.select([ring == 0, ring == 2, ring == 4], [0, 1 + quadrant, 5 + quadrant], -1)
+    sums[ring == 3] = 9 + quadrant[ring == 3]
     least = ENOUGH
     if max(np.count_nonzero(sums == inside) for inside in range(1, 5)) < ENOUGH:
         # A disk of a few pixels: all of it, and all around.
         rows, columns = _box(geometry, _EDGES[5])
-        _, _, ring = zones(geometry, [np.asarray(axis) for axis in (rows, columns)])
+        distance, _, ring = zones(geometry, [np.asarray(axis) for axis in (rows, columns)])
         sums = np.select([ring < 3, (ring == 4) | (ring == 5)], [0, 5], -1)
         least = 1
     mask = geometry.parameters.get("bf_mask")
@@ -108,17 +114,26 @@ def _make_near(geometry: Geometry) -> _Near:
     pixels = np.flatnonzero((flat >= 0) & (sizes >= least)[flat])
     pixels = pixels[np.argsort(flat[pixels], kind="stable")]
     which, starts = np.unique(flat[pixels], return_index=True)
-    return _Near(rows, columns, pixels, starts, which, _conditions(which, sizes))
+    lit = np.bincount(flat + 1, distance.reshape(-1) <= 1, COUNT + 1)[1:] / np.maximum(sizes, 1)
+    return _Near(rows, columns, pixels, starts, which, _conditions(which, sizes, lit))
 
 
-def _conditions(which: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Factors of sums that differences of means have, of which all are positive: see `_Near`."""
+def _conditions(
+    which: NDArray[np.int64], sizes: NDArray[np.int64], lit: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Factors of sums that differences of means have, of which all are positive: see `_Near`.
+
+    `lit` says which part of a sum's pixels the disk covers, where the parameters are right.
+    """
     if not len(which) or which[0] != 0:
         return np.zeros((0, COUNT))
     means = np.diag(1 / np.maximum(sizes, 1))
     inside = [means[k] - INSIDE * means[0] for k in which if 1 <= k < 5]
-    outside = [OUTSIDE * means[0] - means[k] for k in which if k >= 5]
-    return np.reshape(inside + outside, (-1, COUNT))
+    outside = [OUTSIDE * means[0] - means[k] for k in which if 5 <= k < 9]
+    excess = means - lit[:, None] * means[0]
+    sways = [excess[k] - excess[k + 1] for k in (9, 11) if {k, k + 1} <= {*which.tolist()}]
+    even = [SWAY * means[0] + side * sway for sway in sways for side in (1, -1)]
+    return np.reshape(inside + outside + even, (-1, COUNT))
 
 
 def _box(geometry: Geometry, reach: float) -> tuple[range, range]:

@@ -103,6 +103,8 @@ def test_hot_pixels_masks_and_scattering_are_not_told():
             "row 24.1, column 24.0 with a radius of 12 pixels; the parameters say 27, 20 and 12. "
             "Give center=(24.1, 24.0) if",
         ),
+        ({"center": (22.1, 24.0)}, "Give center=(24.1, 24.0) if"),
+        ({"center": (25.5, 25.4)}, "Give center=(24.1, 24.0) if"),
     ],
 )
 def test_what_differs_is_told(changes, message):

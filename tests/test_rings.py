@@ -56,6 +56,7 @@ def test_sums_are_those_of_pixels_one_by_one_whatever_parts_come(dtype, masked):
         slow[0] += value * (distance < 0.5)
         slow[1 + quadrant] += value * (0.7 <= distance < 0.85)
         slow[5 + quadrant] += value * (1.2 <= distance < 1.4)
+        slow[9 + quadrant] += value * (0.85 <= distance < 1.2)
     assert (slow > 0).all()
     for cuts in ([0, 48], [0, 1, 20, 40, 48]):
         sums = np.zeros(COUNT)
@@ -85,6 +86,10 @@ def test_a_disk_that_is_there_agrees_and_others_do_not(radius):
     assert not add_rings(geometry, np.zeros(COUNT), part, [0], (0, 0))
     if radius > 4:  # else some pixels are not told apart
         assert not agree(y + radius / 2, x, radius)
+        assert agree(y, x - radius / 50, radius)
+        if radius < 10:  # of larger ones, the detector cuts off what is further away
+            assert not agree(y, x - radius / 10, radius)
+            assert not agree(y - radius / 13, x + radius / 13, radius)
         assert not agree(y, x, 2 * radius)
         assert not agree(y, x, radius / 2)
         right = sums_of(geometry, frame[None])
