@@ -221,8 +221,8 @@ def _told_of(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno is None:
-            raise
+        if error.errno is None:  # of NumPy: "100 requested and 50 written"
+            raise OSError(f"the disk is full, or does not take all of it: {error}") from error
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
@@ -260,7 +260,8 @@ def replacing(path: Path, *, new: bool = False) -> Iterator[Any]:
                 shutil.copymode(target, part)
             part.replace(target)
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # which would hide the reason: the disk has failed
+            part.unlink(missing_ok=True)
 
 
 def _place(part: Path, target: Path) -> None:

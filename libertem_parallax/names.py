@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -66,4 +67,5 @@ def numbered(*paths: Path) -> Iterator[tuple[Path, ...]]:
 
 
 def _free(paths: tuple[Path, ...]) -> Iterator[tuple[Path, ...]]:
-    return (names for names in numbered(*paths) if not any(path.exists() for path in names))
+    # Names that are too long for the disk are no files: whoever writes will tell.
+    return (names for names in numbered(*paths) if not any(map(os.path.exists, names)))

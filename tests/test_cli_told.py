@@ -1,7 +1,11 @@
 """What commands say where nothing can be seen, or written, is what a user can act on."""
 
+import errno
+import os
 import re
+import resource
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -49,3 +53,31 @@ def test_errors_name_the_file_that_was_asked_for(tmp_path):
         shutil.rmtree(path.parent)
     with pytest.raises(OSError, match=r"No space.*image\.tif"), replacing(tmp_path / "image.tif"):
         raise OSError(28, "No space left on device")
+
+
+def test_what_a_disk_does_not_take_is_told_as_that(tmp_path, monkeypatch):
+    """NumPy says "4096 requested and 1234 written" only; a disk that has failed deletes nothing."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    try:
+        with pytest.raises(OSError, match=r"the disk is full, or .*: 1024 requested"):
+            save(tmp_path / "image.tif", np.zeros((32, 32)), About((1.0, 1.0)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+    def unlink(path, **_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    with pytest.raises(OSError, match=r"No space"), replacing(tmp_path / "image.tif"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_name_that_is_too_long_with_a_number(run: Run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = "x" * 251 + ".tif"
+    Path(name).write_text("mine")
+    result = run(f"live merlin {OPTIONS[:-12]} -o {name}")
+    assert result.exit_code == 2
+    assert "_2.tif: cannot write there: [Errno 36] File name too long" in result.stderr
