@@ -29,6 +29,7 @@ __all__ = [
     "WRITERS",
     "About",
     "event_files",
+    "is_image",
     "is_ours",
     "keep_frames",
     "replacing",
@@ -193,6 +194,21 @@ def is_ours(path: Path) -> bool:
 
             with tifffile.TiffFile(path) as tiff:
                 return KEY in (tiff.imagej_metadata or {})
+    return False
+
+
+def is_image(path: Path) -> bool:
+    """Tell whether a PNG file is an image by this package, and not only a picture of some.
+
+    Parameters
+    ----------
+    path
+        Of a file; there may be none.
+    """
+    from PIL import Image
+
+    with contextlib.suppress(Exception), Image.open(path) as picture:
+        return "image" in json.loads(picture.info[KEY])
     return False
 
 

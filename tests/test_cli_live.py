@@ -119,6 +119,18 @@ def test_it_can_be_seen_growing(
     np.testing.assert_array_equal(last[320:], seen[0][320:])
 
 
+def test_the_picture_is_not_put_in_place_of_an_image(
+    run: Run, merlin: Simulator, frames: NDArray[Any]
+) -> None:
+    """Of another scan, whose name is that of the picture."""
+    assert run(arguments(merlin, "--start -o live.png")).exit_code == 0
+    image, before = Path("live.png").read_bytes(), Path("growing.png").read_bytes()
+    Path("growing.png").unlink()
+    check_complete(run(arguments(merlin, "--start")), frames)
+    assert Path("live.png").read_bytes() == image
+    assert Path("growing.png").read_bytes() == before
+
+
 def test_pictures_are_blurred_and_the_image_is_not(
     run: Run, merlin: Simulator, frames: NDArray[Any]
 ) -> None:

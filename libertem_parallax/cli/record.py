@@ -237,6 +237,7 @@ def _shows(
     pixel_size: tuple[float, float],
 ) -> tuple[dict[str, Show], Window | None]:
     """Open a window for the growing image, or choose a file; what shows it, by name."""
+    from ..files import is_image
     from ..show.screen import snapshots, to_gray
     from ..show.window import open_window
 
@@ -247,8 +248,9 @@ def _shows(
     folder = snapshot or output.parent
     folder.mkdir(parents=True, exist_ok=True)
     picture = folder / "live.png"
-    # Nor is that replaced which made the image take another name.
-    if picture.resolve() in {path.resolve() for path in (output, *asked)}:
+    # An image, of this scan or another, is more than a picture of one that grows.
+    images = {path.resolve() for path in (output, *asked)}
+    if picture.resolve() in images or (is_image(picture) and not recording.overwrite):
         picture = folder / "growing.png"
     if problem := replacing_problem(picture, recording.overwrite):
         raise ValueError(f"the growing image would go to {picture}: {problem}, or --snapshot DIR.")
