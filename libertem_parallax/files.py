@@ -1,4 +1,4 @@
-"""Files: images for ImageJ, for NumPy, and to look at; scans as events."""
+"""Files: images for ImageJ, for NumPy, and to look at."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ import os
 import secrets
 import shutil
 import tempfile
-import tomllib
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,13 +21,9 @@ from numpy.typing import NDArray
 from .names import claim
 from .show.pictures import picture
 
-if TYPE_CHECKING:
-    from scipy.sparse import csr_array
-
 __all__ = [
     "WRITERS",
     "About",
-    "event_files",
     "is_image",
     "is_ours",
     "keep_frames",
@@ -37,7 +32,6 @@ __all__ = [
     "save_series",
     "save_somewhere",
     "try_to_write",
-    "write_events",
 ]
 
 # The name of what our files say of themselves, in ImageJ's words and in those of PNG.
@@ -364,50 +358,3 @@ def _save_png(file: Any, image: NDArray[Any], about: About) -> None:
 WRITERS: Mapping[str, Callable[[Any, NDArray[Any], About], None]] = MappingProxyType(
     {".tif": _save_tiff, ".tiff": _save_tiff, ".npy": _save_npy, ".png": _save_png}
 )
-
-
-def event_files(path: Path) -> list[Path]:
-    """Find out which files a description of events names, if it is one: see `write_events`."""
-    if path.suffix.lower() != ".toml":
-        return []
-    try:
-        described = tomllib.loads(path.read_text(encoding="utf-8"))["raw_csr"]
-        return [path.parent / described[f"{name}_file"] for name in _ARRAYS]
-    except (OSError, ValueError, LookupError, TypeError):
-        return []  # no such description, or a damaged one
-
-
-_ARRAYS = ("data", "indices", "indptr")
-
-
-def write_events(
-    folder: Path,
-    scan_shape: tuple[int, int],
-    detector_shape: tuple[int, int],
-    events: csr_array,
-) -> Path:
-    """Write a scan as events that LiberTEM reads, which it calls ``raw_csr``.
-
-    Parameters
-    ----------
-    folder
-        Where to write ``events.toml`` and three files that it names.
-    scan_shape, detector_shape
-        Rows and columns.
-    events : (scan positions, detector pixels) scipy.sparse.csr_array
-        Counts.
-
-    Returns
-    -------
-    pathlib.Path
-        Of ``events.toml``.
-    """
-    lines = ["[params]", 'filetype = "raw_csr"', f"nav_shape = {list(scan_shape)}"]
-    lines += [f"sig_shape = {list(detector_shape)}", "[raw_csr]"]
-    for name in _ARRAYS:
-        array: NDArray[Any] = getattr(events, name)
-        array.tofile(folder / f"{name}.raw")
-        lines += [f'{name}_file = "{name}.raw"', f'{name}_dtype = "{array.dtype.str}"']
-    path = folder / "events.toml"
-    path.write_text("\n".join(lines), encoding="utf-8")
-    return path

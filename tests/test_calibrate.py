@@ -16,7 +16,7 @@ from scans import KNOWN, bright_field, scan, specimen
 import libertem_parallax as prlx
 from libertem_parallax.calibration import Calibration, calibrate_stack, find_beam
 from libertem_parallax.cli import main
-from libertem_parallax.files import write_events
+from libertem_parallax.event_files import write_events
 from libertem_parallax.parameters import Parameters
 from libertem_parallax.udf import calibration as glue
 from libertem_parallax.udf import learning as learns

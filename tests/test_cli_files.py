@@ -19,7 +19,7 @@ from libertem.api import Context
 from live_commands import Run
 from PIL import Image
 
-from libertem_parallax import files, simulate
+from libertem_parallax import event_files, files, simulate
 from libertem_parallax.files import About, is_ours, save
 
 COMMAND = "reconstruct data/scan.npy --params data/scan.toml"
@@ -84,7 +84,7 @@ def test_nor_is_what_came_meanwhile(
 def test_files_that_an_input_names_are_not_overwritten(run: Run, folder: Path) -> None:
     """Not even with --overwrite, and by no other name."""
     events = scipy.sparse.csr_array(frames().reshape(48, 120))
-    description = files.write_events(folder / "data", (6, 8), (10, 12), events)
+    description = event_files.write_events(folder / "data", (6, 8), (10, 12), events)
     data, named = folder / "data/data.raw", folder / "data/data.tif"
     data.rename(named)
     description.write_text(description.read_text().replace("data.raw", "data.tif"))

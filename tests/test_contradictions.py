@@ -21,7 +21,7 @@ from libertem_parallax.contradictions import (
     seems_to_differ,
 )
 from libertem_parallax.disk import find_disk
-from libertem_parallax.files import write_events
+from libertem_parallax.event_files import write_events
 from libertem_parallax.geometry import Geometry
 
 SHAPE = (32, 32, 48, 48)

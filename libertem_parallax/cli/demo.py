@@ -9,7 +9,8 @@ import click
 
 from .messages import messages_only
 from .options import overwrite_option
-from .run import by, image_pixel_size, make_udf, propose, report, run
+from .outputs import propose
+from .run import by, image_pixel_size, make_udf, report, run
 from .specimen import (
     check_folder,
     correlation,

@@ -13,10 +13,11 @@ from ..live import DETECTORS, Address
 from .calibrate import NEEDED, hint_options
 from .messages import messages_only
 from .options import Finite, acquisition_options, blur_option, output_option, overwrite_option
+from .outputs import live_paths
 from .parameters import check_required, read_parameters
 from .record import Recording, record
 from .recorded import Recorded
-from .run import live_paths, report
+from .run import report
 from .sequence import record_all
 from .simulated import FOLDER, live_simulated
 from .tune import memory_option, open_browser, page_options, read_page_options, warn_of_access

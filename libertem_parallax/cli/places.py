@@ -11,7 +11,7 @@ import click
 from ..names import claim, free
 from . import messages
 from .calibrate import check_file
-from .run import check_output
+from .outputs import check_output
 
 __all__ = ["Places"]
 

@@ -21,8 +21,9 @@ from .options import (
     overwrite_option,
     parameter_option,
 )
+from .outputs import about, check_output, image_paths, save_last
 from .parameters import check_required, read_parameters
-from .run import about, check_output, crop, described, image_paths, make_udf, report, run, save_last
+from .run import crop, described, make_udf, report, run
 from .series import only_named
 from .stacked import MOST, check_series, fill_stack, focused, make_images, write_series
 
@@ -173,7 +174,7 @@ def _partitions_of_events(path: Path) -> int | None:
     electron, a run takes six times as long.
     """
     from ..accumulate.threads import cores
-    from ..files import event_files
+    from ..event_files import event_files
 
     try:
         size = sum(file.stat().st_size for file in event_files(path))

@@ -16,19 +16,10 @@ import click
 from ..names import claim
 from .connection import Link, Unbreakable, linked
 from .messages import messages_only
+from .outputs import about, replacing_problem, save
 from .places import Places
 from .recorded import Added, Recorded, kept_frames, missing_frames, save_found
-from .run import (
-    about,
-    default_gpu,
-    described,
-    image_pixel_size,
-    refuse_zero_images,
-    replacing_problem,
-    save,
-    speed_text,
-    where,
-)
+from .run import default_gpu, described, image_pixel_size, refuse_zero_images, speed_text, where
 from .stacked import keep_stack, make_direct
 
 if TYPE_CHECKING:

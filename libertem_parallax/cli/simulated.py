@@ -14,10 +14,11 @@ from ..live import Detector
 from ..parameters import Parameters
 from .calibrate import FOUND
 from .messages import messages_only
+from .outputs import live_paths, propose
 from .parameters import read_parameters
 from .record import Recording, record
 from .recorded import Recorded
-from .run import image_pixel_size, live_paths, propose, refuse_zero_images, report
+from .run import image_pixel_size, refuse_zero_images, report
 from .sequence import record_all
 from .specimen import (
     check_folder,

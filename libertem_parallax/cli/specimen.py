@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .run import by, replacing_problem
+from .outputs import replacing_problem
+from .run import by
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

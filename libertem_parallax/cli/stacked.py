@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .messages import messages_only, warn
-from .run import about, by, check_output, default_gpu, has_terminal, speed_text, without_rounding
+from .outputs import about, check_output
+from .run import by, default_gpu, has_terminal, speed_text, without_rounding
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

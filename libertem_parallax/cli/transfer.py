@@ -9,8 +9,8 @@ import click
 
 from .messages import messages_only
 from .options import acquisition_options, overwrite_option
+from .outputs import replacing_problem
 from .parameters import check_required, read_parameters
-from .run import replacing_problem
 
 #: Lines of the table.
 _LINES = 16

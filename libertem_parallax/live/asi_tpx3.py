@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from ..files import write_events
+from ..event_files import write_events
 from .detector import Address, Detector
 from .watch import DetectorError
 

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from ..files import write_events
+from ..event_files import write_events
 from .watch import ASKED_TO_END, DetectorError, Watch, first_line
 
 __all__ = ["FRAMES_PER_PARTITION", "stream", "warm_up"]
