@@ -213,7 +213,7 @@ def test_a_disk_that_moves_while_scanning() -> None:
 
 
 def test_a_wrong_semiangle_is_told() -> None:
-    with pytest.raises(CalibrationError, match=r"13 mrad does not fit: (19|2[01]) mrad"):
+    with pytest.raises(CalibrationError, match=r"13 mrad does not fit: (19|2[01])(\.\d)? mrad"):
         calibrated(frames(), semiangle_cutoff=13.0)
 
 
@@ -221,7 +221,18 @@ def test_a_wrong_semiangle_is_told() -> None:
 def test_a_semiangle_that_may_be_wrong_is_told(semiangle: float) -> None:
     """It changes little but what an Å of defocus is."""
     [note] = calibrated(frames(), semiangle_cutoff=semiangle).notes
-    assert re.match(rf"semiangle_cutoff = {semiangle:g} mrad may be wrong: (19|2[01]) mrad", note)
+    assert re.match(
+        rf"semiangle_cutoff = {semiangle:g} mrad may be wrong: (19|2[01])(\.\d)? mrad", note
+    )
+
+
+def test_a_semiangle_that_is_a_little_wrong_is_told_where_electrons_suffice() -> None:
+    data = frames(dose=20000.0)
+    assert not calibrated(data).notes
+    for semiangle in (19.0, 21.0):
+        [note] = calibrated(data, semiangle_cutoff=semiangle).notes
+        [better] = re.findall(rf"= {semiangle:g} mrad may be wrong: (\S+) mrad explain", note)
+        assert float(better) == pytest.approx(20, rel=0.02)
 
 
 HIGHER = {**COEFS, "C21": 5e3, "phi21": 1.0, "C23": 4e3, "phi23": -0.3, "C30": 3e5}

@@ -21,8 +21,13 @@ _FREQUENCIES = 700
 #: Weighted power that chance does not explain, and part of what was explained that is told.
 _CHANCE, _TOLD = 30.0, 0.03
 
-#: Semiangles that are tried, over the given one; what the right one explains more than a wrong one.
-_FACTORS, _WRONG = [1.12**n for n in range(-6, 7) if n], 0.1
+#: Semiangles that are tried, over the given one, of which a parabola tells the best: to 3 % where
+#: specimens are strong.
+_FACTORS = sorted([0.95, 1.0, 1.05, *(1.12**n for n in range(-6, 7) if n)])
+
+#: What is told: a difference of so much that explains more by this part. One of so much that
+#: explains so much is wrong.
+_OFF, _MORE, _FAR, _WRONG = 0.04, 0.005, 0.08, 0.1
 
 #: Stretch of the image by a disk that moves, and standard errors of that, from which on it is told.
 _STRETCH, _SURE = 0.01, 6.0
@@ -63,29 +68,27 @@ def doubts(model: Model, x: NDArray[np.float64], free: list[int]) -> list[str]:
         y = ascend(other, start, free, iterations=8)
         return float(weights @ (other.explained(y) - 1)) - explained
 
-    gains = {}
-    for factor in _FACTORS:
+    def with_semiangle(factor: float) -> float:
         optics = replace(
             model.optics,
             semiangle=model.optics.semiangle * factor,
             sampling=(model.optics.sampling[0] * factor, model.optics.sampling[1] * factor),
         )
-        other = asked.replace(optics=optics)
         # The same shifts.
         start = np.concatenate([x[:1], x[1:] * factor])
-        gains[factor] = gain(other, start, free)
-    best = max(gains, key=lambda factor: gains[factor])
-    notes = []
-    if gains[best] > max(_CHANCE, _TOLD * explained):
+        return gain(asked.replace(optics=optics), start, free)
+
+    best, most = _highest([with_semiangle(factor) for factor in _FACTORS])
+    off, notes = abs(math.log(best)), []
+    if off > _OFF and most > max(_CHANCE, _MORE * explained):
+        given, better = (model.optics.semiangle * 1e3 * factor for factor in (1, best))
         words = (
-            f"{model.optics.semiangle * best * 1e3:.2g} mrad explain "
-            f"{100 * gains[best] / explained:.0f} % more. Check semiangle_cutoff, scan_sampling "
-            "and energy."
+            f"{better:.3g} mrad explain {100 * most / explained:.0f} % more. Check "
+            "semiangle_cutoff, scan_sampling and energy."
         )
-        given = f"semiangle_cutoff = {model.optics.semiangle * 1e3:.4g} mrad"
-        if gains[best] > _WRONG * explained:
-            raise CalibrationError(f"{given} does not fit: {words}")
-        notes.append(f"{given} may be wrong: {words}")
+        if off > _FAR and most > _WRONG * explained:
+            raise CalibrationError(f"semiangle_cutoff = {given:.4g} mrad does not fit: {words}")
+        notes.append(f"semiangle_cutoff = {given:.4g} mrad may be wrong: {words}")
     higher = [order for order in ((2, 1), (2, 3), (3, 0)) if order not in model.orders]
     if len(higher) == 3:
         wider = asked.replace(orders=sorted({*model.orders, *higher}))
@@ -98,6 +101,15 @@ def doubts(model: Model, x: NDArray[np.float64], free: list[int]) -> list[str]:
                 "others: search for C21, C23 and C30, too."
             )
     return notes
+
+
+def _highest(gains: list[float]) -> tuple[float, float]:
+    """Take the factor at which a parabola through the highest three is highest, and its height."""
+    i = min(max(int(np.argmax(gains)), 1), len(gains) - 2)
+    a, b, c = np.polyfit(np.log(_FACTORS[i - 1 : i + 2]), gains[i - 1 : i + 2], 2)
+    if a >= 0 or int(np.argmax(gains)) != i:  # at one of the ends
+        return _FACTORS[int(np.argmax(gains))], max(gains)
+    return math.exp(-b / (2 * a)), float(c - b**2 / (4 * a))
 
 
 def moves(
