@@ -17,8 +17,17 @@ from .contradictions import (
 )
 from .disk import hot_pixel
 from .geometry import Geometry
+from .rings import zones
 
-__all__ = ["hot_pixel_of_stack", "stack_problem"]
+#: What pixels just outside of the disk have at most, and just inside at least, where it is 1 in the
+#: middle; and how many of them tell.
+_LIT, _DARK, _ENOUGH = 0.7, 0.4, 8
+
+#: As many radii outside of the disk, pixels are looked at, and as many around it none: less does no
+#: harm.
+BEYOND, _HARMLESS = 0.02, 0.01
+
+__all__ = ["BEYOND", "hot_pixel_of_stack", "stack_problem"]
 
 
 def stack_problem(geometry: Geometry, stack: Stack) -> str | None:
@@ -41,11 +50,14 @@ def stack_problem(geometry: Geometry, stack: Stack) -> str | None:
     mask &= geometry.parameters.get("bf_mask", True)
     with warnings.catch_warnings(action="ignore"):  # that has been told
         seen = geometry.replace(bf_mask=mask)
-    shown = _halves(geometry.plan, stack).sum(axis=0, keepdims=True)
+    halves = _halves(geometry.plan, stack)
+    shown = halves.sum(axis=0, keepdims=True)
     pattern = np.zeros(pattern_shape(seen))
     add_frames(seen, pattern, shown, [0], (0, 0))
     problem = contradiction(seen, pattern) if seems_to_differ(seen, pattern) else None
-    return problem or hot_pixel_of_stack(geometry.plan, stack)
+    if problem is None:
+        problem = hot_pixel(np.minimum(*halves), geometry.plan.lookup >= 0)
+    return problem or _edge_problem(geometry, shown[0], mask)
 
 
 def hot_pixel_of_stack(plan: Plan, stack: Stack) -> str | None:
@@ -66,6 +78,44 @@ def hot_pixel_of_stack(plan: Plan, stack: Stack) -> str | None:
         See `hot_pixel`; None for scans of which too few frames are looked at.
     """
     return hot_pixel(np.minimum(*_halves(plan, stack)), plan.lookup >= 0)
+
+
+def _edge_problem(
+    geometry: Geometry, pattern: NDArray[np.float64], usable: NDArray[np.bool_]
+) -> str | None:
+    """Say that the disk is a little larger, or smaller, than the parameters say.
+
+    For the transfer of single pixels, 3 % matter; for that of all together, they do not.
+    """
+    cutoff: float = geometry.parameters["semiangle_cutoff"]
+    axes = [np.arange(n) for n in pattern.shape]
+    pixel = geometry.soft_edge * 1e3 / cutoff
+    distance = zones(geometry, axes)[0] - 1
+    least, most = max(0.0, _HARMLESS - pixel / 4), max(pixel / 4, BEYOND)
+    middle, outside, inside = (
+        _mean(pattern[usable & (low < distance) & (distance <= high)])
+        for low, high in ((-1.0, -0.15), (least, most), (-least - 2 * most, -least))
+    )
+    if outside[0] - 3 * outside[1] > _LIT * middle[0]:
+        words = "outside of the bright field are as bright as those inside: the disk is larger"
+    elif inside[0] + 3 * inside[1] < _DARK * middle[0]:
+        words = "at the rim of the bright field are dark: the disk is smaller"
+    else:
+        return None
+    return (
+        f"pixels {words} than semiangle_cutoff = {cutoff:g} mrad and the sampling say. That blurs "
+        "direct ptychography. Find the sampling with calibrate, or compare the disk on the page of "
+        "tune."
+    )
+
+
+def _mean(values: NDArray[np.float64]) -> tuple[float, float]:
+    """Mean without what is brightest and darkest, and its standard error; infinite for a few."""
+    if len(values) < _ENOUGH:
+        return 0.0, np.inf
+    skipped = max(1, len(values) // 10)
+    kept = np.sort(values)[skipped:-skipped]
+    return float(kept.mean()), float(values.std() / np.sqrt(len(values)))
 
 
 def _halves(plan: Plan, stack: Stack) -> NDArray[np.float64]:

@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
+from file_commands import Run, succeeded
 from helpers import draw_disk
 
 from libertem_parallax import Parameters, defocus_series, direct_phase
@@ -85,3 +86,39 @@ def test_a_hot_pixel_is_told_with_all_that_a_stack_is_for():
     assert tuning.wait(120)
     assert tuning.picture.notes == ()
     tuning.close()
+
+
+@pytest.mark.parametrize(
+    ("stated", "told"),
+    [
+        (0.93, "the disk is larger than semiangle_cutoff = 5.58 mrad"),
+        (1.0, None),
+        (1.07, "the disk is smaller"),
+    ],
+)
+@pytest.mark.parametrize("bad", [None, (24, 36), (24, 13)], ids=["", "hot outside", "hot inside"])
+def test_a_disk_that_is_a_little_larger_or_smaller_is_told_by_its_rim(stated, told, bad):
+    """As the command reads it: a single bright pixel does not make a disk larger."""
+    mean = draw_disk((24.0, 24.0), RADIUS, shape=SHAPE[2:], counts=1000.0) / 1000
+    frames = np.random.default_rng(0).poisson(mean, SHAPE).astype(np.uint16)
+    if bad is not None:
+        frames[..., *bad] = 7
+    geometry = Geometry.from_parameters(SHAPE, **{**PARAMETERS, "semiangle_cutoff": 6.0 * stated})
+    stack = Stack.from_array(frames, with_rim(geometry).plan.lookup >= 0)
+    problem = stack_problem(geometry, stack)
+    assert (problem is None) if told is None else (told in str(problem))
+
+
+def test_the_command_tells_of_a_larger_disk_with_direct(run: Run, tmp_path, monkeypatch):
+    """Also where a pixel is a small part of the radius: 1 % does no harm."""
+    monkeypatch.chdir(tmp_path)
+    mean = draw_disk((70.0, 70.0), 55.0, shape=(140, 140), counts=100.0) / 100
+    frames = np.random.default_rng(0).poisson(mean, (24, 24, 140, 140)).astype(np.uint8)
+    np.save("scan.npy", frames)
+    command = (
+        "reconstruct scan.npy --scan-sampling 4 4 --energy 300e3 --angular-sampling 0.1 0.1 "
+        "--aberration C10=-2000 --center 70 70 --image direct --overwrite -o x.tif"
+    )
+    for semiangle, told in ((5.5, False), (5.45, False), (5.3, True), (4.0, True)):
+        result = succeeded(run(f"{command} --semiangle-cutoff {semiangle}"))
+        assert ("Warning: pixels outside of the bright field" in result.stderr) == told, semiangle

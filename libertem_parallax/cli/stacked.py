@@ -49,16 +49,18 @@ def fill_stack(ctx: Any, dataset: Any, made_for: Any) -> tuple[Stack, str]:
 
 def _stack_udf(dataset: Any, made_for: Any) -> StackUDF:
     """Make the UDF that keeps the bright field and its rim, or say that memory does not hold it."""
-    import numpy as np
-
     from ..memory import check_direct
+    from ..stack_problems import BEYOND
     from ..udf import StackUDF
     from ..weak_object import with_rim
 
-    plan = with_rim(made_for.params.geometry).plan
-    mask = np.zeros(plan.detector_shape, bool)
-    mask[tuple(plan.pixels.T)] = True
+    cutoff = made_for.params.geometry.parameters["semiangle_cutoff"]
+    rim = with_rim(made_for.params.geometry)
+    plan = rim.plan
     with warnings.catch_warnings(action="ignore"):  # of a part, which is refused
+        # Of a large detector, a little more, to see whether the disk ends there.
+        wide = max(rim.parameters["semiangle_cutoff"], cutoff * (1 + BEYOND))
+        mask = made_for.params.geometry.replace(semiangle_cutoff=wide).plan.lookup >= 0
         udf = StackUDF.for_dataset(dataset, mask)
     size = udf.params.dtype.itemsize
     if udf.roi is not None:
