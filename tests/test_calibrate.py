@@ -163,6 +163,22 @@ def test_command_tells_what_cannot_be_written(
     assert (folder / "sheet.png").read_text() == "mine"
 
 
+def test_command_at_the_same_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As another one that has written its parameters, and draws: a sheet is of its parameters."""
+    calibrate = prlx.calibrate
+
+    def late(*arguments: Any, **more: Any) -> Any:
+        (folder / "params.toml").write_text("mine")
+        return calibrate(*arguments, **more)
+
+    monkeypatch.setattr("libertem_parallax.udf.calibrate", late)
+    result = run(f"calibrate scan.npy {OPTIONS} -o params.toml --picture sheet.png")
+    assert result.exit_code == 0, result.output
+    assert (folder / "params.toml").read_text() == "mine"
+    assert prlx.load_parameters(folder / "params_2.toml")["center"]
+    assert {path.name for path in folder.glob("sheet*")} == {"sheet_2.png"}
+
+
 def test_command_keeps_what_the_file_says(folder: Path) -> None:
     mask = np.ones((16, 16), bool)
     mask[5, 5] = False

@@ -204,18 +204,17 @@ def calibrate(
 
     report(*described(calibration, known, scan), ("Time", f"{time.perf_counter() - start:.1f} s"))
     problems = []
-    writers: list[tuple[Path, Callable[[Path], None]]] = [
-        (output, partial(calibration.save, overwrite=overwrite))
-    ]
-    if picture is not None:
-        writers.append((picture, draw))
-    for path, write in writers:
+    paths: tuple[Path, ...] = (output,) if picture is None else (output, picture)
+    writers: list[Callable[[Path], None]] = [partial(calibration.save, overwrite=overwrite), draw]
+    for write in writers[: len(paths)]:
+        path, *others = paths
         try:
             with messages_only():  # names may have been taken since they were looked at
-                [path], _ = claim(write, path, first=(path,))
+                (path, *others), _ = claim(write, *paths, first=paths)
             click.echo(f"{'Written to':<15}{path}")
         except click.ClickException as error:  # what was found is told nevertheless
             problems.append(f"cannot write {path}: {error.message.removesuffix('.')}.")
+        paths = tuple(others)
     if problems:
         raise click.ClickException(" ".join((*problems, "What was found is above.")))
 
