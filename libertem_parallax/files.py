@@ -24,10 +24,9 @@ from .show.pictures import picture
 __all__ = [
     "WRITERS",
     "About",
-    "is_image",
-    "is_ours",
     "keep_frames",
     "replacing",
+    "said",
     "save",
     "save_series",
     "save_somewhere",
@@ -62,7 +61,7 @@ class About(NamedTuple):
         return json.dumps(about, default=str)
 
     def texts(self) -> dict[str, str]:
-        """Give it the name by which `is_ours` knows a file."""
+        """Give it the name by which `said` knows a file."""
         return {KEY: self.text()}
 
 
@@ -161,13 +160,18 @@ def _save_new(path: Path, image: NDArray[Any], about: About) -> Path:
     return new
 
 
-def is_ours(path: Path) -> bool:
-    """Tell whether a file is an image of this package, which may be replaced by another one.
+def said(path: Path) -> dict[str, Any] | None:
+    """Read what an image or a picture of this package says of itself: see `About`.
 
     Parameters
     ----------
     path
         Of a file. Those of NumPy do not say who made them. An empty file counts as ours.
+
+    Returns
+    -------
+    dict or None
+        None if it is by somebody else.
 
     Raises
     ------
@@ -175,35 +179,27 @@ def is_ours(path: Path) -> bool:
         If it cannot be read.
     """
     if not path.stat().st_size:
-        return True
+        return {}
     # Whatever is no image has its own way to fail.
     with contextlib.suppress(Exception), warnings.catch_warnings(action="ignore"):
         if path.suffix.lower() == ".png":
             from PIL import Image
 
             with Image.open(path) as picture:
-                return KEY in picture.info
+                return _read(picture.info[KEY])
         if path.suffix.lower() in (".tif", ".tiff"):
             import tifffile
 
             with tifffile.TiffFile(path) as tiff:
-                return KEY in (tiff.imagej_metadata or {})
-    return False
+                return _read((tiff.imagej_metadata or {})[KEY])
+    return None
 
 
-def is_image(path: Path) -> bool:
-    """Tell whether a PNG file is an image by this package, and not only a picture of some.
-
-    Parameters
-    ----------
-    path
-        Of a file; there may be none.
-    """
-    from PIL import Image
-
-    with contextlib.suppress(Exception), Image.open(path) as picture:
-        return "image" in json.loads(picture.info[KEY])
-    return False
+def _read(text: Any) -> dict[str, Any]:
+    """Read words in a file; those of curves, for instance, say no more than that it is ours."""
+    with contextlib.suppress(ValueError, TypeError):
+        return dict(json.loads(text))
+    return {}
 
 
 def try_to_write(path: Path) -> None:

@@ -20,7 +20,7 @@ from live_commands import Run
 from PIL import Image
 
 from libertem_parallax import event_files, files, simulate
-from libertem_parallax.files import About, is_ours, save
+from libertem_parallax.files import About, said, save
 
 COMMAND = "reconstruct data/scan.npy --params data/scan.toml"
 
@@ -52,7 +52,7 @@ def test_what_is_no_image_of_ours_is_not_replaced(run: Run, folder: Path, suffix
     assert mine.read_bytes() == before
     succeeded(run(f"{COMMAND} -o {mine.name} --overwrite"))
     assert mine.read_bytes() != before
-    assert is_ours(mine) == (suffix != ".npy")
+    assert (said(mine) is not None) == (suffix != ".npy")
     if suffix != ".npy":
         succeeded(run(f"{COMMAND} -o {mine.name}"))
         mine.write_bytes(b"text")
@@ -177,7 +177,7 @@ def test_tiff_of_4_gib_is_bigtiff(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         with tifffile.TiffFile(tmp_path / "image.tif") as tiff:
             assert tiff.is_bigtiff == big
             np.testing.assert_array_equal(tiff.asarray(), image)
-        assert is_ours(tmp_path / "image.tif")
+        assert said(tmp_path / "image.tif") is not None
 
 
 def test_the_default_name_tells_the_image(run: Run, folder: Path) -> None:

@@ -72,6 +72,8 @@ def test_simulate(
     assert again.exit_code == 0, again.output
     assert written_to(again) == ("image_2.tif" if there == "image.tif" else "image.tif")
     np.testing.assert_array_equal(tifffile.imread(written_to(again)), tifffile.imread(there))
+    refused = run(shlex.join([*proposed[:-1], there]))  # the scan cannot be repeated
+    assert f"--output {there}: that is the image of a scan that was recorded" in refused.stderr
     assert Path(there).read_bytes() == before
 
 

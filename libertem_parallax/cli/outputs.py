@@ -139,12 +139,18 @@ def _output_problem(output: Path, inputs: Iterable[Path], overwrite: bool) -> st
 
 def replacing_problem(path: Path, overwrite: bool) -> str | None:
     """Tell why an image must not go to a file, or None if it may, as far as the user decides."""
-    from ..files import is_ours
+    from ..files import said
 
-    if overwrite or not path.exists() or is_ours(path):
+    if overwrite or not path.exists():
         return None
-    silent = path.suffix.lower() == ".npy"
-    what = "a file that does not say what it is" if silent else "no image of this program"
+    made = said(path)
+    if made is None:
+        silent = path.suffix.lower() == ".npy"
+        what = "a file that does not say what it is" if silent else "no image of this program"
+    elif {"data", "frames"} <= made.keys():
+        what = "the image of a scan that was recorded, which may not be repeated"
+    else:
+        return None
     return f"that is {what}; choose another name, or replace it with --overwrite"
 
 

@@ -228,7 +228,7 @@ def _shows(
     pixel_size: tuple[float, float],
 ) -> tuple[dict[str, Show], Window | None]:
     """Open a window for the growing image, or choose a file; what shows it, by name."""
-    from ..files import is_image
+    from ..files import said
     from ..show.screen import snapshots, to_gray
     from ..show.window import open_window
 
@@ -241,7 +241,8 @@ def _shows(
     picture = folder / "live.png"
     # An image, of this scan or another, is more than a picture of one that grows.
     images = {path.resolve() for path in (output, *asked)}
-    if picture.resolve() in images or (is_image(picture) and not recording.overwrite):
+    another = picture.exists() and "image" in (said(picture) or {}) and not recording.overwrite
+    if picture.resolve() in images or another:
         picture = folder / "growing.png"
     if problem := replacing_problem(picture, recording.overwrite):
         raise ValueError(f"the growing image would go to {picture}: {problem}, or --snapshot DIR.")
