@@ -34,8 +34,9 @@ _OFF, _OFF_PIXELS, _SURE = 0.08, 1.5, 4.0
 #: Larger values are no counts.
 _LARGEST = 1e100
 
-#: Standard errors. Noise stays below the first; a disk would be above the second.
-_NOISE, _CLEAR = 5.0, 30.0
+#: Standard errors. Noise stays below the first; a disk would be above the second. What a fit
+#: decides need not be as sure.
+_NOISE, _CLEAR, _SWAY_NOISE = 5.0, 30.0, 2.0
 
 #: Pixels of which the scatter is not known.
 _FEW = 10
@@ -336,7 +337,7 @@ def _rings(layout: _Layout, pattern: NDArray[np.float64], usable: NDArray[np.boo
     noise = max(square - middle**2, 0)
     known &= middle > _NOISE * math.sqrt(noise / counts[:, 0].sum())
     errors = np.sqrt(noise * (1 / counts[:, 3]).reshape(2, 2).sum(axis=1))
-    sway = (known & (sways > _NOISE * errors)).any()
+    sway = (known & (sways > _SWAY_NOISE * errors)).any()
     return _Rings(agree=False, differ=bool(differ), sways=bool(sway))
 
 
@@ -388,8 +389,8 @@ def _advice(center: Sequence[float], radius: float, geometry: Geometry) -> str:
     cutoff: float = geometry.parameters["semiangle_cutoff"]
     if 1 / _RATIO < radius / cutoff < _RATIO:
         return (
-            f"Give center=({center[0]:.1f}, {center[1]:.1f}) if that is the beam; else "
-            "check how the data were loaded, and the order of their axes."
+            f"Give center=({center[0]:.1f}, {center[1]:.1f}) if that is the beam in all of the "
+            "scan; else check how the data were loaded, and the order of their axes."
         )
     name = "angular_sampling"
     factor = 1.0
