@@ -73,6 +73,13 @@ def test_a_clump_of_few_electrons_is_no_disk(counts):
         assert said({}, shown) is None
 
 
+def test_few_electrons_tell_a_center_that_is_off():
+    for seed in range(8):
+        shown = draw_disk((24, 24), RADIUS, shape=SHAPE[2:], counts=1.0, outside=0.0, seed=seed)
+        assert said({}, shown) is None
+        assert "Give center=" in said({"center": (26.8, 24.0)}, shown)
+
+
 def test_hot_pixels_masks_and_scattering_are_not_told():
     pattern = draw_disk((24, 24), RADIUS, shape=SHAPE[2:], scattered=0.6)
     pattern[3, 5], pattern[10:12, 40], pattern[24, 30] = 1e6, 1e5, np.nan
