@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
+import resource
 import threading
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,8 @@ from libertem.api import Context
 from live_commands import Run
 from PIL import Image
 
-from libertem_parallax import event_files, files, simulate
+from libertem_parallax import Parameters, event_files, files, simulate
+from libertem_parallax.cli.specimen import check_folder, save_parameters
 from libertem_parallax.files import About, said, save
 
 COMMAND = "reconstruct data/scan.npy --params data/scan.toml"
@@ -200,8 +201,8 @@ def test_the_demo_replaces_its_own_files_only(run: Run, folder: Path) -> None:
             "frames.h5",
             "params.toml",
         }
-        proposed = shlex.split(result.stdout.splitlines()[-1])[1:]
-        assert f"{'Written to':<15}{image}" in succeeded(run(shlex.join(proposed))).stdout
+        assert f" -o {image} " in result.stdout  # what it proposes next
+        save(Path(image), np.ones((2, 2)), About((1, 1)))
     params = Path("here/params.toml")
     params.write_text(params.read_text(encoding="utf-8") + "\n# mine\n", encoding="utf-8")
     check_error(run("demo --output here"), ["here/params.toml: that was changed", "--overwrite"])
@@ -213,6 +214,23 @@ def test_the_demo_replaces_its_own_files_only(run: Run, folder: Path) -> None:
         assert (Path("here") / name).read_bytes() == b"mine"
         (Path("here") / name).unlink()
     assert {path.name for path in Path("here").iterdir()} == {"params.toml"}
+
+
+def test_what_does_not_fit_the_disk_leaves_parameters_as_they_were(tmp_path: Path) -> None:
+    """They would not be known again, and never be replaced."""
+    parameters = Parameters(energy=300e3)
+    path = save_parameters(parameters, tmp_path)
+    before = path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) - 10, hard))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            save_parameters(parameters, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == before
+    check_folder(tmp_path, [], False)
+    assert [*tmp_path.iterdir()] == [path]
 
 
 @pytest.mark.usefixtures("small")

@@ -55,11 +55,12 @@ def check_folder(folder: Path, pictures: Iterable[str], overwrite: bool) -> None
 
 def save_parameters(parameters: Parameters, folder: Path) -> Path:
     """Write the parameters; `check_folder` knows the file again, unless it is changed."""
-    path = folder / "params.toml"
-    parameters.save(path, overwrite=True)
-    text = path.read_text(encoding="utf-8")
-    path.write_text(f"{_first_line(text)}\n{text}", encoding="utf-8")
-    return path
+    with placing(folder, overwrite=True) as made:  # whole, and with its sum, or not at all
+        path = made / "params.toml"
+        parameters.save(path)
+        text = path.read_text(encoding="utf-8")
+        path.write_text(f"{_first_line(text)}\n{text}", encoding="utf-8")
+    return folder / path.name
 
 
 def _first_line(text: str) -> str:
