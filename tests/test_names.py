@@ -31,7 +31,7 @@ def test_many_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bo
 
     if not links:
         monkeypatch.setattr(os, "link", refuse)
-    together = threading.Barrier(MANY)
+    together = threading.Barrier(MANY, timeout=60)
     names: dict[int, Path] = {}
 
     def keep(number: int) -> None:

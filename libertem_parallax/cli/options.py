@@ -233,6 +233,6 @@ def output_option(default: str) -> Callable[[Callable[..., None]], Callable[...,
 overwrite_option = click.option(
     "--overwrite",
     is_flag=True,
-    help="Replace files, too, that are no images of this program, or were changed since it wrote "
-    "them.",
+    help="Replace files, too, that are no images of this program, are of a scan that was recorded, "
+    "or were changed since they were written.",
 )
