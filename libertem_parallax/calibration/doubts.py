@@ -78,6 +78,16 @@ def doubts(model: Model, x: NDArray[np.float64], free: list[int]) -> list[str]:
         start = np.concatenate([x[:1], x[1:] * factor])
         return gain(asked.replace(optics=optics), start, free)
 
+    more = 0.0
+    higher = [order for order in ((2, 1), (2, 3), (3, 0)) if order not in model.orders]
+    if len(higher) == 3:
+        wider = asked.replace(orders=sorted({*model.orders, *higher}))
+        start = wider.vector(model.coefs(x), float(x[0]))
+        new = [j for j, name in enumerate(wider.names) if name in ("C21", "C23", "C30")]
+        more = gain(wider, start, [*free, *new])
+    if more < max(_CHANCE, _TOLD * explained):
+        more = 0.0
+
     best, most = _highest([with_semiangle(factor) for factor in _FACTORS])
     off, notes = abs(math.log(best)), []
     if off > _OFF and most > max(_CHANCE, _MORE * explained):
@@ -88,18 +98,13 @@ def doubts(model: Model, x: NDArray[np.float64], free: list[int]) -> list[str]:
         )
         if off > _FAR and most > _WRONG * explained:
             raise CalibrationError(f"semiangle_cutoff = {given:.4g} mrad does not fit: {words}")
-        notes.append(f"semiangle_cutoff = {given:.4g} mrad may be wrong: {words}")
-    higher = [order for order in ((2, 1), (2, 3), (3, 0)) if order not in model.orders]
-    if len(higher) == 3:
-        wider = asked.replace(orders=sorted({*model.orders, *higher}))
-        start = wider.vector(model.coefs(x), float(x[0]))
-        new = [j for j, name in enumerate(wider.names) if name in ("C21", "C23", "C30")]
-        more = gain(wider, start, [*free, *new])
-        if more > max(_CHANCE, _TOLD * explained):
-            notes.append(
-                f"higher aberrations explain {100 * more / explained:.0f} % more, and change the "
-                "others: search for C21, C23 and C30, too."
-            )
+        if most > more:  # else it makes up for a part of higher aberrations
+            notes.append(f"semiangle_cutoff = {given:.4g} mrad may be wrong: {words}")
+    if more:
+        notes.append(
+            f"higher aberrations explain {100 * more / explained:.0f} % more, and change the "
+            "others: search for C21, C23 and C30, too."
+        )
     return notes
 
 
