@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,3 +123,24 @@ def test_defaults() -> None:
     assert default_workers(120_000, frame, 16) == 6
     assert default_workers(120_000, frame, 4) == 3
     assert default_workers(120_000, frame, 1) == 1
+
+
+def test_workers_end_with_their_parent() -> None:
+    """When that is killed, nobody tells them to end, and they would wait for frames for ever."""
+    code = (
+        "import multiprocessing, time; from libertem_parallax.live import pipelined\n"
+        "def work(): pipelined._set_up(); time.sleep(1000)\n"
+        "worker = multiprocessing.get_context('fork').Process(target=work); worker.start()\n"
+        "print(worker.pid, flush=True); time.sleep(1000)"
+    )
+    command = [sys.executable, "-c", code]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout
+        worker = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+    try:
+        worker.wait(SECONDS)
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            worker.kill()
