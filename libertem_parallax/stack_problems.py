@@ -17,11 +17,15 @@ from .contradictions import (
 )
 from .disk import hot_pixel
 from .geometry import Geometry
-from .rings import zones
+from .rings import ENOUGH, zones
 
 #: What pixels just outside of the disk have at most, and just inside at least, where it is 1 in the
 #: middle; and how many of them tell.
 _LIT, _DARK, _ENOUGH = 0.7, 0.4, 8
+
+#: Parts of the middle scatter by so much at most, in the same unit. Where they scatter by more, the
+#: specimen does so strongly: pixels outside may be as bright as those inside of any disk.
+_EVEN = 0.05
 
 #: As many radii outside of the disk, pixels are looked at, and as many around it none: less does no
 #: harm.
@@ -90,12 +94,18 @@ def _edge_problem(
     cutoff: float = geometry.parameters["semiangle_cutoff"]
     axes = [np.arange(n) for n in pattern.shape]
     pixel = geometry.soft_edge * 1e3 / cutoff
-    distance = zones(geometry, axes)[0] - 1
+    distance, quadrant, _ = zones(geometry, axes)
+    distance -= 1
     least, most = max(0.0, _HARMLESS - pixel / 4), max(pixel / 4, BEYOND)
     middle, outside, inside = (
         _mean(pattern[usable & (low < distance) & (distance <= high)])
         for low, high in ((-1.0, -0.15), (least, most), (-least - 2 * most, -least))
     )
+    part = 2 * quadrant + (distance <= -0.5)
+    parts = [pattern[usable & (distance <= -0.15) & (part == k)] for k in range(8)]
+    means = [float(values.mean()) for values in parts if len(values) >= ENOUGH]
+    if not means or np.std(means) > _EVEN * middle[0]:
+        return None
     if outside[0] - 3 * outside[1] > _LIT * middle[0]:
         words = "outside of the bright field are as bright as those inside: the disk is larger"
     elif inside[0] + 3 * inside[1] < _DARK * middle[0]:

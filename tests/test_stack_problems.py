@@ -109,6 +109,16 @@ def test_a_disk_that_is_a_little_larger_or_smaller_is_told_by_its_rim(stated, to
     assert (problem is None) if told is None else (told in str(problem))
 
 
+def test_a_crystal_whose_reflections_reach_beyond_the_rim_is_no_larger_disk():
+    """Their disks overlap with that of the beam, and are brighter than that in thick crystals."""
+    at = (24, 24), (10, 24), (38, 24), (24, 10), (24, 38)
+    beam, *disks = (draw_disk(each, RADIUS, shape=SHAPE[2:], counts=1000.0) / 1000 for each in at)
+    frames = np.random.default_rng(0).poisson(beam / 2 + sum(disks), SHAPE).astype(np.uint16)
+    geometry = Geometry.from_parameters(SHAPE, **PARAMETERS)
+    stack = Stack.from_array(frames, with_rim(geometry).plan.lookup >= 0)
+    assert stack_problem(geometry, stack) is None
+
+
 def test_the_command_tells_of_a_larger_disk_with_direct(run: Run, tmp_path, monkeypatch):
     """Also where a pixel is a small part of the radius: 1 % does no harm."""
     monkeypatch.chdir(tmp_path)
