@@ -317,7 +317,14 @@ def _write_tiff(
         )  # fmt: skip
 
 
-def save_series(path: Path, images: NDArray[Any], about: About, depth: NDArray[np.float64]) -> None:
+def save_series(
+    path: Path,
+    images: NDArray[Any],
+    about: About,
+    depth: NDArray[np.float64],
+    *,
+    new: bool = False,
+) -> None:
     """Write images of several depths as a stack for ImageJ.
 
     Parameters
@@ -330,6 +337,8 @@ def save_series(path: Path, images: NDArray[Any], about: About, depth: NDArray[n
         What to say of them.
     depth
         Of each, in Å and at equal distances: ImageJ's third axis, in nm.
+    new
+        See `replacing`.
     """
     spacing = float(depth[1] - depth[0]) / 10 if len(depth) > 1 else 1.0
     axis = {
@@ -337,7 +346,7 @@ def save_series(path: Path, images: NDArray[Any], about: About, depth: NDArray[n
         "zorigin": -float(depth[0]) / 10 / spacing,
         "Labels": [f"{value / 10:g} nm" for value in depth],
     }
-    with replacing(path) as file:
+    with replacing(path, new=new) as file:
         _write_tiff(file, images, about, "ZYX", axis)
 
 

@@ -80,6 +80,12 @@ def test_nor_is_what_came_meanwhile(
         assert f"Written to     image_2{suffix}" in result.stdout
         np.testing.assert_array_equal(read(f"image_2{suffix}"), expected())
         assert Path(f"image{suffix}").read_text(encoding="utf-8") == "mine"
+    Path("image.tif").unlink()
+    result = succeeded(run(f"{COMMAND} --defocus-series 100 200 2 -o image.tif"))
+    assert "Written to     image_3.tif" in result.stdout
+    assert tifffile.imread("image_3.tif").shape[0] == 2
+    assert Path("image_sharpness_3.png").exists()
+    assert Path("image.tif").read_text(encoding="utf-8") == "mine"
 
 
 def test_files_that_an_input_names_are_not_overwritten(run: Run, folder: Path) -> None:

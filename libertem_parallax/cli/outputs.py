@@ -154,6 +154,11 @@ def replacing_problem(path: Path, overwrite: bool) -> str | None:
     return f"that is {what}; choose another name, or replace it with --overwrite"
 
 
+def is_replaced(path: Path, overwrite: bool) -> bool:
+    """Tell whether there is a file that an image may replace."""
+    return overwrite or (path.exists() and replacing_problem(path, overwrite) is None)
+
+
 def about(udf: Any, name: str, parameters: Parameters, **made: Any) -> About:
     """Collect what the file of an image says beside the pixels.
 
@@ -244,8 +249,7 @@ def save_last(
     """
 
     def write(path: Path) -> Path:
-        replaced = overwrite or (path.exists() and replacing_problem(path, overwrite) is None)
-        return save(path, image, about, problems, new=not replaced)
+        return save(path, image, about, problems, new=not is_replaced(path, overwrite))
 
     _, written = claim(write, output, first=(output,))
     return written

@@ -109,7 +109,9 @@ def reconstruct(
         if series and curve:
             stack, speed = fill_stack(ctx, dataset, udf)
             [path] = outputs.values()
-            rows = write_series(stack, udf, parameters, series, path, curve, data=str(data))
+            rows = write_series(
+                stack, udf, parameters, series, path, curve, overwrite=overwrite, data=str(data)
+            )
             report(*described(udf, dataset.dtype, None, tuple(outputs)), ("Time", speed), *rows)
             return
         if "direct" in outputs:

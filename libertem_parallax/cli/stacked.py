@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..names import claim
 from .messages import messages_only, warn
-from .outputs import about, check_output
+from .outputs import about, check_output, is_replaced
 from .run import by, default_gpu, has_terminal, speed_text, without_rounding
 
 if TYPE_CHECKING:
@@ -172,9 +173,14 @@ def write_series(
     series: tuple[float, float, int],
     path: Path,
     curve: Path,
+    *,
+    overwrite: bool,
     **made: Any,
 ) -> list[tuple[str, str]]:
-    """Make a defocus series of a stack and write it, with a curve; rows for `report`."""
+    """Make a defocus series of a stack and write it, with a curve; rows for `report`.
+
+    Both get another name if a file came meanwhile that they must not replace.
+    """
     import numpy as np
 
     from .. import files
@@ -184,11 +190,19 @@ def write_series(
     [name] = parameters["image"]
     found = defocus_series(stack, parameters, np.linspace(*series), name)
     said = about(udf, name, parameters, defocus_series=list(series), **made)
-    try:
-        files.save_series(path, found.images, said, found.defocus)
-        with files.replacing(curve) as file:
+
+    def write(name: Path) -> None:
+        new = not is_replaced(name, overwrite)
+        files.save_series(name, found.images, said, found.defocus, new=new)
+
+    def draw(name: Path) -> None:
+        with files.replacing(name, new=not is_replaced(name, overwrite)) as file:
             metadata = dict(said.texts())
             sharpness_figure(found).savefig(file, format="png", dpi=120, metadata=metadata)
+
+    try:
+        (path, curve), _ = claim(write, path, curve, first=(path, curve))
+        (curve,), _ = claim(draw, curve, first=(curve,))
     except (OSError, ValueError) as error:
         raise click.ClickException(f"cannot write {path}: {error}") from error
     times = found.sharpness.max()
