@@ -23,8 +23,8 @@ from .rings import ENOUGH, zones
 #: middle; and how many of them tell.
 _LIT, _DARK, _ENOUGH = 0.7, 0.4, 8
 
-#: Parts of the middle scatter by so much at most, in the same unit. Where they scatter by more, the
-#: specimen does so strongly: pixels outside may be as bright as those inside of any disk.
+#: Parts of the middle differ by so much at most, in the same unit, where pixels outside tell. Strong
+#: specimens make them differ by more, and pixels outside as bright as those inside of any disk.
 _EVEN = 0.05
 
 #: As many radii outside of the disk, pixels are looked at, and as many around it none: less does no
@@ -104,9 +104,8 @@ def _edge_problem(
     part = 2 * quadrant + (distance <= -0.5)
     parts = [pattern[usable & (distance <= -0.15) & (part == k)] for k in range(8)]
     means = [float(values.mean()) for values in parts if len(values) >= ENOUGH]
-    if not means or np.std(means) > _EVEN * middle[0]:
-        return None
-    if outside[0] - 3 * outside[1] > _LIT * middle[0]:
+    even = len(means) > 0 and np.std(means) < _EVEN * middle[0]
+    if even and outside[0] - 3 * outside[1] > _LIT * middle[0]:
         words = "outside of the bright field are as bright as those inside: the disk is larger"
     elif inside[0] + 3 * inside[1] < _DARK * middle[0]:
         words = "at the rim of the bright field are dark: the disk is smaller"
