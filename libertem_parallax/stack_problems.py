@@ -23,8 +23,8 @@ from .rings import ENOUGH, zones
 #: middle; and how many of them tell.
 _LIT, _DARK, _ENOUGH = 0.7, 0.4, 8
 
-#: Parts of the middle differ by so much at most, in the same unit, where pixels outside tell. Strong
-#: specimens make them differ by more, and pixels outside as bright as those inside of any disk.
+#: Parts of the middle differ by so much at most, in the same unit, where pixels outside tell. A
+#: strong specimen makes them differ by more, and pixels outside as bright as those inside.
 _EVEN = 0.05
 
 #: As many radii outside of the disk, pixels are looked at, and as many around it none: less does no
