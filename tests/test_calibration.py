@@ -235,6 +235,15 @@ def test_a_semiangle_that_is_a_little_wrong_is_told_where_electrons_suffice() ->
         assert float(better) == pytest.approx(20, rel=0.02)
 
 
+def test_a_rotation_that_is_given_wrong_is_told() -> None:
+    """Far off, astigmatism of the other hand takes the place of the defocus."""
+    data = frames()
+    assert not calibrated(data, rotation_angle=ROTATION).notes
+    for off in (5, 30, -90):
+        [note] = calibrated(data, rotation_angle=ROTATION + math.radians(off)).notes
+        assert note.startswith("another rotation_angle explains"), off
+
+
 HIGHER = {**COEFS, "C21": 5e3, "phi21": 1.0, "C23": 4e3, "phi23": -0.3, "C30": 3e5}
 
 

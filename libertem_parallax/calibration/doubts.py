@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..accumulate import Stack
 from .failure import CalibrationError
-from .fit import ascend
+from .fit import ascend, decompose
 from .model import Model, Optics
 
 __all__ = ["doubts", "moves"]
@@ -34,7 +34,7 @@ _STRETCH, _SURE = 0.01, 6.0
 
 
 def doubts(model: Model, x: NDArray[np.float64], free: list[int]) -> list[str]:
-    """Ask whether higher aberrations or another semiangle would explain clearly more.
+    """Ask whether another rotation, or semiangle, or higher aberrations explain clearly more.
 
     Parameters
     ----------
@@ -78,6 +78,11 @@ def doubts(model: Model, x: NDArray[np.float64], free: list[int]) -> list[str]:
         start = np.concatenate([x[:1], x[1:] * factor])
         return gain(asked.replace(optics=optics), start, free)
 
+    turn = 0.0
+    if 0 not in free:
+        turn = max(gain(other, start, [0, *free]) for other, start in _turns(asked, x))
+    if turn < max(_CHANCE, _MORE * explained):
+        turn = 0.0
     more = 0.0
     higher = [order for order in ((2, 1), (2, 3), (3, 0)) if order not in model.orders]
     if len(higher) == 3:
@@ -90,7 +95,13 @@ def doubts(model: Model, x: NDArray[np.float64], free: list[int]) -> list[str]:
 
     best, most = _highest([with_semiangle(factor) for factor in _FACTORS])
     off, notes = abs(math.log(best)), []
-    if off > _OFF and most > max(_CHANCE, _MORE * explained):
+    if turn > more:
+        notes.append(
+            f"another rotation_angle explains {100 * turn / explained:.0f} % more, with other "
+            "aberrations: search for it, too."
+        )
+    # What makes up for a part of one mistake is none itself.
+    if off > _OFF and most > turn and most > max(_CHANCE, _MORE * explained):
         given, better = (model.optics.semiangle * 1e3 * factor for factor in (1, best))
         words = (
             f"{better:.3g} mrad explain {100 * most / explained:.0f} % more. Check "
@@ -98,14 +109,35 @@ def doubts(model: Model, x: NDArray[np.float64], free: list[int]) -> list[str]:
         )
         if off > _FAR and most > _WRONG * explained:
             raise CalibrationError(f"semiangle_cutoff = {given:.4g} mrad does not fit: {words}")
-        if most > more:  # else it makes up for a part of higher aberrations
+        if most > more:
             notes.append(f"semiangle_cutoff = {given:.4g} mrad may be wrong: {words}")
-    if more:
+    if more > turn:
         notes.append(
             f"higher aberrations explain {100 * more / explained:.0f} % more, and change the "
             "others: search for C21, C23 and C30, too."
         )
     return notes
+
+
+def _turns(model: Model, x: NDArray[np.float64]) -> list[tuple[Model, NDArray[np.float64]]]:
+    """Models in which the rotation is asked, with parameters at which to start.
+
+    Where astigmatism exceeds defocus, the same shifts are those of the other hand at another
+    rotation, as a defocus that exceeds astigmatism.
+    """
+    coefs, models = model.coefs(x), [(model, x)]
+    C10, C12 = coefs["C10"], coefs["C12"] * np.exp(2j * coefs["phi12"])
+    if abs(C10) < abs(C12):
+        matrix = np.array([[C10 + C12.real, C12.imag], [C12.imag, C10 - C12.real]])
+        cos, sin = math.cos(x[0]), math.sin(x[0])
+        mirrored = model.replace(layout=model.layout @ np.diag([1.0, -1.0]))
+        shifts = matrix @ [[cos, -sin], [sin, cos]] @ model.layout
+        coefs, rotation = decompose(shifts, mirrored.layout, 1.0)
+        there = mirrored.vector(coefs, rotation)
+        twin = mirrored.vector(coefs, rotation + math.pi)
+        twin[1:] *= -1
+        models += [(mirrored, there), (mirrored, twin)]
+    return models
 
 
 def _highest(gains: list[float]) -> tuple[float, float]:
