@@ -8,26 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-__all__ = ["claim", "free", "numbered"]
+__all__ = ["claim", "frames_of", "numbered"]
 
 T = TypeVar("T")
-
-
-def free(*paths: Path) -> tuple[Path, ...]:
-    """Choose names that no file has: as they are, or else with the first number that will do.
-
-    Parameters
-    ----------
-    *paths
-        Files that belong together: they get the same number, as ``image_2.tif`` and
-        ``image_2.toml``.
-
-    Returns
-    -------
-    tuple of pathlib.Path
-        In that order. Somebody else may take one of them meanwhile: see `claim`.
-    """
-    return next(_free(paths))
 
 
 def claim(
@@ -40,7 +23,8 @@ def claim(
     write
         Writes the first of the files, and raises ``FileExistsError`` rather than replace one.
     *paths
-        See `free`.
+        Files that belong together, that one first: they get the same number, as ``image_2.tif`` and
+        ``image_2.toml``.
     first
         Names to be tried before.
 
@@ -64,6 +48,11 @@ def numbered(*paths: Path) -> Iterator[tuple[Path, ...]]:
     yield paths
     for number in itertools.count(2):
         yield tuple(path.with_name(f"{path.stem}_{number}{path.suffix}") for path in paths)
+
+
+def frames_of(output: Path) -> Path:
+    """Name of frames of which no image could be made that would have gone to `output`."""
+    return output.with_name(f"{output.stem}_frames.npy")
 
 
 def _free(paths: tuple[Path, ...]) -> Iterator[tuple[Path, ...]]:

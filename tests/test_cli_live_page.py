@@ -259,9 +259,18 @@ def test_whole_rows_are_kept_of_what_could_not_be_calibrated(tmp_path: Path) -> 
             frames.shape, **PARAMETERS, aberration_coefs={"C10": -2000.0}
         ).keeping(selection)
         ctx.run_udf(dataset, udf)
-    told = kept_frames(udf, tmp_path / "image.tif", PARAMETERS)
-    assert told.startswith("16 frames, as many as memory holds, were written to")
-    np.testing.assert_array_equal(np.load(tmp_path / "image_frames.npy"), frames[:2])
+        told = kept_frames(udf, tmp_path / "image.tif", PARAMETERS)
+        assert told.startswith("16 frames, as many as memory holds, were written to")
+        np.testing.assert_array_equal(np.load(tmp_path / "image_frames.npy"), frames[:2])
+        # And without that limit, of a scan that was interrupted there.
+        roi = np.arange(frames.shape[0] * 8).reshape(-1, 8) < 20
+        udf = udf.keeping(StackUDF.for_dataset(dataset).selection)
+        ctx.run_udf(dataset, udf, roi=roi)
+    told = kept_frames(udf, tmp_path / "part.tif", PARAMETERS)
+    assert told.startswith("20 frames were written to")
+    assert told.endswith("--roi 0 0 2 8")
+    kept = np.load(tmp_path / "part_frames.npy")
+    np.testing.assert_array_equal(kept, np.where(roi[:3, :, None, None], frames[:3], 0))
 
 
 def test_workers_keep_frames(

@@ -187,7 +187,7 @@ def test_frames_are_kept_where_no_parameters_are_found(run: Run) -> None:
     result = run("live --simulate merlin --calibrate --defocus-between 200 300")
     assert result.exit_code == 1, result.output
     assert not (folder / "image.tif").exists()
-    kept = folder / "image_frames_2.npy"
+    kept = folder / "image_2_frames.npy"
     assert (folder / "image_frames.npy").read_text(encoding="utf-8") == "mine"
     with Context.make_with("inline") as ctx:
         sent = ctx.load("mib", path=str(folder / "frames.hdr"))
@@ -197,7 +197,7 @@ def test_frames_are_kept_where_no_parameters_are_found(run: Run) -> None:
     proposed = shlex.split(result.stderr.splitlines()[-1])[1:]
     result = run(shlex.join(proposed))
     assert result.exit_code == 0, result.output
-    assert load_parameters("image_frames_2.toml")["energy"] == 300e3
+    assert load_parameters("image_2_frames.toml")["energy"] == 300e3
     np.testing.assert_array_equal(np.load(kept).reshape(pick.shape), pick)
 
 

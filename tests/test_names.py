@@ -15,8 +15,9 @@ from live_commands import Run, arguments, expected, simulators, written_to
 from numpy.typing import NDArray
 
 from libertem_parallax import files, live
+from libertem_parallax.cli.places import Places
 from libertem_parallax.live.merlin import Simulator
-from libertem_parallax.names import claim, free
+from libertem_parallax.names import claim
 
 pytestmark = simulators
 MANY = 12
@@ -54,11 +55,17 @@ def test_many_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bo
 
 
 def test_what_belongs_together_has_the_same_number(tmp_path: Path) -> None:
+    """Frames, too, that an earlier acquisition has left."""
     image, sheet = tmp_path / "image.tif", tmp_path / "image.toml"
-    assert free(image, sheet) == (image, sheet)
+
+    def chosen() -> tuple[Path, ...]:
+        return Places({"phase": image}, calibrate=True, overwrite=False).paths
+
+    assert chosen() == (image, sheet)
     sheet.touch()
     (tmp_path / "image_2.tif").touch()
-    assert free(image, sheet) == (tmp_path / "image_3.tif", tmp_path / "image_3.toml")
+    (tmp_path / "image_3_frames.npy").touch()
+    assert chosen() == (tmp_path / "image_4.tif", tmp_path / "image_4.toml")
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".npy"])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
 import click
 
-from ..names import claim, free
+from ..names import claim, frames_of, numbered
 from . import messages
 from .calibrate import check_file
 from .outputs import check_output
@@ -35,8 +36,20 @@ class Places:
         self._images = [*outputs]
         paths = (*outputs.values(),)
         self._asked = (*paths, paths[0].with_suffix(".toml")) if calibrate else paths
-        self._replaced = self.overwrite = overwrite
-        self.paths = self._asked if overwrite else free(*self._asked)  #: first that which grows
+        self._calibrate, self._replaced = calibrate, overwrite
+        self.overwrite = overwrite
+        self.paths = self._asked if overwrite else self._choose()  #: first that which grows
+
+    def _choose(self) -> tuple[Path, ...]:
+        # An earlier acquisition that could not be calibrated has left its frames.
+        return next(
+            paths
+            for paths in numbered(*self._asked)
+            if not any(map(os.path.exists, self._of(paths)))
+        )
+
+    def _of(self, paths: tuple[Path, ...]) -> tuple[Path, ...]:
+        return (*paths, frames_of(paths[0])) if self._calibrate else paths
 
     def check(self, inputs: list[Path]) -> None:
         """Refuse, before anything is recorded, what could not be written or would destroy a file.
@@ -60,7 +73,7 @@ class Places:
     def tell(self) -> None:
         """Tell the user of names that were not asked for."""
         if self.paths != self._asked:
-            there = next((path for path in self._asked if path.exists()), self._asked[0])
+            there = next(filter(os.path.exists, self._of(self._asked)), self._asked[0])
             click.echo(f"There is {there} already. {self}", err=True)
 
     def __str__(self) -> str:

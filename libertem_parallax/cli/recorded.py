@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..names import claim
+from ..names import claim, frames_of
 from .calibrate import NEEDED
 from .calibrate import described as found_rows
 from .parameters import option_name
@@ -106,13 +106,13 @@ def kept_frames(udf: ParallaxUDF, output: Path, given: Parameters) -> str:
     stack = udf.stack
     frames = stack.frames.reshape(stack.scan_shape + stack.detector_shape)
     scanned = stack.scanned
-    if not udf.params.keep.complete:  # what memory did not hold has no place in a file: whole rows
-        rows = np.flatnonzero(scanned.all(axis=1))
-        rows = rows if len(rows) else np.flatnonzero(scanned.any(axis=1))
-        frames, scanned = (each[: 1 + rows.max(initial=-1)] for each in (frames, scanned))
+    whole, some = (np.flatnonzero(those(axis=1)) for those in (scanned.all, scanned.any))
+    # Rows that did not come are left out, and what memory did not hold but for whole rows.
+    rows = some if udf.params.keep.complete or not len(whole) else whole
+    frames, scanned = (each[: 1 + rows.max(initial=-1)] for each in (frames, scanned))
     count = int(scanned.sum())
     try:
-        path = files.keep_frames(output.with_name(f"{output.stem}_frames.npy"), frames)
+        path = files.keep_frames(frames_of(output), frames)
     except (OSError, ValueError) as error:
         return f"Its frames could not be written, either: {error}."
     fitting = "" if udf.params.keep.complete else ", as many as memory holds,"
@@ -120,6 +120,9 @@ def kept_frames(udf: ParallaxUDF, output: Path, given: Parameters) -> str:
     for name in NEEDED:
         values = given[name] if isinstance(given[name], tuple) else (given[name],)
         command += [option_name(name), *map(str, values)]
+    until = int(np.append(scanned.all(axis=1), False).argmin())
+    if 0 < until < len(scanned):  # what follows has frames that did not come, which are zeros
+        command += ["--roi", "0", "0", str(until), str(scanned.shape[1])]
     return (
         f"{count:,} frames{fitting} were written to {path}. Calibrate these with other options:\n"
         f"  {shlex.join(command)}"
