@@ -112,6 +112,8 @@ def test_a_hint_decides(hints: Hints) -> None:
 def test_a_hint_that_fits_nothing() -> None:
     with pytest.raises(CalibrationError, match="with a defocus between 2000 and 3000 Å"):
         calibrated(frames(), Hints((2000, 3000)))
+    with pytest.raises(CalibrationError, match=r"or what was given of defocus \(in Å\)"):
+        calibrated(noise(), Hints((-3000, 3000)))
 
 
 def test_what_is_given_is_kept() -> None:

@@ -75,10 +75,13 @@ def test_on_the_command_line(tmp_path, monkeypatch):
     result = run("--image phase --defocus-series 2300 2700 3 -o series.tif")
     assert result.exit_code == 0, result.output
     assert "3 images from 230 to 270 nm" in result.output
+    [sharpest] = [line for line in result.output.splitlines() if "Sharpest" in line]
     with tifffile.TiffFile("series.tif") as file:
         said, images = file.imagej_metadata or {}, file.asarray()
     expected = prlx.defocus_series(Stack.from_array(frames), PARAMETERS, [2300, 2500, 2700])
     np.testing.assert_array_equal(images, expected.images)
+    at_end = int(expected.sharpness.argmax()) != 1
+    assert ("beyond may be sharper ones" in sharpest) == at_end
     assert (said["slices"], said["spacing"], said["unit"], said["vunit"]) == (3, 20, "nm", "rad")
     assert said["Labels"] == ["230 nm", "250 nm", "270 nm"]
     assert (tmp_path / "series_sharpness.png").read_bytes().startswith(b"\x89PNG")

@@ -255,11 +255,17 @@ def calibrate_stack(
         engine,
     )
     if not estimated.significance > _STANDS_OUT:
+        known = fixed or (hints is not None and hints != Hints())
         raise CalibrationError(
             "nothing stands out of the noise: with the best parameters, the signal is "
             f"{estimated.significance:.1f} times the noise, where {_STANDS_OUT:g} are needed. "
             "There may be no specimen or too few electrons, or semiangle_cutoff, scan_sampling, "
-            "energy or the order of the frames are wrong."
+            "energy or the order of the frames are wrong"
+            + (
+                "; or what was given of defocus (in Å), aberrations or rotation is."
+                if known
+                else "."
+            )
         )
     best = estimated.best
     notes = doubts(best.model, best.x, list(estimated.free))

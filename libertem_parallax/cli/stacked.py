@@ -205,10 +205,11 @@ def write_series(
         (curve,), _ = claim(draw, curve, first=(curve,))
     except (OSError, ValueError) as error:
         raise click.ClickException(f"cannot write {path}: {error}") from error
-    times = found.sharpness.max()
+    times, best = found.sharpness.max(), int(found.sharpness.argmax())
+    at_end = "; beyond may be sharper ones" if best in (0, len(found.sharpness) - 1) else ""
     return [
         ("Defocus", f"{series[2]} images from {series[0] / 10:g} to {series[1] / 10:g} nm"),
-        ("Sharpest", f"at {found.sharpest / 10:.4g} nm, {times:.3g} times noise of counts"),
+        ("Sharpest", f"at {found.sharpest / 10:.4g} nm, {times:.3g} times noise of counts{at_end}"),
         ("Written to", str(path)),
         ("", str(curve)),
     ]
