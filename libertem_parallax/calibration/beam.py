@@ -24,8 +24,9 @@ _OBLONG = 0.04
 #: Relative difference of a given sampling from the disk's that is told.
 _DISAGREE = 0.03
 
-#: Distance of a given center from the disk's that is told, over the radius.
-_OFF = 0.1
+#: Distance of a given center from the disk's that is told, over the radius; and by how many
+#: standard errors more.
+_OFF, _SURE = 0.05, 4.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +107,8 @@ def find_beam(pattern: NDArray[Any], parameters: Parameters) -> Beam:
     elif center is not None and disk is not None:
         pixel = (1.0, 1.0) if sampling is None else sampling
         off = math.hypot(*(np.subtract(disk.center, center) * pixel))
-        if off > _OFF * disk.radius:
+        error = math.hypot(*(np.asarray(disk.center_error) * pixel))
+        if off > _OFF * disk.radius + _SURE * error:
             notes.append(
                 f"the disk's center is row {disk.center[0]:.1f}, column {disk.center[1]:.1f}; "
                 f"{center[0]:g}, {center[1]:g} was given: leave it out if it is not known well."
