@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import re
 import shlex
@@ -38,6 +39,24 @@ pytestmark = simulators
 
 
 PROGRAM = [sys.executable, "-c", "from libertem_parallax.cli import main; main()"]
+
+
+@pytest.mark.parametrize(("module", "work"), [("live", "report"), ("record", "make_direct")])
+def test_interrupted_once_the_image_is_written(
+    run: Run, merlin: Simulator, monkeypatch: pytest.MonkeyPatch, module: str, work: str
+) -> None:
+    """As by whoever presses Ctrl-C twice."""
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(
+        importlib.import_module(f"libertem_parallax.cli.{module}"), work, interrupted
+    )
+    result = run(arguments(merlin, "--start --image phase --image direct -o image.tif"))
+    assert result.exit_code == 1
+    assert re.search(r"\nInterrupted[:.] .*image_phase\.tif", result.stderr)
+    assert Path("image_phase.tif").exists()
 
 
 def give(*numbers: int) -> None:

@@ -152,7 +152,8 @@ def record(
     images = {parameters["image"][0]: image}
     if "direct" in outputs and udf.params.keep is not None:
         click.echo("Making the direct image", err=True)
-        phase = make_direct(udf, parameters, problems)
+        with _told_where(last):
+            phase = make_direct(udf, parameters, problems)
         if phase is not None:
             images["direct"], what = phase, said(count, "direct")
             at = places.of("direct")

@@ -109,6 +109,12 @@ def _told(recorded: Recorded, tell: Callable[[Recorded], None]) -> str | None:
     """
     try:
         tell(recorded)
+    except KeyboardInterrupt:
+        click.echo(
+            f"\nInterrupted. It was written to {' and '.join(map(str, recorded.written_to))}.",
+            err=True,
+        )
+        raise
     except (OSError, ValueError, click.ClickException) as error:
         text = error.message if isinstance(error, click.ClickException) else str(error)
         problem = f"Beside the image, not all could be written: {text}."
