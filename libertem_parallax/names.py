@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-__all__ = ["claim", "frames_of", "numbered"]
+__all__ = ["claim", "frames_of", "free", "numbered"]
 
 T = TypeVar("T")
 
@@ -35,12 +35,22 @@ def claim(
     result
         Whatever `write` returned.
     """
-    for names in itertools.chain([first] if first else [], _free(paths)):
+    for names in itertools.chain([first] if first else [], free(*paths)):
         try:
             return names, write(names[0])
         except FileExistsError:
             continue
     raise AssertionError  # numbers do not end
+
+
+def free(*paths: Path) -> Iterator[tuple[Path, ...]]:
+    """Numbered names that no file has, nor frames that an earlier acquisition has left.
+
+    Names that are too long for the disk are no files: whoever writes will tell.
+    """
+    for names in numbered(*paths):
+        if not any(map(os.path.exists, (*names, frames_of(names[0])))):
+            yield names
 
 
 def numbered(*paths: Path) -> Iterator[tuple[Path, ...]]:
@@ -53,8 +63,3 @@ def numbered(*paths: Path) -> Iterator[tuple[Path, ...]]:
 def frames_of(output: Path) -> Path:
     """Name of frames of which no image could be made that would have gone to `output`."""
     return output.with_name(f"{output.stem}_frames.npy")
-
-
-def _free(paths: tuple[Path, ...]) -> Iterator[tuple[Path, ...]]:
-    # Names that are too long for the disk are no files: whoever writes will tell.
-    return (names for names in numbered(*paths) if not any(map(os.path.exists, names)))

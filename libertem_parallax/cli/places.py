@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import click
 
-from ..names import claim, frames_of, numbered
+from ..names import claim, frames_of, free
 from . import messages
 from .calibrate import check_file
 from .outputs import check_output
@@ -36,20 +36,10 @@ class Places:
         self._images = [*outputs]
         paths = (*outputs.values(),)
         self._asked = (*paths, paths[0].with_suffix(".toml")) if calibrate else paths
-        self._calibrate, self._replaced = calibrate, overwrite
-        self.overwrite = overwrite
-        self.paths = self._asked if overwrite else self._choose()  #: first that which grows
-
-    def _choose(self) -> tuple[Path, ...]:
-        # An earlier acquisition that could not be calibrated has left its frames.
-        return next(
-            paths
-            for paths in numbered(*self._asked)
-            if not any(map(os.path.exists, self._of(paths)))
-        )
-
-    def _of(self, paths: tuple[Path, ...]) -> tuple[Path, ...]:
-        return (*paths, frames_of(paths[0])) if self._calibrate else paths
+        self._replaced = self.overwrite = overwrite
+        self.paths = (
+            self._asked if overwrite else next(free(*self._asked))
+        )  #: the growing one first
 
     def check(self, inputs: list[Path]) -> None:
         """Refuse, before anything is recorded, what could not be written or would destroy a file.
@@ -73,7 +63,8 @@ class Places:
     def tell(self) -> None:
         """Tell the user of names that were not asked for."""
         if self.paths != self._asked:
-            there = next(filter(os.path.exists, self._of(self._asked)), self._asked[0])
+            taken = (*self._asked, frames_of(self._asked[0]))
+            there = next(filter(os.path.exists, taken), self._asked[0])
             click.echo(f"There is {there} already. {self}", err=True)
 
     def __str__(self) -> str:

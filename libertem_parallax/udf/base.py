@@ -69,6 +69,7 @@ class SumsUDF(FramesUDF):
     _engine: Engine  # of the partition; made in `preprocess`
     _added_by_tile: Some  # of the partition's frames; the others are added from what is kept
     _index: NDArray[np.int64]  # scan positions of the partition's frames
+    _rows: slice  # of the accumulator, to which these are added
     _first: int  # frame of the partition
     _scanned: NDArray[np.bool_]  # which of its frames came
     _chosen: list[int]  # those that are compared with the parameters, from its first; ascending
@@ -123,7 +124,7 @@ class SumsUDF(FramesUDF):
         else:
             self._index = self._frames
             count, self._chosen = len(self._index), self._choose()
-            rows = plan.reach(self._index)
+            self._rows = rows = plan.reach(self._index)
             shape = *shape[:2], rows.stop - rows.start, plan.accumulator_shape[3]
         # Most partitions have no frames that are compared.
         compares = self._on_main or self._chosen
@@ -173,7 +174,7 @@ class SumsUDF(FramesUDF):
         plan, S = self._plan, self.results.get_buffer("S").raw_data
         self._first = self.meta.slice.origin[0]
         told = self._get_told()
-        told["part"] = plan.digest, plan.reach(self._index).start, self._first
+        told["part"] = plan.digest, self._rows.start, self._first
         self._scanned = told["scanned"]
         by_tile = np.ones(len(self._index), bool)
         if self._filling is not None and self._can_add_kept:
@@ -198,7 +199,7 @@ class SumsUDF(FramesUDF):
         """
         A = np.empty(self._plan.accumulator_shape, dtype)
         everywhere = dtype.kind == "f" and self._on_gpu
-        A[:, :, slice(None) if everywhere else self._plan.reach(self._index)] = 0
+        A[:, :, slice(None) if everywhere else self._rows] = 0
         return A
 
     @property
@@ -280,7 +281,7 @@ class SumsUDF(FramesUDF):
             kept = np.zeros(len(self._filling.frames), S.dtype)
             add_kept(self._filling.frames, self.params.keep.pixels, plan, frames[~by_tile], A, kept)
             S[~by_tile] = kept
-        self.results.get_buffer("A").replace_array(A[:, :, plan.reach(frames)])
+        self.results.get_buffer("A").replace_array(A[:, :, self._rows])
 
     def merge(self, dest: Any, src: Any) -> None:
         """Add a partition's sums to those of the scan, which start anew with another geometry.
