@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import numpy as np
@@ -169,12 +170,13 @@ def test_a_depth_series_is_played(window, tuning):
     """Forth and back around the present defocus, each of them shown, until it is stopped."""
     for name, value in (("depth_from", -20), ("depth_to", 40), ("depth_steps", 3)):
         window.set(name, value)
-    played = [-15000.0]
+    played, looking = [-15000.0], threading.Lock()
 
     def look():
-        c10 = round(tuning.parameters["aberration_coefs"]["C10"], 6)
-        if c10 != played[-1]:
-            played.append(c10)
+        with looking:  # two threads do: what one has read must not come after what the other read
+            c10 = round(tuning.parameters["aberration_coefs"]["C10"], 6)
+            if c10 != played[-1]:
+                played.append(c10)
 
     stop = tuning.listen(look)
     window.model("m => { m.active = true }", "play")
